@@ -1,0 +1,38 @@
+# make repro: install and run the whole pipeline. make test: install and run the tests. make ui: the MLflow UI.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: repro test test-slow check ui clean
+
+repro: $(BIN)/.installed
+	dvc repro
+
+test: $(BIN)/.installed
+	python -m pytest -m "not slow"
+
+test-slow: $(BIN)/.installed
+	python -m pytest
+
+check: $(BIN)/.installed
+	ruff format --check src tests
+	ruff check src tests
+	mypy src
+	python -m pytest -m "not slow"
+
+ui: $(BIN)/.installed
+	python -m src.cli ui
+
+# the mark is renewed when the requirements change; a failed installation leaves none
+$(BIN)/.installed: requirements.txt constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Error: $(PYTHON) is older than Python 3.11: install a newer one and run make PYTHON=python3.11"; exit 1; }
+	@test -x $(BIN)/python && $(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || \
+	  { echo "Error: $(PYTHON) can't make a virtual environment: on Debian and Ubuntu, apt install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt --constraint constraints.txt
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""Ground: parameters, errors, seeds, runtime. Imports nothing else of the package."""

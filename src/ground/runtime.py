@@ -1,0 +1,41 @@
+"""What the machine lends to a stage: the device, the threads, reproducible kernels."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+from src.ground.errors import UserError
+from src.ground.settings import Runtime
+
+
+def start(runtime: Runtime) -> torch.device:
+    """Set the threads and reproducible kernels, and choose the device.
+
+    Raises UserError where the device asked for is not there.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # asked for by reproducible cuBLAS
+    torch.use_deterministic_algorithms(True)
+    if runtime.threads is not None:
+        torch.set_num_threads(runtime.threads)
+    if runtime.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("runtime.device is 'cuda', but torch finds no CUDA device: set it to 'auto' or 'cpu'")
+    wanted = "cuda" if runtime.device == "auto" and torch.cuda.is_available() else runtime.device
+    return torch.device("cpu" if wanted == "auto" else wanted)
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Largest memory this process has held: on the device for CUDA, resident otherwise, in MiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def workspace() -> Path:
+    """The repository that owns this work, also from a temporary copy that `dvc exp run --temp` makes of it."""
+    return Path(os.environ.get("DVC_ROOT", ".")).resolve()

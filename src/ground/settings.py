@@ -1,0 +1,197 @@
+"""The typed settings: one frozen class for each section of params.yaml, every field with unit, paper symbol and effect.
+
+Papers: AST is arXiv 2310.10541, MTT is arXiv 2203.11932, DSA is arXiv 2102.08259.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[int, Field(ge=1)]
+PositiveReal = Annotated[float, Field(gt=0)]
+NonNegativeReal = Annotated[float, Field(ge=0)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+AugmentationKind = Literal["color", "crop", "cutout", "flip", "scale", "rotate"]
+# strict=False only lets YAML's list become a tuple; the items stay checked
+Augmentation = Annotated[tuple[AugmentationKind, ...], Field(strict=False)]
+
+
+class Settings(BaseModel):
+    """Frozen, strict, without unknown keys, without infinities."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class Runtime(Settings):
+    """What the machine gives to a stage."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where tensors live; auto takes CUDA where torch finds it."""
+    threads: Positive | None = None
+    """Threads of one torch operation; null leaves torch's choice (the cores). Other counts may round differently."""
+
+
+class Dataset(Settings):
+    """A data set and how it is split: a value of the section `prepare`."""
+
+    source: Literal["digits"]
+    """Where the real images come from: digits is scikit-learn's, 1,797 grey images of 8x8, no download."""
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Fraction of all images cut off as validation split, stratified by class: all selection and tuning uses it."""
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Fraction of all images cut off as test split, stratified by class: opened by `evaluate` alone."""
+
+
+class Network(Settings):
+    """A ConvNet: depth blocks of 3x3 convolution, norm, activation, pooling; then one linear layer."""
+
+    family: Literal["ConvNet"] = "ConvNet"
+    """The family this specification belongs to."""
+    depth: Positive
+    """D, number of blocks; with pooling each halves the side, so 2^D must not exceed it."""
+    width: Positive
+    """W, channels of every convolution."""
+    norm: Literal["instance", "layer", "group", "none"] = "instance"
+    """Normalisation, affine: one group a channel (instance), one group (layer), four groups (group)."""
+    activation: Literal["relu", "leaky_relu", "sigmoid", "gelu"] = "relu"
+    """Pointwise nonlinearity after the norm."""
+    pooling: Literal["avg", "max", "none"] = "avg"
+    """2x2 pooling with stride 2 at the end of each block."""
+
+
+class Experts(Settings):
+    """How a set of experts is trained on the real training split: a value of the section `experts`."""
+
+    dataset: str
+    """Data set, a key of `prepare`."""
+    network: str
+    """Network, a key of `networks`."""
+    count: Positive
+    """Number of experts; each is one trajectory of the buffer."""
+    epochs: Positive
+    """T, epochs of each expert; the trajectory holds T + 1 snapshots."""
+    batch_size: Positive = 256
+    """Real images of one training step."""
+    optimiser: Literal["sgd", "adam"] = "sgd"
+    """Optimiser of the experts; momentum applies to sgd only."""
+    lr: PositiveReal
+    """Learning rate of the experts (AST 0.003 with momentum 0.9; MTT 0.01 without)."""
+    momentum: Momentum = 0.0
+    """Momentum of the experts' SGD (AST 0.9, MTT 0)."""
+    weight_decay: NonNegativeReal = 0.0
+    """L2 decay added to the gradient (AST 1e-3, MTT 0)."""
+    lr_drop_factor: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """The learning rate is multiplied by this once, from epoch T // 2 + 1 on (AST 0.6; 1 means no drop)."""
+    augmentation: Augmentation = ()
+    """Kinds of differentiable siamese augmentation (DSA); one is drawn for each batch."""
+    clipping_loss: bool = False
+    """AST part 1: scale the cross-entropy of the first epochs down, so that the early steps stay small."""
+    clipping_start: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Coefficient of the cross-entropy in epoch 0."""
+    clipping_end: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """Coefficient in the last scaled epoch; it is 1 afterwards."""
+    clipping_epochs: Positive = 10
+    """Number of scaled epochs; the coefficient rises linearly over them."""
+    gradient_penalty: NonNegativeReal = 0.0
+    """AST part 2: lambda, weight of the gradient penalty (AST 2, 0 switches it off)."""
+    gradient_penalty_axes: Literal["channels", "image"] = "channels"
+    """The norm's axes: per pixel over the channels (AST's code), or over the whole image (as in WGAN-GP)."""
+
+
+class Distillation(Settings):
+    """How the synthetic set is initialised and optimised: a method of the section `distill` with a run's own values."""
+
+    initialisation: Literal["representative", "random", "noise"]
+    """AST part 3: real images nearest to the K-means centres of an expert's logits; or random real ones; or noise."""
+    iterations: Annotated[int, Field(ge=0)]
+    """Outer steps; 0 keeps the initial images, which makes the initialisation itself a baseline."""
+    syn_steps: Positive = 20
+    """N, student steps of one iteration."""
+    expert_epochs: Positive = 2
+    """M, expert epochs that N student steps are matched to."""
+    max_start_epoch: Positive = 1
+    """Start epochs s are drawn from 0 .. max_start_epoch - 1."""
+    batch_syn: Positive | None = None
+    """Synthetic images of one student step; null takes all."""
+    lr_img: PositiveReal = 100.0
+    """Learning rate of the images."""
+    lr_lr: NonNegativeReal = 1e-5
+    """Learning rate of syn_lr; 0 keeps syn_lr at lr_init."""
+    lr_init: PositiveReal = 0.01
+    """Initial syn_lr (alpha), the student's learning rate."""
+    syn_lr_min: PositiveReal = 1e-5
+    """syn_lr is set back to this where an outer step would take it below: a negative rate would climb the loss."""
+    outer_momentum: Momentum = 0.5
+    """Momentum of the outer SGD, for images and syn_lr."""
+    inner_momentum: Momentum = 0.0
+    """mu, momentum of the student's SGD (AST 0.9, MTT 0)."""
+    inner_weight_decay: NonNegativeReal = 0.0
+    """L2 decay of the student's SGD."""
+    augmentation: Augmentation = ()
+    """Kinds of DSA for the student; one is drawn for each step."""
+    balanced_loss: bool = False
+    """AST part 4: scale the student's cross-entropy by the start epoch, up for late starts, down for early ones."""
+    balance_base: Annotated[float, Field(gt=1)] = 5.0
+    """Base of the logarithm of the balanced loss."""
+    balance_offset: Annotated[float, Field(gt=1)] = 8.0
+    """Offset inside the logarithm of the balanced loss."""
+    intermediate_loss: Literal["off", "sum", "ramp"] = "off"
+    """AST part 5: match the M - 1 inner way points too, with weight 1 (sum) or k / M (ramp)."""
+    weight_perturbation: NonNegativeReal = 0.0
+    """AST part 6: a, strength of the relative noise on the start point's convolution weights (AST 1, 0 is off)."""
+    snapshots: Annotated[int, Field(ge=2)] = 6
+    """Moments, evenly spaced from first to last, at which the images are kept for pictures."""
+
+
+class Protocol(Settings):
+    """How students are trained on a synthetic set and scored: a value of the section `evaluate`."""
+
+    students: Annotated[int, Field(ge=2)] = 5
+    """Fresh students; accuracies are mean and standard deviation over them."""
+    epochs: Positive = 1000
+    """Epochs over the synthetic set; the learning rate is syn_lr."""
+    batch_size: Positive = 256
+    """Synthetic images of one step, at most."""
+    momentum: Momentum = 0.9
+    """Momentum of the students' SGD."""
+    weight_decay: NonNegativeReal = 5e-4
+    """L2 decay of the students' SGD."""
+    lr_drop_factor: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """The learning rate is multiplied by this once, from epoch epochs // 2 + 1 on."""
+    augmentation: Augmentation = ()
+    """Kinds of DSA; one is drawn for each step and student."""
+
+
+class Report(Settings):
+    """The closing page."""
+
+    title: str = "Dataset distillation"
+    """Heading of the page."""
+
+
+class RunDistill(BaseModel):
+    """A method's name and the run's own values for fields of Distillation, which go before the method's."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True, use_attribute_docstrings=True)
+
+    method: str
+    """Method, a key of `distill`."""
+
+
+class Run(Settings):
+    """One named run: a synthetic set, from its initialisation to its test accuracy."""
+
+    dataset: str
+    """Data set, a key of `prepare`."""
+    network: str
+    """Network that is matched and evaluated, a key of `networks`."""
+    experts: str
+    """Experts whose trajectories are matched, a key of `experts`."""
+    ipc: Positive | Literal["all"]
+    """Images per class; all takes the whole training split (the upper reference, not distilled)."""
+    distill: RunDistill
+    """The method and this run's own values."""
+    evaluate: str
+    """Evaluation protocol, a key of `evaluate`."""

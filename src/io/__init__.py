@@ -1,0 +1,1 @@
+"""Input and output: artifacts on disk, sources of real images, tracking, progress, cost."""

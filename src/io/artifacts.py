@@ -1,0 +1,283 @@
+"""The artifacts that stages exchange: where they lie, how they are written and checked on load.
+
+A tensor artifact is a safetensors file with one metadata entry, JSON of its `Record`: what kind it is and what made it. One
+entry, because safetensors writes several in random order, which would change the file's digest.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from src.ground.errors import ArtifactError
+from src.io import files
+from src.maths.networks import ImageShape
+from src.maths.pixels import Normalisation
+
+DATA = Path("data")
+METADATA_KEY = "ast"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What made an artifact: the settings that matter, and the digests of the files it was made from."""
+
+    kind: str
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        return json.dumps({"kind": self.kind, "settings": self.settings, "inputs": self.inputs}, sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Real images of one split: integers (N, C, H, W), pixel = integer / pixel_max; labels (N,)."""
+
+    images: Tensor  # uint8
+    labels: Tensor  # int64
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What `prepare` found out about a data set."""
+
+    classes: tuple[str, ...]
+    channels: int
+    size: int  # side in pixels
+    pixel_max: int
+    mean: tuple[float, ...]  # (C,) of the training split's pixels
+    std: tuple[float, ...]
+    counts: Mapping[str, Mapping[str, int]]  # split -> class name -> images
+    source_sha256: str
+
+    @property
+    def shape(self) -> ImageShape:
+        return ImageShape(self.channels, self.size, len(self.classes))
+
+    @property
+    def normalisation(self) -> Normalisation:
+        return Normalisation(torch.tensor(self.mean), torch.tensor(self.std))
+
+    def normalised(self, split: Split) -> Tensor:
+        """Network input (N, C, H, W) of a split's integers."""
+        return self.normalisation.normalise(split.images.float() / self.pixel_max)
+
+
+@dataclass(frozen=True)
+class SyntheticSet:
+    """All that training a student takes, and the way back to pixels."""
+
+    images: Tensor  # (S, C, H, W) as networks read them
+    labels: Tensor  # (S,)
+    syn_lr: Tensor  # ()
+    normalisation: Normalisation
+
+
+@dataclass(frozen=True)
+class Snapshots:
+    """Synthetic images at several iterations."""
+
+    iterations: Tensor  # (n,)
+    images: Tensor  # (n, S, C, H, W)
+
+
+# -- where they lie
+
+
+def dataset_folder(name: str) -> Path:
+    return DATA / "prepare" / name
+
+
+def split_file(dataset: str, split: str) -> Path:
+    return dataset_folder(dataset) / f"{split}.safetensors"
+
+
+def statistics_file(dataset: str) -> Path:
+    return dataset_folder(dataset) / "statistics.json"
+
+
+def trajectories_folder(experts: str) -> Path:
+    return DATA / "experts" / experts / "trajectories"
+
+
+def trajectory_file(experts: str, index: int) -> Path:
+    return trajectories_folder(experts) / f"{index:03d}.safetensors"
+
+
+def expert_curves_file(experts: str) -> Path:
+    return DATA / "experts" / experts / "curves.csv"
+
+
+def synthetic_file(run: str) -> Path:
+    return DATA / "distill" / run / "synthetic.safetensors"
+
+
+def snapshots_file(run: str) -> Path:
+    return DATA / "distill" / run / "snapshots.safetensors"
+
+
+def history_file(run: str) -> Path:
+    return DATA / "distill" / run / "history.csv"
+
+
+def metrics_file(run: str) -> Path:
+    return DATA / "evaluate" / run / "metrics.json"
+
+
+def students_file(run: str) -> Path:
+    return DATA / "evaluate" / run / "students.csv"
+
+
+def predictions_file(run: str) -> Path:
+    return DATA / "evaluate" / run / "predictions.csv"
+
+
+def report_file(suffix: str) -> Path:
+    return DATA / "report" / f"report.{suffix}"
+
+
+# -- how they are made again, for error sentences
+
+
+def remake(stage: str, name: str) -> str:
+    option = {"prepare": "dataset", "experts": "experts", "distill": "run", "evaluate": "run"}[stage]
+    return f"make it with `python -m src.cli {stage} --{option} {name}`"
+
+
+# -- real images
+
+
+def save_split(dataset: str, split: str, value: Split, record: Record) -> None:
+    _save(split_file(dataset, split), {"images": value.images, "labels": value.labels}, record)
+
+
+def load_split(dataset: str, split: str) -> Split:
+    found = _load(
+        split_file(dataset, split), "split", remake("prepare", dataset), {"images": torch.uint8, "labels": torch.int64}
+    )
+    return Split(found["images"], found["labels"])
+
+
+def save_statistics(dataset: str, value: Statistics) -> None:
+    files.write_json(statistics_file(dataset), vars(value))
+
+
+def load_statistics(dataset: str) -> Statistics:
+    path, remedy = statistics_file(dataset), remake("prepare", dataset)
+    found = files.read_json(path, remedy)
+    try:
+        tuples = {name: tuple(found[name]) for name in ("classes", "mean", "std")}
+        return Statistics(**{**found, **tuples})
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(f"{path} is not a statistics record ({error}): {remedy}") from None
+
+
+# -- experts
+
+
+def save_trajectory(experts: str, index: int, thetas: Tensor, record: Record) -> None:
+    """Save snapshots theta*_0 .. theta*_T as one tensor (T + 1, P)."""
+    _save(trajectory_file(experts, index), {"theta": thetas}, record)
+
+
+def read_snapshots(experts: str, index: int, start: int, stop: int) -> Tensor:
+    """theta*_start .. theta*_(stop - 1) of one trajectory, (stop - start, P), read as a slice."""
+    path = trajectory_file(experts, index)
+    with _open(path, remake("experts", experts)) as file:
+        snapshots: Tensor = file.get_slice("theta")[start:stop]
+    return snapshots
+
+
+def check_trajectories(experts: str, count: int, record: Record) -> None:
+    """Raises ArtifactError unless all `count` trajectories are there and were made as `record` says."""
+    for index in range(count):
+        check_record(trajectory_file(experts, index), record, remake("experts", experts))
+
+
+# -- synthetic sets
+
+
+def save_synthetic(run: str, value: SyntheticSet, record: Record) -> None:
+    tensors = {"images": value.images, "labels": value.labels, "syn_lr": value.syn_lr}
+    tensors |= {"mean": value.normalisation.mean, "std": value.normalisation.std}
+    _save(synthetic_file(run), tensors, record)
+
+
+def load_synthetic(run: str) -> SyntheticSet:
+    reals = dict.fromkeys(("images", "syn_lr", "mean", "std"), torch.float32)
+    found = _load(synthetic_file(run), "synthetic set", remake("distill", run), {**reals, "labels": torch.int64})
+    return SyntheticSet(found["images"], found["labels"], found["syn_lr"], Normalisation(found["mean"], found["std"]))
+
+
+def save_snapshots(run: str, value: Snapshots, record: Record) -> None:
+    _save(snapshots_file(run), {"iterations": value.iterations, "images": value.images}, record)
+
+
+def load_snapshots(run: str) -> Snapshots:
+    dtypes = {"iterations": torch.int64, "images": torch.float32}
+    found = _load(snapshots_file(run), "snapshots", remake("distill", run), dtypes)
+    return Snapshots(found["iterations"], found["images"])
+
+
+# -- tensors on disk
+
+
+def check_record(path: Path, expected: Record, remedy: str) -> None:
+    """Raises ArtifactError where the artifact was made from other settings or inputs than `expected` names."""
+    with _open(path, remedy) as file:
+        found = _metadata(file, path, remedy)
+    wanted = json.loads(expected.to_json())
+    changes = _differences(found, wanted if expected.inputs else {**wanted, "inputs": found.get("inputs")})
+    if changes:
+        raise ArtifactError(f"{path} was made differently ({'; '.join(changes[:3])}): {remedy}")
+
+
+def _differences(found: Any, wanted: Any, place: str = "") -> list[str]:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        keys = sorted({*found, *wanted})
+        return [line for key in keys for line in _differences(found.get(key), wanted.get(key), f"{place}.{key}")]
+    name = place.removeprefix(".").removeprefix("settings.").removeprefix("inputs.")
+    return [] if found == wanted else [f"{name} was {found}, is {wanted}"]
+
+
+def _save(path: Path, tensors: dict[str, Tensor], record: Record) -> None:
+    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    files.write_atomically(path, lambda file: save_file(ready, file, metadata={METADATA_KEY: record.to_json()}))
+
+
+def _load(path: Path, kind: str, remedy: str, dtypes: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
+    """All tensors, of the kind, names and dtypes expected, and finite."""
+    with _open(path, remedy) as file:
+        found_kind = _metadata(file, path, remedy).get("kind")
+        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+    if found_kind != kind or {name: tensor.dtype for name, tensor in found.items()} != dict(dtypes):
+        raise ArtifactError(f"{path} is a '{found_kind}', not a '{kind}' with {', '.join(dtypes)}: {remedy}")
+    for name, tensor in found.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise ArtifactError(f"{path} holds numbers in '{name}' that are not finite: {remedy}")
+    return found
+
+
+def _metadata(file: Any, path: Path, remedy: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.metadata()[METADATA_KEY]))
+    except (KeyError, TypeError, ValueError):
+        raise ArtifactError(f"{path} carries no record of what made it: {remedy}") from None
+
+
+def _open(path: Path, remedy: str) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} is missing: {remedy}") from None
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(f"{path} is damaged or no safetensors file ({error}): {remedy}") from None

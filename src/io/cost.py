@@ -1,0 +1,52 @@
+"""What an artifact cost to make, kept beside the pipeline under the artifact's own digest.
+
+Seconds and memory differ from run to run, so they can't lie in an artifact whose bytes are to be reproduced. Made again with
+the same bytes, an artifact keeps the cost of its first making, so that a report of unchanged results is unchanged too.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from src.ground.runtime import peak_memory_mib, workspace
+from src.io import files
+
+
+@dataclass
+class Cost:
+    """Wall time, and the largest memory of the process (on CUDA: of the device)."""
+
+    seconds: float = 0.0
+    peak_memory_mib: float = 0.0
+
+
+@contextmanager
+def measured(device: torch.device) -> Iterator[Cost]:
+    """Measures what runs inside; the figures are there afterwards."""
+    cost, start = Cost(), time.perf_counter()
+    yield cost
+    cost.seconds = time.perf_counter() - start
+    cost.peak_memory_mib = peak_memory_mib(device)
+
+
+def keep(artifact: Path, cost: Cost) -> None:
+    """Remember the cost of an artifact, unless these bytes already have one."""
+    if lookup(artifact) is None:
+        files.write_json(_file(artifact), vars(cost))
+
+
+def lookup(artifact: Path) -> Cost | None:
+    """The cost of the artifact's first making; None where another machine made it, or it is gone."""
+    if not artifact.exists() or not _file(artifact).exists():
+        return None
+    return Cost(**files.read_json(_file(artifact), "delete it: it only holds a cost"))
+
+
+def _file(artifact: Path) -> Path:
+    return workspace() / "data" / "cost" / f"{files.digest(artifact)}.json"

@@ -1,0 +1,96 @@
+"""Files written whole or not at all, and their digests, which are the ones DVC records."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from src.ground.errors import ArtifactError
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, make it durable, and put it in place in one step.
+
+    Raises ArtifactError where the file system refuses; `path` then is as it was.
+    """
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        os.close(handle)
+        temporary = Path(name)
+        write(temporary)
+        temporary.chmod(0o644)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise ArtifactError(
+            f"{path} can't be written ({error.strerror or error}): free space or permit writing there"
+        ) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_atomically(path, lambda file: _fill(file, text))
+
+
+def _fill(file: Path, text: str) -> None:
+    file.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def read_json(path: Path, remedy: str) -> Any:
+    """The value of a JSON file; raises ArtifactError, with the remedy, where it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} is missing: {remedy}") from None
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} can't be read as JSON ({error}): {remedy}") from None
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str] = ()) -> None:
+    """A table whose columns are the first row's keys, or `columns` where there is no row.
+
+    Real numbers are written with nine digits, which restore a float32 exactly.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]) if rows else columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: f"{v:.9g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    write_text(path, text.getvalue())
+
+
+def read_csv(path: Path, remedy: str) -> list[dict[str, str]]:
+    """The rows of a table; raises ArtifactError, with the remedy, where it is missing or damaged."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} is missing: {remedy}") from None
+    except (OSError, ValueError, csv.Error) as error:
+        raise ArtifactError(f"{path} can't be read as CSV ({error}): {remedy}") from None
+
+
+def digest(path: Path) -> str:
+    """MD5 of a file; of a folder, MD5 of the sorted list of its files' digests plus '.dir', as in dvc.lock."""
+    if not path.is_dir():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "md5").hexdigest()
+    files = sorted(p for p in path.rglob("*") if p.is_file())
+    entries = [{"md5": digest(p), "relpath": p.relative_to(path).as_posix()} for p in files]
+    entries.sort(key=lambda entry: entry["relpath"])
+    return hashlib.md5(json.dumps(entries, sort_keys=True).encode()).hexdigest() + ".dir"

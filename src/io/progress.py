@@ -1,0 +1,74 @@
+"""Progress of long loops: a live bar with rate and time left on a terminal, sparse plain lines elsewhere. All on stderr."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+LINE_SECONDS = 15.0  # between plain lines
+
+console = Console(stderr=True, highlight=False)
+Advance = Callable[..., None]
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:.1f}/s" if speed else "")
+
+
+def say(line: str) -> None:
+    """One plain line for the person watching."""
+    console.print(line, soft_wrap=True, markup=False)
+
+
+@contextmanager
+def progress(title: str, total: int) -> Iterator[Advance]:
+    """Yields advance(note=''), to be called after each of `total` units of work; the note shows current figures."""
+    if console.is_terminal:
+        with _live(title, total) as advance:
+            yield advance
+    else:
+        yield _plain(title, total)
+
+
+@contextmanager
+def _live(title: str, total: int) -> Iterator[Advance]:
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeElapsedColumn(),
+        TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}", style="dim"),
+    )  # fmt: skip
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(title, total=total, note="")
+        yield lambda note="": bar.update(task, advance=1, note=note)
+
+
+def _plain(title: str, total: int) -> Advance:
+    start = last = time.monotonic()
+    done = 0
+
+    def advance(note: str = "") -> None:
+        nonlocal done, last
+        done += 1
+        now = time.monotonic()
+        if now - last >= LINE_SECONDS or done == total:
+            last = now
+            rate = done / max(now - start, 1e-9)
+            left = f"{(total - done) / rate:.0f} s left" if done < total else f"done in {now - start:.0f} s"
+            say(f"{title}: {done}/{total}, {rate:.1f}/s, {left}{', ' + note if note else ''}")
+
+    return advance

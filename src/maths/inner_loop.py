@@ -1,0 +1,138 @@
+"""The inner loop: student training on the synthetic set, and the exact gradient of the matching loss through all of it.
+
+The student takes N steps of SGD with momentum mu and learning rate alpha (syn_lr) on the loss L_t of step t:
+
+    g_t = grad L_t(theta_t);   m_{t+1} = mu * m_t + g_t;   theta_{t+1} = theta_t - alpha * m_{t+1}
+
+and the matching loss is the sum over way points k of beta_k * ||theta_{n_k} - theta*_k||^2 / D_k (MTT eq. 2, AST section 3).
+Instead of keeping the graph of all N steps, the recursion is reversed. With lam the adjoint of theta_{t+1}, a that of
+m_{t+1} and nu what step t + 1 passed back to m_{t+1}, from lam = nu = 0, for t = N - 1 .. 0:
+
+    lam += 2 * beta_k * (theta_{t+1} - theta*_k) / D_k     if n_k = t + 1
+    a    = nu - alpha * lam
+    dL/dalpha -= <lam, m_{t+1}>
+    (h, q) = gradient of <grad L_t(theta, X), a> with respect to (theta, X) at theta_t, a held constant
+    lam += h;   dL/dX += q;   nu = mu * a
+
+It is exact, Hessian terms included, and keeps 2 P numbers a step: the graph of one step lives at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from src.maths import augmentation
+from src.maths.augmentation import Draw
+from src.maths.matching import WayPoint
+
+
+@dataclass(frozen=True)
+class InnerStep:
+    """What is random in one student step, drawn before it: which synthetic images, and their augmentation."""
+
+    index: Tensor  # (B,) into the S synthetic images
+    draw: Draw
+
+
+@dataclass(frozen=True)
+class InnerRule:
+    """The student's update: momentum mu, L2 decay, and the coefficient of the balanced loss."""
+
+    momentum: float
+    weight_decay: float
+    coefficient: float
+
+
+@dataclass(frozen=True)
+class MatchingGradient:
+    """The matching loss and its gradient."""
+
+    terms: Tensor  # (M,) one for each way point, weights included; their sum is the loss
+    images: Tensor  # (S, C, H, W)
+    syn_lr: Tensor  # ()
+
+
+Logits = Callable[[Tensor, Tensor], Tensor]
+
+
+def draw_steps(count: int, steps: int, batch: int, kinds: Sequence[str], generator: torch.Generator) -> list[InnerStep]:
+    """Steps over `count` synthetic images: a permutation cut into chunks of `batch`, renewed when used up (MTT)."""
+    drawn, pending = [], torch.empty(0, dtype=torch.long)
+    for _ in range(steps):
+        if len(pending) == 0:
+            pending = torch.randperm(count, generator=generator)
+        index, pending = pending[:batch], pending[batch:]
+        drawn.append(InnerStep(index, augmentation.draw(kinds, len(index), generator)))
+    return drawn
+
+
+def student_loss(network: Logits, theta: Tensor, images: Tensor, labels: Tensor, step: InnerStep, rule: InnerRule) -> Tensor:
+    """L_t: the balanced cross-entropy of the step's augmented images plus the L2 decay, a scalar."""
+    batch = augmentation.apply(step.draw, images[step.index])
+    loss = rule.coefficient * F.cross_entropy(network(theta, batch), labels[step.index])
+    return loss + 0.5 * rule.weight_decay * theta.dot(theta) if rule.weight_decay else loss
+
+
+def matching_gradient(
+    network: Logits,
+    images: Tensor,
+    labels: Tensor,
+    syn_lr: Tensor,
+    theta_start: Tensor,
+    steps: Sequence[InnerStep],
+    way_points: Sequence[WayPoint],
+    rule: InnerRule,
+) -> MatchingGradient:
+    """Run the student from theta_start (P,) and differentiate its distance to the way points; the last ends the loop."""
+    thetas, momenta = _forward(network, images, labels, syn_lr, theta_start, steps, rule)
+    terms = torch.stack([point.distance(thetas[point.step]) for point in way_points])
+    pulls = {point.step: point.pull(thetas[point.step]) for point in way_points}
+    grad_images, grad_syn_lr = torch.zeros_like(images), torch.zeros_like(syn_lr)
+    lam, nu = torch.zeros_like(theta_start), torch.zeros_like(theta_start)
+    for t in reversed(range(len(steps))):
+        if t + 1 in pulls:
+            lam = lam + pulls[t + 1]
+        a = nu - syn_lr * lam
+        grad_syn_lr -= lam.dot(momenta[t])
+        h, q = _second_order(network, thetas[t], images, labels, steps[t], rule, a)
+        lam, nu = lam + h, rule.momentum * a
+        grad_images += q
+    return MatchingGradient(terms, grad_images, grad_syn_lr)
+
+
+def _forward(
+    network: Logits,
+    images: Tensor,
+    labels: Tensor,
+    syn_lr: Tensor,
+    theta: Tensor,
+    steps: Sequence[InnerStep],
+    rule: InnerRule,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """theta_0 .. theta_N and m_1 .. m_N, each (P,)."""
+    thetas, momenta = [theta], []
+    momentum = torch.zeros_like(theta)
+    for step in steps:
+        theta = theta.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(student_loss(network, theta, images, labels, step, rule), theta)
+        momentum = rule.momentum * momentum + gradient
+        theta = theta.detach() - syn_lr * momentum
+        thetas.append(theta)
+        momenta.append(momentum)
+    return thetas, momenta
+
+
+def _second_order(
+    network: Logits, theta: Tensor, images: Tensor, labels: Tensor, step: InnerStep, rule: InnerRule, a: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(h, q): the gradient of <grad L_t(theta, X), a> with respect to theta (P,) and images (S, C, H, W)."""
+    theta, images = theta.detach().requires_grad_(), images.detach().requires_grad_()
+    loss = student_loss(network, theta, images, labels, step, rule)
+    (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
+    h, q = torch.autograd.grad(gradient, (theta, images), grad_outputs=a)
+    return h, q

@@ -1,0 +1,36 @@
+"""The expert side of AST: clipping loss, gradient penalty, and the figures that say how smooth a trajectory is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from src.ground.settings import Experts
+
+
+def clipping_coefficient(epoch: int, settings: Experts) -> float:
+    """Part 1: the coefficient of the cross-entropy, rising linearly over the first epochs, 1 afterwards (0.50 .. 0.95, 1)."""
+    if not settings.clipping_loss or epoch >= settings.clipping_epochs:
+        return 1.0
+    share = epoch / max(settings.clipping_epochs - 1, 1)
+    return settings.clipping_start + share * (settings.clipping_end - settings.clipping_start)
+
+
+def gradient_penalty(logits: Callable[[Tensor], Tensor], images: Tensor, axes: str) -> Tensor:
+    """Part 2: mean of (||u|| - 1)^2 with u = d(sum_k z_k)/dx, for un-augmented images (B, C, H, W).
+
+    The norm runs over the channels at each pixel ("channels", AST's code) or over the whole image ("image", WGAN-GP).
+    """
+    images = images.detach().requires_grad_()
+    (u,) = torch.autograd.grad(logits(images).sum(), images, create_graph=True)
+    squares = u.square().sum(dim=1 if axes == "channels" else (1, 2, 3))
+    # the norm's slope at exactly 0 is infinite: a dead pixel would make the parameters NaN
+    norm = squares.clamp_min(torch.finfo(squares.dtype).tiny).sqrt()
+    return (norm - 1).square().mean()
+
+
+def parameter_steps(trajectory: Tensor) -> Tensor:
+    """Squared length of the parameter step of each epoch, (T,), of a trajectory (T + 1, P): small and even is smooth."""
+    return trajectory.diff(dim=0).square().sum(dim=1)

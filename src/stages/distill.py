@@ -1,0 +1,162 @@
+"""distill: real images and the expert buffer -> a synthetic set with its learned syn_lr, its snapshots and history."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from src.ground import runtime
+from src.ground.errors import DataError, DivergenceError
+from src.ground.params import Params
+from src.ground.seeding import generator, seed_of
+from src.ground.settings import Distillation
+from src.io import artifacts, cost, files, progress, tracking
+from src.io.artifacts import Snapshots, Statistics, SyntheticSet
+from src.io.tracking import Tracker
+from src.maths import distillation, initialisation, networks
+from src.maths.distillation import Figures, State
+from src.maths.networks import FlatNetwork
+from src.stages import run_log
+from src.stages.records import experts_record, synthetic_record
+
+HISTORY_COLUMNS = ("iteration", "matching_loss", "syn_lr")  # of a run that is not distilled: its table is empty
+
+
+@dataclass
+class History:
+    """What the outer loop leaves behind beside its last state."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    snapshots: dict[int, Tensor] = field(default_factory=dict)  # iteration -> images (S, C, H, W)
+
+
+def run(params: Params, name: str) -> None:
+    """Distil the run `name`."""
+    settings, distil = params.run(name), params.distillations[name]
+    device = runtime.start(params.runtime)
+    statistics = artifacts.load_statistics(settings.dataset)
+    expert_settings = params.experts[settings.experts]
+    artifacts.check_trajectories(settings.experts, expert_settings.count, experts_record(params, settings.experts))
+    record = synthetic_record(params, name)
+    images, labels = _initial_images(params, name, statistics, device)
+    _check_batch(name, distil, len(labels))
+
+    find = {"ast.fingerprint": tracking.fingerprint(vars(record))}
+    with tracking.track(settings.dataset, name, "run", find) as tracker:
+        run_log.describe(tracker, params, name)
+        with cost.measured(device) as spent:
+            state, history = _optimise(params, name, statistics, images, labels, tracker)
+        _save(name, state, history, labels, statistics, record)
+        cost.keep(artifacts.synthetic_file(name), spent)
+        run_log.log_outputs(tracker, params, name, statistics)
+    progress.say(f"{name}: {len(labels)} synthetic images, syn_lr {state.syn_lr.item():.4g}, in {spent.seconds:.0f} s")
+
+
+def _initial_images(params: Params, name: str, statistics: Statistics, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Images (S, C, H, W) and labels (S,) before the first iteration, on the device."""
+    run, distil, classes = params.runs[name], params.distillations[name], len(statistics.classes)
+    split = artifacts.load_split(run.dataset, "train")
+    real = statistics.normalised(split)
+    if run.ipc == "all":
+        order = split.labels.argsort(stable=True)
+        return real[order].to(device), split.labels[order].to(device)
+    initialisation.check_ipc(run.ipc, statistics.counts["train"], f"runs.{name}.ipc")
+    labels = initialisation.synthetic_labels(classes, run.ipc)
+    draws = generator(params.seed, "distill", "initialisation")
+    if distil.initialisation == "noise":
+        return torch.randn(len(labels), *real.shape[1:], generator=draws).to(device), labels.to(device)
+    if distil.initialisation == "random":
+        chosen = initialisation.random_indices(split.labels, classes, run.ipc, draws)
+    else:
+        logits = _expert_logits(params, name, statistics, real)
+        seed = seed_of(params.seed, "distill", "k-means")
+        chosen = initialisation.representative_indices(logits, split.labels, classes, run.ipc, seed)
+    return real[chosen].to(device), labels.to(device)
+
+
+def _expert_logits(params: Params, name: str, statistics: Statistics, real: Tensor) -> Tensor:
+    """Logits (N, K) of the first expert at its last epoch."""
+    run = params.runs[name]
+    last = params.experts[run.experts].epochs
+    theta = artifacts.read_snapshots(run.experts, 0, last, last + 1)[0]
+    network = _network(params, name, statistics, torch.device("cpu"))
+    with torch.no_grad():
+        return torch.cat([network(theta, chunk) for chunk in real.split(1024)])
+
+
+def _network(params: Params, name: str, statistics: Statistics, device: torch.device) -> FlatNetwork:
+    """The run's network as a function; its own parameters are never used."""
+    spec = params.networks[params.runs[name].network]
+    return FlatNetwork(networks.build(spec, statistics.shape, torch.Generator()).to(device))
+
+
+def _check_batch(name: str, distil: Distillation, count: int) -> None:
+    if distil.iterations and distil.batch_syn is not None and distil.batch_syn > count:
+        raise DataError(
+            f"runs.{name}.distill.batch_syn: {distil.batch_syn} exceeds the {count} synthetic images: "
+            "lower it, or set null for all"
+        )
+
+
+def _optimise(
+    params: Params, name: str, statistics: Statistics, images: Tensor, labels: Tensor, tracker: Tracker
+) -> tuple[State, History]:
+    """The outer loop; every iteration draws from its own generator."""
+    distil = params.distillations[name]
+    network = _network(params, name, statistics, images.device)
+    state, history = distillation.start(images, distil), History()
+    moments = _moments(distil)
+    with progress.progress(f"distill {name}", distil.iterations) as advance:
+        for iteration in range(distil.iterations + 1):
+            if iteration in moments:
+                history.snapshots[iteration] = state.images
+                run_log.log_images(tracker, state.images, iteration, statistics)
+            if iteration < distil.iterations:
+                state, row = _iterate(params, name, network, state, labels, iteration)
+                history.rows.append(row)
+                run_log.log_row(tracker, row)
+                advance(f"matching loss {row['matching_loss']:.4f}, syn_lr {row['syn_lr']:.4f}")
+    return state, history
+
+
+def _moments(distil: Distillation) -> set[int]:
+    """Iterations at which images are kept: evenly spaced, first and last among them."""
+    return {round(distil.iterations * i / (distil.snapshots - 1)) for i in range(distil.snapshots)}
+
+
+def _iterate(
+    params: Params, name: str, network: FlatNetwork, state: State, labels: Tensor, iteration: int
+) -> tuple[State, dict[str, Any]]:
+    run, distil = params.runs[name], params.distillations[name]
+    draws = generator(params.seed, "distill", "iteration", iteration)
+    expert, start = distillation.draw_start(params.experts[run.experts].count, distil, draws)
+    snapshots = artifacts.read_snapshots(run.experts, expert, start, start + distil.expert_epochs + 1)
+    try:
+        state, figures = distillation.iterate(network, state, labels, snapshots.to(labels.device), start, distil, draws)
+    except DivergenceError as error:
+        raise DivergenceError(
+            f"run {name} diverged at iteration {iteration} (expert {expert}, start epoch {start}): {error}"
+        ) from None
+    return state, {"iteration": iteration, "expert": expert, "start_epoch": start, **_row(figures)}
+
+
+def _row(figures: Figures) -> dict[str, float]:
+    way_points = {f"way_point_{k}": value for k, value in enumerate(figures.terms, start=1)}
+    return {
+        "matching_loss": figures.matching_loss,
+        **way_points,
+        "syn_lr": figures.syn_lr,
+        "grad_norm_images": figures.grad_norm_images,
+        "grad_norm_syn_lr": figures.grad_norm_syn_lr,
+    }
+
+
+def _save(name: str, state: State, history: History, labels: Tensor, statistics: Statistics, record: artifacts.Record) -> None:
+    synthetic = SyntheticSet(state.images, labels, state.syn_lr, statistics.normalisation)
+    kept = Snapshots(torch.tensor(list(history.snapshots)), torch.stack(list(history.snapshots.values())))
+    artifacts.save_snapshots(name, kept, artifacts.Record("snapshots", record.settings, record.inputs))
+    files.write_csv(artifacts.history_file(name), history.rows, HISTORY_COLUMNS)
+    artifacts.save_synthetic(name, synthetic, record)

@@ -1,0 +1,38 @@
+"""What defines the artifacts of experts and runs: written into them when made, compared with params.yaml when read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from src.ground.params import Params
+from src.io import artifacts, files
+from src.io.artifacts import Record
+
+
+def experts_record(params: Params, name: str) -> Record:
+    """The record of a set of experts under today's parameters and training split."""
+    settings = params.expert_set(name)
+    train = artifacts.split_file(settings.dataset, "train")
+    artifacts.load_split(settings.dataset, "train")  # a missing or damaged split is said in its own words
+    network = params.networks[settings.network].model_dump()
+    made_from = {"seed": params.seed, "experts": settings.model_dump(mode="json"), "network": network}
+    return Record("trajectory", made_from, {train.as_posix(): files.digest(train)})
+
+
+def synthetic_settings(params: Params, name: str) -> Record:
+    """What params.yaml says of a run's synthetic set; evaluation takes it without the experts at hand."""
+    run = params.run(name)
+    settings = {
+        "seed": params.seed,
+        "dataset": run.dataset,
+        "network": params.networks[run.network].model_dump(),
+        "ipc": run.ipc,
+        "distill": params.distillations[name].model_dump(mode="json"),
+    }
+    return Record("synthetic set", settings)
+
+
+def synthetic_record(params: Params, name: str) -> Record:
+    """The whole record of a run's synthetic set, with the expert buffer it is made from."""
+    buffer = artifacts.trajectories_folder(params.run(name).experts)
+    return replace(synthetic_settings(params, name), inputs={buffer.as_posix(): files.digest(buffer)})

@@ -1,0 +1,96 @@
+"""What MLflow holds of experts and of a named run: one row has its parameters, curves, pictures, accuracies and cost together.
+
+`distill` logs while it works; `evaluate` completes the row, and makes it whole where the synthetic set came from DVC's
+cache and never passed through this store. Points that are there already are not logged again.
+"""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+import matplotlib.pyplot as plt
+from torch import Tensor
+
+from src.ground.params import Params
+from src.io import artifacts, cost, files, pictures
+from src.io.artifacts import Statistics
+from src.io.tracking import Tracker
+
+NOT_CURVES = ("iteration", "expert")
+EXPERT_CURVES = ("train_loss", "gradient_penalty", "val_accuracy", "parameter_step")
+
+
+def describe(tracker: Tracker, params: Params, name: str) -> None:
+    """Parameters, inputs and links."""
+    run = params.runs[name]
+    distil = {"method": run.distill.method, **params.distillations[name].model_dump()}
+    tracker.params({"seed": params.seed, "run": run.model_dump(exclude={"distill"}), "distill": distil})
+    tracker.params({"experts": params.experts[run.experts].model_dump()})
+    tracker.params({"network": params.networks[run.network].model_dump()})
+    tracker.params({"evaluate": params.evaluate[run.evaluate].model_dump()})
+    tracker.dataset(run.dataset, artifacts.split_file(run.dataset, "train"), "training")
+    tracker.link_experts(run.dataset, run.experts, artifacts.trajectories_folder(run.experts))
+
+
+def log_row(tracker: Tracker, row: dict[str, Any]) -> None:
+    """The figures of one iteration."""
+    figures = {key: float(value) for key, value in row.items() if key not in NOT_CURVES}
+    tracker.metrics(figures, int(row["iteration"]))
+
+
+def log_images(tracker: Tracker, images: Tensor, iteration: int, statistics: Statistics) -> None:
+    """The synthetic images (S, C, H, W) of one iteration, in pixel space."""
+    shown = statistics.normalisation.to_pixels(images.cpu())
+    tracker.image("synthetic", pictures.grid(shown, len(statistics.classes)), iteration)
+
+
+def log_outputs(tracker: Tracker, params: Params, name: str, statistics: Statistics) -> None:
+    """Whatever `distill` left on disk: curves, pictures, files with their digests, cost."""
+    rows = files.read_csv(artifacts.history_file(name), artifacts.remake("distill", name))
+    for row in rows:
+        log_row(tracker, row)
+    snapshots = artifacts.load_snapshots(name)
+    for iteration, images in zip(snapshots.iterations.tolist(), snapshots.images, strict=True):
+        log_images(tracker, images, iteration, statistics)
+    if rows:
+        _log_figure(tracker, rows)
+    for path in (artifacts.synthetic_file(name), artifacts.snapshots_file(name), artifacts.history_file(name)):
+        tracker.file(path, "distill")
+        tracker.output(path)
+    tracker.tags({"ast.synthetic": files.digest(artifacts.synthetic_file(name))})
+    buffer = artifacts.trajectories_folder(params.runs[name].experts)
+    for what, path in (("experts", buffer), ("distill", artifacts.synthetic_file(name))):
+        log_cost(tracker, what, cost.lookup(path))
+
+
+def log_cost(tracker: Tracker, what: str, spent: cost.Cost | None) -> None:
+    if spent is not None:
+        tracker.metrics({f"cost/{what}_seconds": spent.seconds, f"cost/{what}_peak_memory_mib": spent.peak_memory_mib})
+
+
+def _log_figure(tracker: Tracker, rows: list[dict[str, str]]) -> None:
+    iterations = [int(row["iteration"]) for row in rows]
+    lines = {"matching loss": [float(row["matching_loss"]) for row in rows]}
+    figure = pictures.curve(iterations, lines, "iteration", "matching loss")
+    tracker.figure("figures/matching_loss.png", figure)
+    plt.close(figure)
+
+
+def log_experts(tracker: Tracker, name: str, rows: list[dict[str, Any]], spent: cost.Cost) -> None:
+    """Curves of every expert and of their mean, the smoothness figure, the buffer's digest, cost."""
+    epochs = sorted({row["epoch"] for row in rows})
+    means = {
+        key: [statistics.mean(row[key] for row in rows if row["epoch"] == epoch) for epoch in epochs] for key in EXPERT_CURVES
+    }
+    for position, epoch in enumerate(epochs):
+        tracker.metrics({key: values[position] for key, values in means.items()}, epoch)
+    for row in rows:
+        tracker.metrics({f"{key}/expert-{row['expert']:03d}": row[key] for key in EXPERT_CURVES}, row["epoch"])
+    figure = pictures.curve(epochs, {"mean": means["parameter_step"]}, "epoch", "squared parameter step", log=True)
+    tracker.figure("figures/smoothness.png", figure)
+    plt.close(figure)
+    tracker.file(artifacts.expert_curves_file(name))
+    tracker.output(artifacts.trajectories_folder(name))
+    tracker.tags({"ast.buffer": files.digest(artifacts.trajectories_folder(name))})
+    log_cost(tracker, "experts", spent)
