@@ -26,6 +26,8 @@ NAMED_SECTIONS: Mapping[str, type[Settings]] = {
 }
 SECTIONS = ("seed", "runtime", "prepare", "networks", "experts", "distill", "evaluate", "report", "runs")
 
+MISSING = "is missing: it has no default"
+
 Model = TypeVar("Model", bound=BaseModel)
 Problems = list[tuple[str, str]]
 
@@ -70,7 +72,7 @@ def load(file: Path = PARAMS_FILE) -> Params:
         raise UserError(f"{file} can't be read as text: {error}") from None
     try:
         raw = YAML(typ="safe").load(text)  # YAML 1.2, the way DVC reads it: 1e-3 is a number
-    except YAMLError as error:
+    except (YAMLError, ValueError, KeyError, RecursionError) as error:  # ruamel's constructors raise Python's own
         raise ParamsError(str(file), [("(syntax)", " ".join(str(error).split()))]) from None
     return parse(raw, str(file))
 
@@ -90,8 +92,8 @@ def parse(raw: Any, source: str = "params.yaml") -> Params:
     report = _validate(Report, raw.get("report", {}), "report", problems)
     named = {section: _named(model, raw, section, problems) for section, model in NAMED_SECTIONS.items()}
     methods = _mapping(raw, "distill", problems)
-    distillations = _distillations(methods, named["runs"], problems)
-    _check_references(named, problems)
+    distillations = _distillations(methods, _mapping(raw, "runs", []), problems)
+    _check_references(raw, named, problems)
     _check_runs(named, distillations, problems)
     if problems or runtime is None or report is None:
         raise ParamsError(source, problems)
@@ -109,12 +111,8 @@ def _mapping(raw: Mapping[str, Any], section: str, problems: Problems) -> dict[s
         if isinstance(name, str) and NAME.fullmatch(name):
             good[name] = settings
         else:
-            problems.append(
-                (
-                    f"{section}.{name}",
-                    "names are text of letters, digits, '.', '_', '-', and start with one of the first two",
-                )
-            )
+            text = "names are text of letters, digits, '.', '_', '-', and start with one of the first two"
+            problems.append((f"{section}.{name}", text))
     return good
 
 
@@ -137,85 +135,74 @@ def _sentences(error: ValidationError, path: str, model: type[BaseModel]) -> Pro
     """One problem for each dotted path, in words; the branches of a union share one."""
     found: dict[str, str] = {}
     for item in error.errors():
-        field = str(item["loc"][0]) if item["loc"] else ""
-        where = ".".join(
-            [
-                path,
-                *(str(part) for part in item["loc"] if field not in model.model_fields or _is_place(part, item["loc"])),
-            ]
-        )
+        # beyond the field, pydantic adds the branch of a union, which is no place in the file, to indices and keys
+        places = [part for i, part in enumerate(item["loc"]) if i == 0 or isinstance(part, int) or part == "method"]
+        where = ".".join(str(part) for part in (path, *places))
         found[where] = f"{found[where]}, or: {_text(item, model)}" if where in found else _text(item, model)
     return list(found.items())
-
-
-def _is_place(part: Any, location: tuple[Any, ...]) -> bool:
-    """pydantic appends the tried branch of a union to the location; only keys and indices are places in the file."""
-    return part == location[0] or isinstance(part, int) or part == "method"
 
 
 def _text(item: Any, model: type[BaseModel]) -> str:
     if item["type"] == "extra_forbidden":
         return f"unknown key: choose from {', '.join(model.model_fields)}"
     if item["type"] == "missing":
-        return "is missing: it has no default"
+        return MISSING
+    if item["type"] == "value_error":  # one of our own rules, in our own words
+        return str(item["ctx"]["error"])
     return f"{item['msg'][0].lower()}{item['msg'][1:]}; got {item['input']!r}"
 
 
 def _distillations(methods: Mapping[str, Any], runs: Mapping[str, Any], problems: Problems) -> dict[str, Distillation]:
-    """Each run's method merged with the run's own values; a method that no run uses is validated by itself."""
+    """Each raw run's method merged with the run's own values; what a method leaves out, its runs must give."""
+    good: dict[str, dict[str, Any]] = {}
     for name, value in methods.items():
-        if not isinstance(value, dict):
+        if isinstance(value, dict):
+            found: Problems = []
+            _validate(Distillation, value, f"distill.{name}", found)
+            problems += [problem for problem in found if problem[1] != MISSING]
+            good[name] = value
+        else:
             problems.append((f"distill.{name}", f"must be a mapping of settings; got {value!r}"))
-    good = {name: value for name, value in methods.items() if isinstance(value, dict)}
     merged: dict[str, Distillation] = {}
     for name, run in runs.items():
-        own = dict(run.distill.model_extra or {})
-        if run.distill.method not in methods:
-            problems.append((f"runs.{name}.distill.method", _unknown(run.distill.method, "distill", methods)))
-        elif run.distill.method in good:
-            _merge(name, run.distill.method, good[run.distill.method], own, merged, problems)
-    for name in set(good) - {run.distill.method for run in runs.values()}:
-        _validate(Distillation, good[name], f"distill.{name}", problems)
+        own = run.get("distill") if isinstance(run, dict) else None
+        method = own.get("method") if isinstance(own, dict) else None
+        if isinstance(own, dict) and isinstance(method, str) and method not in methods:
+            problems.append((f"runs.{name}.distill.method", _unknown(method, "distill", methods)))
+        elif isinstance(own, dict) and isinstance(method, str) and method in good:
+            own = {key: value for key, value in own.items() if key != "method"}
+            settings = _merge(f"runs.{name}.distill", good[method], own, problems)
+            if settings is not None:
+                merged[name] = settings
     return merged
 
 
-def _merge(
-    run: str,
-    method: str,
-    shared: dict[str, Any],
-    own: dict[str, Any],
-    merged: dict[str, Distillation],
-    problems: Problems,
-) -> None:
-    """Validate one run's merged settings; a problem is reported where its value stands in the file."""
+def _merge(path: str, shared: dict[str, Any], own: dict[str, Any], problems: Problems) -> Distillation | None:
+    """A run's merged settings; the shared values' own problems are reported at the method."""
     found: Problems = []
-    settings = _validate(Distillation, {**shared, **own}, "", found)
-    if settings is not None:
-        merged[run] = settings
-    for path, text in found:
-        field = path.removeprefix(".").split(".")[0]
-        home = f"runs.{run}.distill" if field in own or field not in shared else f"distill.{method}"
-        if (home + path, text) not in problems:
-            problems.append((home + path, text))
+    settings = _validate(Distillation, {**shared, **own}, path, found)
+    problems += [
+        (place, text) for place, text in found if place.removeprefix(f"{path}.").split(".")[0] not in {*shared} - {*own}
+    ]
+    return settings
 
 
 def _unknown(name: str, section: str, known: Mapping[str, Any]) -> str:
     return f"'{name}' is not in the section {section}: choose one of {', '.join(known) or 'none'}, or add it there"
 
 
-def _check_references(named: Mapping[str, Mapping[str, Any]], problems: Problems) -> None:
-    """Every name that points to another section must be there."""
+def _check_references(raw: Mapping[str, Any], named: Mapping[str, Mapping[str, Any]], problems: Problems) -> None:
+    """Every name that points to another section must stand there, whether or not its settings are right."""
     pointers = {
         "experts": {"dataset": "prepare", "network": "networks"},
         "runs": {"dataset": "prepare", "network": "networks", "experts": "experts", "evaluate": "evaluate"},
     }
-    broken = {path.split(".")[1] for path, _ in problems if path.count(".") >= 1}
     for section, fields in pointers.items():
         for name, settings in named[section].items():
             for field, target in fields.items():
-                value = getattr(settings, field)
-                if value not in named[target] and value not in broken:
-                    problems.append((f"{section}.{name}.{field}", _unknown(value, target, named[target])))
+                known = _mapping(raw, target, [])
+                if getattr(settings, field) not in known:
+                    problems.append((f"{section}.{name}.{field}", _unknown(getattr(settings, field), target, known)))
 
 
 def _check_runs(named: Mapping[str, Mapping[str, Any]], distillations: Mapping[str, Distillation], problems: Problems) -> None:
@@ -223,13 +210,13 @@ def _check_runs(named: Mapping[str, Mapping[str, Any]], distillations: Mapping[s
     for name, run in named["runs"].items():
         experts: Experts | None = named["experts"].get(run.experts)
         settings = distillations.get(name)
-        for field in ("dataset", "network") if experts else ():
+        for field, section in (("dataset", "prepare"), ("network", "networks")) if experts else ():
             mine, theirs = getattr(run, field), getattr(experts, field)
-            if mine != theirs:
+            if mine != theirs and {mine, theirs} <= set(named[section]):
                 text = f"is '{mine}', but its experts '{run.experts}' have '{theirs}': use the same"
                 problems.append((f"runs.{name}.{field}", text))
         if settings is not None and settings.iterations > 0:
-            problems += _matching_problems(name, run, settings, experts)
+            problems += [p for p in _matching_problems(name, run, settings, experts) if p not in problems]
 
 
 def _matching_problems(name: str, run: Run, settings: Distillation, experts: Experts | None) -> Problems:
@@ -241,11 +228,17 @@ def _matching_problems(name: str, run: Run, settings: Distillation, experts: Exp
             f"max_start_epoch - 1 + expert_epochs = {last} lies beyond the {experts.epochs} epochs of experts "
             f"'{run.experts}': lower one of the two, or raise experts.{run.experts}.epochs"
         )
-        problems.append((f"runs.{name}.distill.max_start_epoch", text))
+        problems.append((_place(name, run, "max_start_epoch"), text))
     if settings.intermediate_loss != "off" and settings.expert_epochs > settings.syn_steps:
         text = f"{settings.expert_epochs} way points do not fit into {settings.syn_steps} syn_steps: change one of the two"
-        problems.append((f"runs.{name}.distill.expert_epochs", text))
+        problems.append((_place(name, run, "expert_epochs"), text))
     if run.ipc == "all":
         text = "'all' takes the whole training split, which can't be distilled: set distill.iterations to 0, or give a number"
         problems.append((f"runs.{name}.ipc", text))
     return problems
+
+
+def _place(name: str, run: Run, field: str) -> str:
+    """Where a run's setting stands in the file: in the run itself, or in its method."""
+    own = field in (run.distill.model_extra or {})
+    return f"runs.{name}.distill.{field}" if own else f"distill.{run.distill.method}.{field}"

@@ -7,15 +7,23 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(ge=1)]
 PositiveReal = Annotated[float, Field(gt=0)]
 NonNegativeReal = Annotated[float, Field(ge=0)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 AugmentationKind = Literal["color", "crop", "cutout", "flip", "scale", "rotate"]
+
+
+def _once(kinds: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(kinds)) < len(kinds):
+        raise ValueError(f"a kind stands twice in {', '.join(kinds)}: name each once, as all have the same chance")
+    return kinds
+
+
 # strict=False only lets YAML's list become a tuple; the items stay checked
-Augmentation = Annotated[tuple[AugmentationKind, ...], Field(strict=False)]
+Augmentation = Annotated[tuple[AugmentationKind, ...], Field(strict=False), AfterValidator(_once)]
 
 
 class Settings(BaseModel):
@@ -42,6 +50,12 @@ class Dataset(Settings):
     """Fraction of all images cut off as validation split, stratified by class: all selection and tuning uses it."""
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Fraction of all images cut off as test split, stratified by class: opened by `evaluate` alone."""
+
+    @model_validator(mode="after")
+    def _leaves_training_images(self) -> Dataset:
+        if self.val_fraction + self.test_fraction >= 1:
+            raise ValueError("val_fraction + test_fraction must be below 1, to leave training images")
+        return self
 
 
 class Network(Settings):

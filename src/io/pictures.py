@@ -18,19 +18,19 @@ SIDE = 48  # pixels that an image is enlarged to, at least
 MOST_COLUMNS = 10
 
 
-def grid(pixels: Tensor, classes: int) -> np.ndarray:
-    """One picture (H, W, 3) of uint8 of pixels (S, C, h, w) in class order: a row a class, or all in one row at ipc 1.
+def grid(pixels: Tensor, labels: Tensor) -> np.ndarray:
+    """One picture (H, W, 3) of uint8 of pixels (S, C, h, w): a row a class, or all in one row at one image per class.
 
-    A class shows its first ten images; pixels outside [0, 1] are cut off.
+    A class shows its first ten images, all classes equally many; pixels outside [0, 1] are cut off.
     """
     from torchvision.utils import make_grid
 
-    ipc = len(pixels) // classes
-    columns = min(ipc, MOST_COLUMNS)
-    shown = pixels.view(classes, ipc, *pixels.shape[1:])[:, :columns].flatten(0, 1)
+    members = [(labels == k).nonzero().squeeze(1) for k in labels.unique()]
+    columns = min(MOST_COLUMNS, *(len(one) for one in members))
+    shown = pixels[torch.cat([one[:columns] for one in members])]
     times = -(-SIDE // pixels.shape[-1])
     enlarged = shown.repeat_interleave(times, dim=-1).repeat_interleave(times, dim=-2)
-    row = min(classes, MOST_COLUMNS) if columns == 1 else columns
+    row = min(len(members), MOST_COLUMNS) if columns == 1 else columns
     picture = make_grid(enlarged.clamp(0, 1), nrow=row, padding=2, pad_value=1.0)
     array: np.ndarray = (picture * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     return array

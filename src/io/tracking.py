@@ -204,7 +204,11 @@ def _experiment(mlflow: Any, name: str) -> str:
     location = None if uri.startswith("http") else (workspace() / "mlartifacts" / name).as_uri()
     with FileLock(workspace() / ".mlflow.lock"):
         found = mlflow.get_experiment_by_name(name)
-        return str(found.experiment_id if found else mlflow.create_experiment(name, artifact_location=location))
+        if found:
+            return str(found.experiment_id)
+        # the kind decides which of its views the UI opens first
+        kind = {"mlflow.experimentKind": "custom_model_development"}
+        return str(mlflow.create_experiment(name, artifact_location=location, tags=kind))
 
 
 def _search(mlflow: Any, experiment_id: str, tags: Mapping[str, str]) -> str | None:

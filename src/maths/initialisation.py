@@ -46,7 +46,7 @@ def representative_indices(logits: Tensor, labels: Tensor, classes: int, ipc: in
     chosen = []
     for k in range(classes):
         members = (labels == k).nonzero().squeeze(1)
-        points = logits[members].double().numpy()  # (n, K)
+        points = logits[members].detach().cpu().double().numpy()  # (n, K)
         chosen.append(members[torch.from_numpy(_nearest_to_centres(points, ipc, seed))])
     return torch.cat(chosen)
 

@@ -89,6 +89,7 @@ def matching_gradient(
     rule: InnerRule,
 ) -> MatchingGradient:
     """Run the student from theta_start (P,) and differentiate its distance to the way points; the last ends the loop."""
+    images, syn_lr, theta_start = images.detach(), syn_lr.detach(), theta_start.detach()
     thetas, momenta = _forward(network, images, labels, syn_lr, theta_start, steps, rule)
     terms = torch.stack([point.distance(thetas[point.step]) for point in way_points])
     pulls = {point.step: point.pull(thetas[point.step]) for point in way_points}

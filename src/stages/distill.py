@@ -113,7 +113,7 @@ def _optimise(
         for iteration in range(distil.iterations + 1):
             if iteration in moments:
                 history.snapshots[iteration] = state.images
-                run_log.log_images(tracker, state.images, iteration, statistics)
+                run_log.log_images(tracker, state.images, labels, iteration, statistics)
             if iteration < distil.iterations:
                 state, row = _iterate(params, name, network, state, labels, iteration)
                 history.rows.append(row)

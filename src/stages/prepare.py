@@ -37,11 +37,6 @@ def _split(name: str, real: RealImages, settings: Dataset, seed: int) -> Mapping
     """Stratified by class, so that every split has the classes in the same proportions."""
     everything, labels = np.arange(len(real.labels)), real.labels.numpy()
     state = seed_of(seed, "prepare", name) % 2**32
-    if settings.val_fraction + settings.test_fraction >= 1:
-        raise DataError(
-            f"prepare.{name}: val_fraction + test_fraction = {settings.val_fraction + settings.test_fraction:g} leaves no "
-            "training images: lower them"
-        )
     try:
         rest, test = train_test_split(everything, test_size=settings.test_fraction, stratify=labels, random_state=state)
         share = settings.val_fraction / (1 - settings.test_fraction)

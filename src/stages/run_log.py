@@ -39,10 +39,10 @@ def log_row(tracker: Tracker, row: dict[str, Any]) -> None:
     tracker.metrics(figures, int(row["iteration"]))
 
 
-def log_images(tracker: Tracker, images: Tensor, iteration: int, statistics: Statistics) -> None:
+def log_images(tracker: Tracker, images: Tensor, labels: Tensor, iteration: int, statistics: Statistics) -> None:
     """The synthetic images (S, C, H, W) of one iteration, in pixel space."""
     shown = statistics.normalisation.to_pixels(images.cpu())
-    tracker.image("synthetic", pictures.grid(shown, len(statistics.classes)), iteration)
+    tracker.image("synthetic", pictures.grid(shown, labels.cpu()), iteration)
 
 
 def log_outputs(tracker: Tracker, params: Params, name: str, statistics: Statistics) -> None:
@@ -51,8 +51,9 @@ def log_outputs(tracker: Tracker, params: Params, name: str, statistics: Statist
     for row in rows:
         log_row(tracker, row)
     snapshots = artifacts.load_snapshots(name)
+    labels = artifacts.load_synthetic(name).labels
     for iteration, images in zip(snapshots.iterations.tolist(), snapshots.images, strict=True):
-        log_images(tracker, images, iteration, statistics)
+        log_images(tracker, images, labels, iteration, statistics)
     if rows:
         _log_figure(tracker, rows)
     for path in (artifacts.synthetic_file(name), artifacts.snapshots_file(name), artifacts.history_file(name)):

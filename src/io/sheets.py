@@ -1,0 +1,57 @@
+"""Contact sheets of images for the page: PNGs of the images' own size, which the browser enlarges without smoothing."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from matplotlib.image import imsave
+from torch import Tensor
+
+COLUMNS = 10  # classes of one sheet
+MOST_ROWS = 10  # images of one class
+HALF_LEVEL = 0.5 / 255  # what eight bits can't show is not out of range
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Images of a few classes: a column a class."""
+
+    uri: str
+    classes: tuple[str, ...]
+    rows: int
+
+
+def sheets(pixels: Tensor, labels: Tensor, classes: Sequence[str], rows: int = MOST_ROWS) -> tuple[Sheet, ...]:
+    """Sheets of pixels (S, C, H, W) in class order, COLUMNS classes each, the first `rows` images of each class."""
+    by_class = [pixels[labels == k][:rows] for k in range(len(classes))]
+    found = []
+    for first in range(0, len(classes), COLUMNS):
+        columns = by_class[first : first + COLUMNS]
+        height = max(1, *map(len, columns))
+        found.append(Sheet(_uri(columns, height), tuple(classes[first : first + COLUMNS]), height))
+    return tuple(found)
+
+
+def out_of_range(pixels: Tensor) -> float:
+    """Fraction of pixels outside [0, 1], which pictures cut off."""
+    return ((pixels < -HALF_LEVEL) | (pixels > 1 + HALF_LEVEL)).double().mean().item()
+
+
+def _uri(columns: Sequence[Tensor], rows: int) -> str:
+    """PNG in a data URI; a transparent pixel parts the images, and missing ones are transparent."""
+    height, width = columns[0].shape[-2:]
+    canvas = torch.zeros(4, rows * (height + 1) - 1, len(columns) * (width + 1) - 1)
+    for x, column in enumerate(columns):
+        for y, image in enumerate(column):
+            place = canvas[:, y * (height + 1) :, x * (width + 1) :][:, :height, :width]
+            place[:3] = image.clamp(0, 1)  # grey becomes three equal channels
+            place[3] = 1
+    levels = (canvas * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous()  # (H, W, 4)
+    file = io.BytesIO()
+    # matplotlib would write its version beside its name, and the page's bytes depend on the results alone
+    imsave(file, levels.numpy(), format="png", metadata={"Software": "matplotlib"}, pil_kwargs={"optimize": True})
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

@@ -1,0 +1,171 @@
+"""report: the artifacts of all runs -> one page that compares them, and a table."""
+
+from __future__ import annotations
+
+import statistics as numbers
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from src.ground.params import Params
+from src.io import artifacts, charts, cost, files, page, progress
+from src.io.charts import Chart, Series
+from src.io.page import Curves, Film, Gallery, Group, Page, Panel, Pictures, Result, Spent
+from src.io.sheets import out_of_range, sheets
+from src.stages import results
+from src.stages.records import experts_record, synthetic_settings
+
+WINDOWS = 15  # so many running means fit into a curve side by side
+
+
+def run(params: Params) -> None:
+    """Write data/report/report.html and report.md from what the other stages left on disk."""
+    for name in params.runs:
+        _check(params, name)
+    content = _page(params)
+    files.write_text(artifacts.report_file("html"), page.html(content))
+    files.write_text(artifacts.report_file("md"), page.markdown(params.report.title, content.results))
+    _show(params.report.title, content.results)
+    progress.say(f"page: {artifacts.report_file('html')}")
+
+
+def _check(params: Params, name: str) -> None:
+    """Raises ArtifactError where an artifact was made with other settings: the page would name today's."""
+    path, experts = artifacts.synthetic_file(name), params.runs[name].experts
+    artifacts.check_record(path, synthetic_settings(params, name), artifacts.remake("distill", name))
+    if artifacts.trajectories_folder(experts).exists():  # the page itself takes only their curves
+        artifacts.check_trajectories(experts, params.experts[experts].count, experts_record(params, experts))
+
+
+def _page(params: Params) -> Page:
+    groups = results.groups(params)
+    galleries = tuple(Gallery(group, tuple(_pictures(result) for result in group.results)) for group in groups)
+    used = list(dict.fromkeys(settings.experts for settings in params.runs.values()))
+    matched = [group for group in groups if group.distilled]
+    return Page(
+        params=params,
+        groups=groups,
+        panels=_panels(groups),
+        galleries=galleries,
+        films=tuple(_film(result) for group in matched for result in group.distilled),
+        matching=tuple(_matching(group) for group in matched),
+        experts=_experts(params, used),
+        experts_spent=tuple(_experts_spent(params, name) for name in used),
+        runs_spent=tuple(_run_spent(params, name) for name in params.runs),
+        learned_rates={name: artifacts.load_synthetic(name).syn_lr.item() for name in params.runs},
+    )
+
+
+def _panels(groups: Sequence[Group]) -> tuple[Panel, ...]:
+    """A panel a data set, wide enough for every student and deviation."""
+    panels = []
+    for dataset in dict.fromkeys(group.dataset for group in groups):
+        own = tuple(group for group in groups if group.dataset == dataset)
+        found = [result for group in own for result in group.results]
+        ends = [result.test.mean + side * result.test.std for result in found for side in (-1, 1)]
+        students = [accuracy for result in found for accuracy in result.students]
+        panels.append(Panel(dataset, own, charts.linear_scale([*(min(end, 1.0) for end in ends), *students], percent=True)))
+    return tuple(panels)
+
+
+# -- images
+
+
+def _pictures(result: Result) -> Pictures:
+    synthetic, classes = artifacts.load_synthetic(result.run), artifacts.load_statistics(result.dataset).classes
+    pixels = synthetic.normalisation.to_pixels(synthetic.images)
+    return Pictures(result, sheets(pixels, synthetic.labels, classes), out_of_range(pixels), len(classes))
+
+
+def _film(result: Result) -> Film:
+    """The first image of each class; of many classes, those of the first sheet."""
+    synthetic, classes = artifacts.load_synthetic(result.run), artifacts.load_statistics(result.dataset).classes
+    snapshots = artifacts.load_snapshots(result.run)
+    moments = [synthetic.normalisation.to_pixels(images) for images in snapshots.images]
+    frames = tuple(sheets(pixels, synthetic.labels, classes, rows=1)[0] for pixels in moments)
+    return Film(result, tuple(snapshots.iterations.tolist()), frames)
+
+
+# -- curves
+
+
+def _matching(group: Group) -> Curves:
+    """Matching loss and learned step size of the distilled runs of a group."""
+    history = {
+        r.run: files.read_csv(artifacts.history_file(r.run), artifacts.remake("distill", r.run)) for r in group.distilled
+    }
+    window = max(len(rows) for rows in history.values()) // WINDOWS | 1
+
+    def series(column: str, window: int) -> list[Series]:
+        return [
+            Series(
+                r.run,
+                r.colour or 0,
+                [float(row["iteration"]) for row in history[r.run]],
+                [float(row[column]) for row in history[r.run]],
+                window=window,
+            )
+            for r in group.distilled
+        ]
+
+    loss = charts.line_chart("Matching loss", "iteration", series("matching_loss", window), log=True)
+    rate = charts.line_chart("Learned step size, syn_lr", "iteration", series("syn_lr", 1))
+    return Curves(f"{group.dataset}, {page.per_class(group.ipc)}", (loss, rate), window)
+
+
+def _experts(params: Params, used: Sequence[str]) -> tuple[Curves, ...]:
+    """Smoothness and accuracy of the sets of experts of each data set."""
+    found = []
+    for dataset in dict.fromkeys(params.experts[name].dataset for name in used):
+        names = [name for name in used if params.experts[name].dataset == dataset]
+        step = _expert_chart("Squared parameter step of an epoch", "parameter_step", names, log=True)
+        accuracy = _expert_chart("Validation accuracy, %", "val_accuracy", names, percent=True)
+        found.append(Curves(dataset, (step, accuracy)))
+    return tuple(found)
+
+
+def _expert_chart(title: str, column: str, names: Sequence[str], log: bool = False, percent: bool = False) -> Chart:
+    series = []
+    for colour, name in enumerate(names):
+        by_epoch: dict[int, list[float]] = {}
+        for row in files.read_csv(artifacts.expert_curves_file(name), artifacts.remake("experts", name)):
+            by_epoch.setdefault(int(row["epoch"]), []).append(float(row[column]))
+        values = list(by_epoch.values())
+        series.append(
+            Series(
+                name,
+                colour,
+                list(by_epoch),
+                [numbers.mean(v) for v in values],
+                [min(v) for v in values],
+                [max(v) for v in values],
+            )
+        )
+    return charts.line_chart(title, "epoch", series, log, percent)
+
+
+# -- cost
+
+
+def _experts_spent(params: Params, name: str) -> Spent:
+    settings = params.experts[name]
+    found = cost.lookup(artifacts.trajectories_folder(name))
+    return Spent(name, f"{settings.count} experts of {settings.epochs} epochs", (found,))
+
+
+def _run_spent(params: Params, name: str) -> Spent:
+    settings, protocol = params.distillations[name], params.evaluate[params.runs[name].evaluate]
+    work = f"{settings.iterations:,} iterations" if settings.iterations else "not distilled"
+    detail = f"{work}; {protocol.students} students of {protocol.epochs:,} epochs"
+    made = (artifacts.synthetic_file(name), artifacts.metrics_file(name))
+    return Spent(name, detail, tuple(cost.lookup(path) for path in made))
+
+
+def _show(title: str, found: Sequence[Result]) -> None:
+    table = Table("run", title=title, title_justify="left")
+    for column in ("images", "validation, %", "test, %", "gain"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for r in found:
+        scores = [f"{page.percent(a.mean)} ± {page.percent(a.std)}" for a in (r.val, r.test)]
+        table.add_row(r.run, f"{r.images:,}", *scores, "" if r.gain is None else page.points(r.gain))
+    progress.console.print(table)

@@ -1,0 +1,93 @@
+"""The runs' scores as they stand on disk, with what each is compared to: the rows of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from src.ground.errors import ArtifactError
+from src.ground.params import Params
+from src.ground.settings import Distillation, Experts
+from src.io import artifacts, files
+from src.io.page import Accuracy, Group, Result
+
+METRICS = ("val_accuracy_mean", "val_accuracy_std", "test_accuracy_mean", "test_accuracy_std")
+
+
+def groups(params: Params) -> tuple[Group, ...]:
+    """All runs of params.yaml, grouped by data set and images per class; raises ArtifactError where one is not made."""
+    results = _coloured([_result(params, name) for name in params.runs])
+    keys = dict.fromkeys((result.dataset, result.ipc) for result in results)
+    return tuple(_group([r for r in results if (r.dataset, r.ipc) == key], results) for key in keys)
+
+
+def _result(params: Params, name: str) -> Result:
+    run, distil = params.runs[name], params.distillations[name]
+    metrics, students = _scores(name)
+    images = len(artifacts.load_synthetic(name).labels)
+    return Result(
+        run=name,
+        dataset=run.dataset,
+        ipc=run.ipc,
+        images=images,
+        share=images / sum(artifacts.load_statistics(run.dataset).counts["train"].values()),
+        method=run.distill.method,
+        initialisation=distil.initialisation,
+        distilled=distil.iterations > 0,
+        parts=() if run.ipc == "all" else _parts(params.experts[run.experts], distil),
+        val=Accuracy(metrics["val_accuracy_mean"], metrics["val_accuracy_std"]),
+        test=Accuracy(metrics["test_accuracy_mean"], metrics["test_accuracy_std"]),
+        students=students,
+    )
+
+
+def _scores(name: str) -> tuple[dict[str, float], tuple[float, ...]]:
+    """A run's metrics, and the test accuracy of each of its students."""
+    remedy = artifacts.remake("evaluate", name)
+    metrics = files.read_json(artifacts.metrics_file(name), remedy)
+    students = files.read_csv(artifacts.students_file(name), remedy)
+    try:
+        return {key: float(metrics[key]) for key in METRICS}, tuple(float(row["test_accuracy"]) for row in students)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"the scores of run '{name}' in data/evaluate are damaged ({error!r}): {remedy}") from None
+
+
+def _parts(experts: Experts, distil: Distillation) -> tuple[int, ...]:
+    """Numbers of the parts of AST that had a say in the images."""
+    matched, representative = distil.iterations > 0, distil.initialisation == "representative"
+    asked = matched or representative  # an expert also chooses the representative images
+    on = (
+        asked and experts.clipping_loss,
+        asked and experts.gradient_penalty > 0,
+        representative,
+        matched and distil.balanced_loss,
+        matched and distil.intermediate_loss != "off",
+        matched and distil.weight_perturbation > 0,
+    )
+    return tuple(number for number, is_on in enumerate(on, start=1) if is_on)
+
+
+def _coloured(results: Sequence[Result]) -> list[Result]:
+    """A colour a method; a colour a run where one group compares runs of the same method."""
+    distilled = [result for result in results if result.distilled]
+    if len({(r.dataset, r.ipc, r.method) for r in distilled}) == len(distilled):
+        methods = list(dict.fromkeys(result.method for result in distilled))
+        colours = {result.run: methods.index(result.method) for result in distilled}
+    else:
+        colours = {result.run: place for place, result in enumerate(distilled)}
+    return [replace(result, colour=colours.get(result.run)) for result in results]
+
+
+def _group(members: Sequence[Result], results: Sequence[Result]) -> Group:
+    first = members[0]
+    # random images are what everybody knows; another initialisation stands in where there are none
+    real = sorted((r for r in members if not r.distilled and not r.whole), key=lambda r: r.initialisation != "random")
+    baseline = real[0] if real else None
+    if baseline is not None:
+        rest = [r for r in members if r is not baseline]
+        gains = {r.run: r.test.mean - baseline.test.mean for r in rest}
+        members = [replace(r, gain=gains.get(r.run)) for r in members]
+    candidates = [r for r in members if r.distilled] or members
+    best = max(candidates, key=lambda r: r.val.mean)  # never chosen on the test split
+    whole = next((r for r in results if r.whole and r.dataset == first.dataset), None)
+    return Group(first.dataset, first.ipc, tuple(members), best, baseline, whole)

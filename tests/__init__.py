@@ -1,0 +1,1 @@
+"""Tests: against a restated reference, a closed form, a property or a second run."""

@@ -1,0 +1,39 @@
+"""What several test files share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """The tensors are small: a second thread only waits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def valid_params() -> dict[str, Any]:
+    """A fresh raw params.yaml without a problem: two runs that share a method."""
+    run = {"dataset": "digits", "network": "D2", "experts": "smooth", "evaluate": "mtt"}
+    method = {"initialisation": "random", "iterations": 3, "max_start_epoch": 4, "augmentation": ["crop"]}
+    return {
+        "seed": 0,
+        "runtime": {"device": "cpu", "threads": 1},
+        "prepare": {"digits": {"source": "digits"}},
+        "networks": {"D2": {"depth": 2, "width": 8}},
+        "experts": {"smooth": {"dataset": "digits", "network": "D2", "count": 2, "epochs": 5, "lr": 0.01}},
+        "distill": {"ast": method},
+        "evaluate": {"mtt": {"students": 2, "epochs": 3}},
+        "report": {"title": "Test"},
+        "runs": {
+            "one": {**run, "ipc": 1, "distill": {"method": "ast"}},
+            "ten": {**run, "ipc": 10, "distill": {"method": "ast", "lr_img": 10.0}},
+        },
+    }

@@ -1,0 +1,141 @@
+"""Artifacts: what is saved comes back, byte for byte the same; what is damaged, foreign or stale is refused in one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from src.ground.errors import ArtifactError
+from src.io import artifacts, cost, files
+from src.io.artifacts import Record, Snapshots, Split, Statistics, SyntheticSet
+from src.maths.pixels import Normalisation
+
+RECORD = Record("synthetic set", {"ipc": 1, "distill": {"lr_img": 3.0}}, {"data/x": "abc"})
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    return tmp_path
+
+
+def synthetic() -> SyntheticSet:
+    images = torch.arange(2 * 3 * 4 * 4, dtype=torch.float32).view(2, 3, 4, 4)
+    return SyntheticSet(images, torch.tensor([0, 1]), torch.tensor(0.02), Normalisation(torch.ones(3), torch.ones(3)))
+
+
+def test_synthetic_set_comes_back_whole() -> None:
+    artifacts.save_synthetic("r", synthetic(), RECORD)
+    found = artifacts.load_synthetic("r")
+    assert torch.equal(found.images, synthetic().images)
+    assert torch.equal(found.labels, synthetic().labels)
+    assert found.syn_lr.item() == synthetic().syn_lr.item()
+    assert torch.equal(found.normalisation.mean, torch.ones(3))
+
+
+def test_the_same_artifact_has_the_same_bytes() -> None:
+    digests = set()
+    for _ in range(4):
+        artifacts.save_synthetic("r", synthetic(), RECORD)
+        digests.add(files.digest(artifacts.synthetic_file("r")))
+    assert len(digests) == 1
+
+
+def test_splits_snapshots_and_statistics_come_back() -> None:
+    split = Split(torch.randint(17, (5, 1, 8, 8), dtype=torch.uint8), torch.arange(5))
+    artifacts.save_split("d", "train", split, Record("split", {}))
+    assert torch.equal(artifacts.load_split("d", "train").images, split.images)
+    kept = Snapshots(torch.tensor([0, 7]), torch.rand(2, 3, 1, 8, 8))
+    artifacts.save_snapshots("r", kept, Record("snapshots", {}))
+    assert torch.equal(artifacts.load_snapshots("r").images, kept.images)
+    statistics = Statistics(("a", "b"), 1, 8, 16, (0.3,), (0.2,), {"train": {"a": 3, "b": 2}}, "0" * 64)
+    artifacts.save_statistics("d", statistics)
+    assert artifacts.load_statistics("d") == statistics
+
+
+def test_a_slice_of_a_trajectory() -> None:
+    thetas = torch.rand(6, 11)
+    artifacts.save_trajectory("e", 2, thetas, Record("trajectory", {}))
+    assert torch.equal(artifacts.read_snapshots("e", 2, 1, 4), thetas[1:4])
+
+
+def test_missing_names_the_command() -> None:
+    with pytest.raises(
+        ArtifactError, match=r"synthetic.safetensors is missing: make it with `python -m src.cli distill --run r`"
+    ):
+        artifacts.load_synthetic("r")
+    with pytest.raises(ArtifactError, match=r"src.cli experts --experts e"):
+        artifacts.check_trajectories("e", 1, RECORD)
+    with pytest.raises(ArtifactError, match=r"src.cli prepare --dataset d"):
+        artifacts.load_statistics("d")
+
+
+@pytest.mark.parametrize("keep", [0, 3, 40, 200])
+def test_truncated_is_damaged(keep: int) -> None:
+    artifacts.save_synthetic("r", synthetic(), RECORD)
+    path = artifacts.synthetic_file("r")
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ArtifactError, match="damaged or no safetensors file"):
+        artifacts.load_synthetic("r")
+
+
+def test_foreign_and_not_finite_are_refused() -> None:
+    path = artifacts.synthetic_file("r")
+    path.parent.mkdir(parents=True)
+    save_file({"x": torch.ones(1)}, path)
+    with pytest.raises(ArtifactError, match="no record of what made it"):
+        artifacts.load_synthetic("r")
+    artifacts.save_synthetic("r", synthetic(), Record("snapshots", {}))
+    with pytest.raises(ArtifactError, match="is a 'snapshots', not a 'synthetic set'"):
+        artifacts.load_synthetic("r")
+    broken = synthetic()
+    broken.images[0, 0, 0, 0] = float("nan")
+    artifacts.save_synthetic("r", broken, RECORD)
+    with pytest.raises(ArtifactError, match="'images' that are not finite"):
+        artifacts.load_synthetic("r")
+
+
+def test_stale_names_what_differs() -> None:
+    artifacts.save_synthetic("r", synthetic(), RECORD)
+    path = artifacts.synthetic_file("r")
+    artifacts.check_record(path, RECORD, "again")
+    artifacts.check_record(path, Record(RECORD.kind, RECORD.settings), "again")  # no inputs named: none compared
+    with pytest.raises(ArtifactError, match=r"distill.lr_img was 3.0, is 4.0\): again"):
+        artifacts.check_record(path, Record(RECORD.kind, {"ipc": 1, "distill": {"lr_img": 4.0}}), "again")
+    with pytest.raises(ArtifactError, match="data/x was abc, is def"):
+        artifacts.check_record(path, Record(RECORD.kind, RECORD.settings, {"data/x": "def"}), "again")
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other() -> None:
+    path = Path("a/b.txt")
+    files.write_text(path, "old")
+
+    def fail(file: Path) -> None:
+        file.write_text("ne")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(ArtifactError, match=r"can't be written \(No space left on device\)"):
+        files.write_atomically(path, fail)
+    assert path.read_text() == "old"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_tables_restore_float32_exactly() -> None:
+    values = torch.rand(50).tolist()
+    files.write_csv(Path("t.csv"), [{"x": value} for value in values])
+    found = torch.tensor([float(row["x"]) for row in files.read_csv(Path("t.csv"), "again")])
+    assert torch.equal(found, torch.tensor(values))
+
+
+def test_a_cost_belongs_to_the_bytes_and_stays_the_first() -> None:
+    path = Path("out.txt")
+    files.write_text(path, "result")
+    cost.keep(path, cost.Cost(1.0, 2.0))
+    cost.keep(path, cost.Cost(9.0, 9.0))
+    assert cost.lookup(path) == cost.Cost(1.0, 2.0)
+    files.write_text(path, "another")
+    assert cost.lookup(path) is None

@@ -1,0 +1,135 @@
+"""The command line as a user meets it: bad input ends in one clear sentence on stderr, no traceback, exit code not 0."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from src import cli
+from src.ground.params import load
+from src.stages import prepare
+from tests.imports import ROOT
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with the repository's params.yaml."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    return tmp_path
+
+
+def change(place: str, value: Any) -> None:
+    """Set one value of the folder's params.yaml; the place is its dotted path."""
+    yaml, file = YAML(), Path("params.yaml")
+    tree = yaml.load(file.read_text(encoding="utf-8"))
+    *parents, last = place.split(".")
+    node = tree
+    for key in parents:
+        node = node[key]
+    node[last] = value
+    yaml.dump(tree, file)
+
+
+def fails(words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a command that must fail with a sentence; returns it."""
+    monkeypatch.setattr(sys, "argv", ["src.cli", *words.split()])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    error = capsys.readouterr().err
+    assert stop.value.code not in (0, None)
+    assert "Traceback" not in error
+    return error
+
+
+RUN = "runs.digits-ipc1-ast"
+BAD = [
+    (f"{RUN}.distill.lr_imgs", 3.0, f"{RUN}.distill.lr_imgs: unknown key: choose from"),
+    (f"{RUN}.distill.lr_img", "fast", f"{RUN}.distill.lr_img: input should be a valid number; got 'fast'"),
+    (f"{RUN}.ipc", 0, f"{RUN}.ipc: input should be greater than or equal to 1"),
+    (f"{RUN}.distill.max_start_epoch", 500, f"{RUN}.distill.max_start_epoch: max_start_epoch - 1 + expert_epochs = "),
+    (f"{RUN}.dataset", "digit", f"{RUN}.dataset: 'digit' is not in the section prepare: choose one of digits"),
+    (f"{RUN}.network", "ResNet", f"{RUN}.network: 'ResNet' is not in the section networks: choose one of ConvNetD2W32"),
+    ("prepare.digits.source", "digitz", "prepare.digits.source: input should be 'digits'; got 'digitz'"),
+    ("networks.ConvNetD2W32.family", "LeNet", "networks.ConvNetD2W32.family: input should be 'ConvNet'; got 'LeNet'"),
+    ("seed", -1, "seed: must be a whole number"),
+]
+
+
+@pytest.mark.parametrize(("place", "value", "sentence"), BAD, ids=[f"{place}={value}" for place, value, _ in BAD])
+@pytest.mark.parametrize("command", ["distill --run digits-ipc1-ast", "report"])
+def test_bad_parameters(
+    command: str, place: str, value: Any, sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(place, value)
+    assert sentence in fails(command, monkeypatch, capsys)
+
+
+def test_all_problems_at_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for place, value, _ in (BAD[1], BAD[2], BAD[6], BAD[8]):
+        change(place, value)
+    error = fails("prepare", monkeypatch, capsys)
+    assert "params.yaml has 4 problems" in error
+    assert all(sentence in error for _, _, sentence in (BAD[1], BAD[2], BAD[6], BAD[8]))
+
+
+UNKNOWN = [
+    ("prepare --dataset cifar11", "no data set is named 'cifar11': choose one of digits"),
+    ("experts --experts dull", "no set of experts is named 'dull': choose one of digits-plain, digits-smooth"),
+    ("distill --run digits-ipc2-ast", "no run is named 'digits-ipc2-ast': choose one of digits-ipc1-ast"),
+    ("evaluate --run x", "no run is named 'x'"),
+]
+
+
+@pytest.mark.parametrize(("command", "sentence"), UNKNOWN)
+def test_unknown_names(
+    command: str, sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sentence in fails(command, monkeypatch, capsys)
+
+
+def test_a_stage_too_early_names_the_command_before_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = "distill --run digits-ipc1-ast"
+    assert "make it with `python -m src.cli prepare --dataset digits`" in fails(run, monkeypatch, capsys)
+    prepare.run(load(), "digits")
+    assert "make it with `python -m src.cli experts --experts digits-smooth`" in fails(run, monkeypatch, capsys)
+    early = fails("evaluate --run digits-ipc1-ast", monkeypatch, capsys)
+    assert "make it with `python -m src.cli distill --run digits-ipc1-ast`" in early
+
+
+def test_ipc_above_the_smallest_class(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    change(f"{RUN}.ipc", 2000)
+    error = fails("prepare", monkeypatch, capsys)
+    assert "runs.digits-ipc1-ast.ipc: ipc 2000 exceeds the smallest class" in error
+    assert not Path("data").exists()
+
+
+def test_outside_the_repository_and_broken_yaml(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("params.yaml").write_text("runs: [unclosed", encoding="utf-8")
+    assert "params.yaml has 1 problem" in fails("report", monkeypatch, capsys)
+    Path("params.yaml").unlink()
+    assert "run the command in the repository's top folder" in fails("report", monkeypatch, capsys)
+
+
+def test_stale_experts_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Experts made with other settings than params.yaml has now must not be matched."""
+    from src.stages import experts
+
+    for place, value in {"count": 1, "epochs": 12, "gradient_penalty": 0.0}.items():
+        change(f"experts.digits-smooth.{place}", value)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{Path.cwd() / 'mlflow.db'}")
+    prepare.run(load(), "digits")
+    experts.run(load(), "digits-smooth")
+    change("experts.digits-smooth.lr", 0.02)
+    error = fails("distill --run digits-ipc1-ast", monkeypatch, capsys)
+    assert "experts.lr was 0.01, is 0.02" in error
+    assert "make it with `python -m src.cli experts --experts digits-smooth`" in error

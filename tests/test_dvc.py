@@ -1,0 +1,89 @@
+"""dvc.yaml against the code: its commands exist, its code dependencies are what the artifacts depend on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from ruamel.yaml import YAML
+
+from src.cli import app
+from src.ground.params import load
+from src.io import artifacts, files
+from tests.imports import ROOT, code_of_results
+
+PIPELINE: dict[str, Any] = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+STAGES = ("prepare", "experts", "distill", "evaluate", "report")
+
+
+def body(stage: str) -> dict[str, Any]:
+    return PIPELINE[stage].get("do", PIPELINE[stage])
+
+
+def paths(stage: str, kind: str) -> set[str]:
+    return {next(iter(entry)) if isinstance(entry, dict) else entry for entry in body(stage).get(kind, [])}
+
+
+def test_stages_and_their_order() -> None:
+    assert tuple(PIPELINE) == STAGES
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_command_exists_with_its_option(stage: str) -> None:
+    words = body(stage)["cmd"].split()
+    assert words[:4] == ["python", "-m", "src.cli", stage]
+    command = typer.main.get_command(app).commands[stage]  # type: ignore[attr-defined]
+    options = {name for parameter in command.params for name in parameter.opts}
+    assert set(words[4::2]) <= options
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_code_dependencies_are_the_import_closure(stage: str) -> None:
+    declared = {path for path in paths(stage, "deps") if path.startswith("src/")}
+    templates = {path for path in declared if not path.endswith(".py")}
+    assert declared - templates == code_of_results(stage)
+    assert all((ROOT / path).exists() for path in templates)
+
+
+def test_outputs_are_the_artifacts() -> None:
+    key = "${key}"
+    made = {
+        "prepare": [*(artifacts.split_file(key, s) for s in ("train", "val", "test")), artifacts.statistics_file(key)],
+        "experts": [artifacts.trajectories_folder(key), artifacts.expert_curves_file(key)],
+        "distill": [artifacts.synthetic_file(key), artifacts.snapshots_file(key), artifacts.history_file(key)],
+        "evaluate": [artifacts.metrics_file(key), artifacts.students_file(key), artifacts.predictions_file(key)],
+        "report": [artifacts.report_file("html"), artifacts.report_file("md")],
+    }
+    for stage, outputs in made.items():
+        declared = paths(stage, "outs") | paths(stage, "metrics") | paths(stage, "plots")
+        assert declared == {path.as_posix() for path in outputs}
+
+
+def test_parameters_named_by_dvc_are_sections_of_params_yaml() -> None:
+    raw = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    for stage in STAGES:
+        assert {entry.split(".")[0] for entry in body(stage)["params"]} <= set(raw)
+
+
+def test_params_yaml_is_valid_and_its_reals_have_a_dot() -> None:
+    """YAML 1.1 readers take 1e-3 for text: with a dot every reader sees the same number."""
+    load(ROOT / "params.yaml")
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    assert not [word for word in text.split() if "e-" in word and "." not in word and word[0].isdigit()]
+
+
+def test_lock_is_up_to_date_with_the_stages() -> None:
+    lock = YAML(typ="safe").load((ROOT / "dvc.lock").read_text(encoding="utf-8"))["stages"]
+    params = load(ROOT / "params.yaml")
+    names = [f"prepare@{name}" for name in params.prepare] + [f"experts@{name}" for name in params.experts]
+    names += [f"{stage}@{name}" for stage in ("distill", "evaluate") for name in params.runs]
+    assert set(lock) == {*names, "report"}
+
+
+def test_digest_of_a_folder_is_dvcs(tmp_path: Path) -> None:
+    (tmp_path / "b").write_text("two")
+    (tmp_path / "a").write_text("one")
+    # what `dvc add` records for this folder
+    assert files.digest(tmp_path) == "28ccbdc60ec0c5961088990f02cc7124.dir"

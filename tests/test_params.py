@@ -1,0 +1,239 @@
+"""params.yaml: every problem found at once, each at the place in the file where it stands."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import re
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from src.ground import settings
+from src.ground.errors import ParamsError, UnknownNameError
+from src.ground.params import Params, load, parse
+
+Raw = dict[str, Any]
+MODELS = [m for m in vars(settings).values() if inspect.isclass(m) and issubclass(m, BaseModel) and m is not BaseModel]
+
+
+def put(raw: Raw, path: str, value: Any) -> None:
+    *parents, last = path.split("/")
+    for part in parents:
+        raw = raw[part]
+    raw[last] = value
+
+
+def problems(raw: Any) -> list[tuple[str, str]]:
+    with pytest.raises(ParamsError) as caught:
+        parse(raw)
+    for path, text in caught.value.problems:
+        assert f"{path}: {text}" in str(caught.value)
+    return list(caught.value.problems)
+
+
+def paths(raw: Any) -> list[str]:
+    return sorted(path for path, _ in problems(raw))
+
+
+def test_valid(valid_params: Raw) -> None:
+    params = parse(valid_params)
+    assert params.seed == 0
+    assert params.run("ten").ipc == 10
+    assert params.distillations["one"].lr_img == 100
+    assert params.distillations["ten"].lr_img == 10  # the run's own value goes before the method's
+    assert params.distillations["ten"].augmentation == ("crop",)
+    assert params.expert_set("smooth").epochs == 5
+    assert params.dataset("digits").source == "digits"
+
+
+def test_the_repositorys_own_file_is_valid() -> None:
+    assert load(Path(__file__).parent.parent / "params.yaml").runs
+
+
+@pytest.mark.parametrize("section", ["runtime", "report"])
+def test_sections_with_defaults_may_be_left_out(section: str, valid_params: Raw) -> None:
+    del valid_params[section]
+    assert isinstance(parse(valid_params), Params)
+
+
+@pytest.mark.parametrize("section", ["seed", "prepare", "networks", "experts", "distill", "evaluate", "runs"])
+def test_other_sections_are_asked_for(section: str, valid_params: Raw) -> None:
+    del valid_params[section]
+    assert section in paths(valid_params)
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "where", "says"),
+    [
+        ("extra", 1, "extra", "unknown section.*prepare"),
+        ("seed", -1, "seed", "whole number.*-1"),
+        ("seed", True, "seed", "whole number.*True"),
+        ("runtime/threads", "many", "runtime.threads", "'many'"),
+        ("runtime/device", "tpu", "runtime.device", "'cpu'.*'tpu'"),
+        ("networks/D2/dept", 1, "networks.D2.dept", "unknown key.*depth"),
+        ("networks/D2/depth", "two", "networks.D2.depth", "'two'"),
+        ("networks/D2", None, "networks.D2", "None"),
+        ("prepare/digits/source", "mnist", "prepare.digits.source", "'digits'.*'mnist'"),
+        ("prepare/digits/val_fraction", 1.0, "prepare.digits.val_fraction", "1.0"),
+        ("experts/smooth/lr", float("inf"), "experts.smooth.lr", "finite.*inf"),
+        ("experts/smooth/lr", float("nan"), "experts.smooth.lr", "finite.*nan"),
+        ("experts/smooth/lr", 10**400, "experts.smooth.lr", "number"),
+        ("experts/smooth/momentum", 1.0, "experts.smooth.momentum", "less than 1"),
+        ("evaluate/mtt/students", 1, "evaluate.mtt.students", "2"),
+        ("runs/one/ipc", 0, "runs.one.ipc", "1"),
+        ("runs/one/ipc", "some", "runs.one.ipc", "'all'.*'some'"),
+        ("runs/one/ipc", True, "runs.one.ipc", "True"),
+        ("runs/one/colour", 1, "runs.one.colour", "unknown key"),
+        ("runs/one/dataset", "mnist", "runs.one.dataset", "'mnist'.*prepare.*digits"),
+        ("runs/one/network", "D3", "runs.one.network", "'D3'.*networks.*D2"),
+        ("runs/one/experts", "rough", "runs.one.experts", "'rough'.*experts.*smooth"),
+        ("runs/one/evaluate", "own", "runs.one.evaluate", "'own'.*evaluate.*mtt"),
+        ("runs/one/distill/method", "dm", "runs.one.distill.method", "'dm'.*distill.*ast"),
+        ("runs/one/distill", {}, "runs.one.distill.method", "missing"),
+        ("runs/one/distill", "ast", "runs.one.distill", "'ast'"),
+        ("experts/smooth/dataset", "mnist", "experts.smooth.dataset", "'mnist'.*prepare.*digits"),
+        ("experts/smooth/network", "D3", "experts.smooth.network", "'D3'.*networks.*D2"),
+        ("runs/ten/distill/lr_img", "fast", "runs.ten.distill.lr_img", "'fast'"),
+        ("runs/ten/distill/lr_image", 1.0, "runs.ten.distill.lr_image", "unknown key.*lr_img"),
+        ("distill/ast/augmentation", ["crop", "blur"], "distill.ast.augmentation.1", "'flip'.*'blur'"),
+        ("distill/ast/augmentation", "crop", "distill.ast.augmentation", "'crop'"),
+        ("distill/ast/iterations", 3.0, "distill.ast.iterations", "integer.*3.0"),
+        ("distill/ast", 7, "distill.ast", "7"),
+        ("distill/unused", {"iterations": 1}, "distill.unused.initialisation", "missing"),
+    ],
+)
+def test_a_problem_is_reported_where_it_stands(at: str, value: Any, where: str, says: str, valid_params: Raw) -> None:
+    put(valid_params, at, value)
+    texts = [text for path, text in problems(valid_params) if path == where]
+    assert len(texts) >= 1, problems(valid_params)
+    assert re.search(says, texts[0])
+
+
+def test_a_shared_problem_is_reported_once(valid_params: Raw) -> None:
+    put(valid_params, "distill/ast/lr_lr", "fast")
+    assert paths(valid_params) == ["distill.ast.lr_lr"]
+
+
+def test_a_missing_field_is_asked_of_the_runs(valid_params: Raw) -> None:
+    del valid_params["distill"]["ast"]["iterations"]
+    assert paths(valid_params) == ["runs.one.distill.iterations", "runs.ten.distill.iterations"]
+
+
+def test_all_problems_are_reported_at_once(valid_params: Raw) -> None:
+    expected = ["evaluate.mtt.epoch", "experts.smooth.lr", "extra", "networks.D2.depth"]
+    expected += ["distill.ast.lr_lr", "runs.one.ipc", "runs.ten.distill.lr_img", "runs.ten.evaluate", "seed"]
+    for path in expected:
+        put(valid_params, path.replace(".", "/"), "wrong")
+    assert paths(valid_params) == sorted(expected)
+    with pytest.raises(ParamsError, match=f"params.yaml has {len(expected)} problems"):
+        parse(valid_params)
+
+
+def test_a_name_in_one_section_hides_no_problem_in_another(valid_params: Raw) -> None:
+    put(valid_params, "runs/ten/ipc", 0)
+    put(valid_params, "runs/one/evaluate", "ten")
+    assert paths(valid_params) == ["runs.one.evaluate", "runs.ten.ipc"]
+
+
+def test_a_broken_entry_is_not_reported_as_absent_too(valid_params: Raw) -> None:
+    put(valid_params, "networks/D2/depth", 0)
+    assert paths(valid_params) == ["networks.D2.depth"]
+
+
+def test_nor_is_one_with_a_dot_in_its_name(valid_params: Raw) -> None:
+    valid_params["experts"]["smooth.v1"] = {**valid_params["experts"].pop("smooth"), "lr": -1}
+    for run in valid_params["runs"].values():
+        run["experts"] = "smooth.v1"
+    assert paths(valid_params) == ["experts.smooth.v1.lr"]
+
+
+def test_a_broken_run_does_not_make_its_method_look_incomplete(valid_params: Raw) -> None:
+    del valid_params["distill"]["ast"]["iterations"]
+    for run in valid_params["runs"].values():
+        run["distill"]["iterations"] = 1
+        run["ipc"] = 0
+    assert paths(valid_params) == ["runs.one.ipc", "runs.ten.ipc"]
+
+
+def test_start_epochs_beyond_the_experts(valid_params: Raw) -> None:
+    put(valid_params, "runs/one/distill/max_start_epoch", 5)  # 5 - 1 + 2 = 6 of 5 epochs
+    [(path, text)] = problems(valid_params)
+    assert path == "runs.one.distill.max_start_epoch"
+    assert {"6", "5"} <= set(re.findall(r"\d+", text))
+    put(valid_params, "runs/one/distill/max_start_epoch", 4)
+    parse(valid_params)
+    put(valid_params, "runs/one/distill/max_start_epoch", 99)
+    put(valid_params, "runs/one/distill/iterations", 0)  # nothing is matched
+    parse(valid_params)
+
+
+def test_all_images_cannot_be_distilled(valid_params: Raw) -> None:
+    put(valid_params, "runs/one/ipc", "all")
+    [(path, text)] = problems(valid_params)
+    assert path == "runs.one.ipc"
+    assert "iterations" in text
+    put(valid_params, "runs/one/distill/iterations", 0)
+    assert parse(valid_params).runs["one"].ipc == "all"
+
+
+def test_way_points_must_fit_into_the_steps(valid_params: Raw) -> None:
+    changes = {"intermediate_loss": "sum", "expert_epochs": 4, "syn_steps": 3, "max_start_epoch": 1}
+    valid_params["runs"]["one"]["distill"].update(changes)
+    [(path, text)] = problems(valid_params)
+    assert path == "runs.one.distill.expert_epochs"
+    assert {"4", "3"} <= set(re.findall(r"\d+", text))
+
+
+def test_run_and_experts_must_have_the_same_network(valid_params: Raw) -> None:
+    put(valid_params, "networks/D1", {"depth": 1, "width": 4})
+    put(valid_params, "runs/one/network", "D1")
+    [(path, text)] = problems(valid_params)
+    assert path == "runs.one.network"
+    assert all(name in text for name in ("D1", "D2", "smooth"))
+
+
+def test_a_split_must_leave_training_images(valid_params: Raw) -> None:
+    valid_params["prepare"]["digits"].update(val_fraction=0.6, test_fraction=0.5)
+    assert all(path.startswith("prepare.digits") for path in paths(valid_params))
+
+
+@pytest.mark.parametrize("name", ["../x", "", ".hidden", "a/b", "a b", "-x", "x\n", "ä", 10, None])
+@pytest.mark.parametrize("section", ["prepare", "networks", "experts", "distill", "evaluate", "runs"])
+def test_names_that_are_no_folder_names(section: str, name: Any, valid_params: Raw) -> None:
+    valid_params[section][name] = copy.deepcopy(next(iter(valid_params[section].values())))
+    [(path, text)] = problems(valid_params)
+    assert path == f"{section}.{name}"
+    assert "letters" in text
+
+
+@pytest.mark.parametrize("top", [None, [], "text", 3, [{"seed": 0}]])
+def test_the_top_level_is_a_mapping(top: Any) -> None:
+    assert paths(top) == ["(top level)"]
+
+
+@pytest.mark.parametrize("run", ["one", "ten"])
+def test_settings_are_frozen(run: str, valid_params: Raw) -> None:
+    params = parse(valid_params)
+    with pytest.raises(FrozenInstanceError):
+        params.seed = 1  # type: ignore[misc]
+    for model in (params.runs[run], params.runs[run].distill, params.distillations[run], params.runtime):
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(model, next(iter(type(model).model_fields)), 1)
+
+
+def test_unknown_names_are_answered_with_the_known(valid_params: Raw) -> None:
+    params = parse(valid_params)
+    for find, section in ((params.run, "runs"), (params.dataset, "prepare"), (params.expert_set, "experts")):
+        with pytest.raises(UnknownNameError, match=f"'nope'.*{next(iter(valid_params[section]))}.*{section}"):
+            find("nope")
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda m: m.__name__)
+def test_every_field_is_described(model: type[BaseModel]) -> None:
+    assert model.__doc__
+    for name, field in model.model_fields.items():
+        assert field.description, f"{model.__name__}.{name}"

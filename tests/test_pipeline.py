@@ -1,0 +1,148 @@
+"""The whole pipeline, tiny, the way a user runs it: `dvc repro` in a repository, real images, the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import pytest
+from ruamel.yaml import YAML
+
+from src.io import files
+from tests.imports import ROOT
+
+RUNS = ("digits-ipc1-ast", "digits-ipc1-random")
+
+
+def call(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run a program of this Python's environment in the folder."""
+    bin_folder = Path(sys.executable).parent
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_"))}
+    environment |= {"PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}", "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def tiny(raw: dict) -> dict:  # type: ignore[type-arg]
+    """The repository's parameters, cut down to seconds: two runs that share small experts."""
+    raw["runs"] = {name: {**raw["runs"][name], "experts": "digits-smooth"} for name in RUNS}
+    raw["experts"] = {"digits-smooth": {**raw["experts"]["digits-smooth"], "count": 2, "epochs": 4, "clipping_epochs": 2}}
+    raw["distill"]["ast"] |= {"iterations": 6, "syn_steps": 4, "max_start_epoch": 2, "snapshots": 3}
+    raw["evaluate"]["mtt"] |= {"epochs": 20, "students": 2}
+    return raw
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone after `dvc repro`."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
+        shutil.copy(ROOT / name, folder)
+    shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    yaml = YAML(typ="safe")
+    yaml.dump(tiny(yaml.load((ROOT / "params.yaml").read_text(encoding="utf-8"))), folder / "params.yaml")
+    for words in ("git init -q", "dvc init -q", "git add .", "git -c user.name=t -c user.email=t@t commit -qm start"):
+        assert call(folder, *words.split()).returncode == 0
+    done = call(folder, "dvc", "repro")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def lock(folder: Path) -> bytes:
+    return (folder / "dvc.lock").read_bytes()
+
+
+def test_every_artifact_is_there(repository: Path) -> None:
+    data = repository / "data"
+    assert len(list((data / "experts/digits-smooth/trajectories").iterdir())) == 2
+    for name in RUNS:
+        assert set(json.loads((data / "evaluate" / name / "metrics.json").read_text())) == {
+            f"{split}_accuracy_{figure}" for split in ("val", "test") for figure in ("mean", "std")
+        }
+    assert (data / "report/report.html").stat().st_size > 10_000
+
+
+def test_a_second_repro_runs_nothing(repository: Path) -> None:
+    before = lock(repository)
+    again = call(repository, "dvc", "repro")
+    assert again.returncode == 0
+    assert "Running stage" not in again.stdout
+    assert lock(repository) == before
+
+
+def test_the_same_seed_gives_the_same_bytes(repository: Path) -> None:
+    before = lock(repository)
+    for stage in ("prepare@digits", "experts@digits-smooth", "distill@digits-ipc1-ast", "evaluate@digits-ipc1-ast", "report"):
+        done = call(repository, "dvc", "repro", "-f", "-s", stage)
+        assert "Running stage" in done.stdout, done.stderr
+        assert lock(repository) == before, stage
+
+
+def test_dvc_shows_metrics_and_plots(repository: Path) -> None:
+    shown = json.loads(call(repository, "dvc", "metrics", "show", "--json").stdout)
+    found = set(next(iter(shown.values()))["data"])
+    assert found == {f"data/evaluate/{name}/metrics.json" for name in RUNS}
+    plots = call(repository, "dvc", "plots", "show", "--json")
+    assert plots.returncode == 0
+    assert "data/distill/digits-ipc1-ast/history.csv" in plots.stdout
+
+
+def test_mlflow_holds_one_row_a_run_with_everything(repository: Path) -> None:
+    client = mlflow.MlflowClient(f"sqlite:///{repository / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("digits")
+    assert experiment is not None
+    rows = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert set(rows) == {"experts/digits-smooth", *RUNS}  # forced stages went on in their rows
+    run = rows["digits-ipc1-ast"]
+    history = client.get_metric_history(run.info.run_id, "matching_loss")
+    assert sorted(point.step for point in history) == list(range(6))
+    wanted = {"test_accuracy_mean", "test_accuracy_std", "syn_lr", "way_point_1", "grad_norm_images"}
+    assert wanted | {"cost/distill_seconds", "cost/experts_seconds", "cost/evaluate_seconds"} <= set(run.data.metrics)
+    assert run.data.params["distill.intermediate_loss"] != "off"
+    assert run.data.tags["ast.experts_run_id"] == rows["experts/digits-smooth"].info.run_id
+    assert "mlflow.source.git.commit" in run.data.tags
+    path = "data/distill/digits-ipc1-ast/synthetic.safetensors"
+    recorded = YAML(typ="safe").load((repository / "dvc.lock").read_text())["stages"]["distill@digits-ipc1-ast"]["outs"]
+    assert run.data.tags[f"dvc.{path}"] == files.digest(repository / path)
+    assert run.data.tags[f"dvc.{path}"] in {out["md5"] for out in recorded}
+    assert {entry.dataset.name for entry in run.inputs.dataset_inputs} == {"digits"}
+    images = [file.path for file in client.list_artifacts(run.info.run_id, "images") if file.path.endswith(".png")]
+    assert len(images) == 3
+    curves = client.get_metric_history(rows["experts/digits-smooth"].info.run_id, "parameter_step")
+    assert [point.step for point in curves] == [1, 2, 3, 4]
+
+
+def test_a_lost_store_is_made_whole_by_evaluate(repository: Path) -> None:
+    """As after `dvc pull`, or from DVC's run cache: the synthetic set is there, the store never saw it."""
+    kept = repository / "mlflow.db"
+    kept.rename(repository / "aside.db")
+    done = call(repository, sys.executable, "-m", "src.cli", "evaluate", "--run", "digits-ipc1-ast")
+    assert done.returncode == 0, done.stderr
+    (run,) = mlflow.MlflowClient(f"sqlite:///{kept}").search_runs(["1"])
+    assert {"matching_loss", "test_accuracy_mean"} <= set(run.data.metrics)
+    (repository / "aside.db").replace(kept)
+
+
+def test_the_notebook_runs_on_the_artifacts(repository: Path) -> None:
+    notebook = json.loads((ROOT / "notebooks/synthetic_set.ipynb").read_text(encoding="utf-8"))
+    code = "\n".join("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code")
+    done = call(repository, sys.executable, "-c", code)
+    assert done.returncode == 0, done.stderr
+    assert "10 images, syn_lr" in done.stdout
+
+
+def test_an_experiment_changes_one_run_only(repository: Path) -> None:
+    words = ("exp", "run", "-S", "runs.digits-ipc1-ast.distill.lr_img=7.0", "-n", "steeper")
+    done = call(repository, "dvc", *words)
+    assert done.returncode == 0, done.stderr
+    ran = [line for line in done.stdout.splitlines() if line.startswith("Running stage")]
+    assert ran == [f"Running stage '{stage}':" for stage in ("distill@digits-ipc1-ast", "evaluate@digits-ipc1-ast", "report")]
+    assert "steeper" in call(repository, "dvc", "exp", "show", "--md").stdout
+    client = mlflow.MlflowClient(f"sqlite:///{repository / 'mlflow.db'}")
+    found = client.search_runs(["1"], "tags.`dvc.experiment` = 'steeper'")
+    assert [run.info.run_name for run in found] == ["digits-ipc1-ast"]
+    assert found[0].data.params["distill.lr_img"] == "7.0"

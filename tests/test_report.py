@@ -1,0 +1,220 @@
+"""The report: complete, the same bytes from the same artifacts, and a page that needs nothing but itself."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import pytest
+import torch
+
+from src.ground.errors import ArtifactError
+from src.ground.params import Params, parse
+from src.io import artifacts, charts, files, page, sheets
+from src.io.artifacts import Record, Snapshots, Split, Statistics, SyntheticSet
+from src.maths.pixels import Normalisation
+from src.stages import report, results
+from src.stages.records import experts_record, synthetic_record
+
+ACCURACIES = {"one": 0.911, "ten": 0.953, "found": 0.642, "whole": 0.987}
+
+
+@pytest.fixture
+def params(valid_params: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
+    """Four runs on two sets of experts, with all their artifacts."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    raw = copy.deepcopy(valid_params)
+    raw["report"]["title"] = "Three < four"
+    raw["experts"]["plain"] = raw["experts"]["smooth"] | {"lr": 0.05}
+    raw["distill"]["real"] = {"initialisation": "random", "iterations": 0}
+    baseline = raw["runs"]["one"] | {"experts": "plain", "distill": {"method": "real"}}
+    raw["runs"] |= {"found": baseline, "whole": baseline | {"ipc": "all"}}
+    made = parse(raw)
+    _make_data()
+    for name in made.experts:
+        _make_experts(made, name)
+    for name in made.runs:
+        _make_run(made, name)
+    return made
+
+
+def _make_data() -> None:
+    labels = torch.tensor([0, 1, 0, 1, 0])
+    artifacts.save_split("digits", "train", Split(torch.zeros(5, 1, 4, 4, dtype=torch.uint8), labels), Record("split", {}))
+    counts = {"train": {"a": 3, "b": 2}}
+    artifacts.save_statistics("digits", Statistics(("a", "b"), 1, 4, 16, (0.5,), (0.25,), counts, "0"))
+
+
+def _make_experts(params: Params, name: str) -> None:
+    settings = params.experts[name]
+    for index in range(settings.count):
+        artifacts.save_trajectory(name, index, torch.zeros(settings.epochs + 1, 3), experts_record(params, name))
+    epochs = [(expert, epoch) for expert in range(settings.count) for epoch in range(1, settings.epochs + 1)]
+    rows = [{"expert": x, "epoch": e, "val_accuracy": 0.5 + e / 20, "parameter_step": (1 + x) / e} for x, e in epochs]
+    files.write_csv(artifacts.expert_curves_file(name), rows)
+
+
+def _make_run(params: Params, name: str) -> None:
+    ipc, record = params.runs[name].ipc, synthetic_record(params, name)
+    labels = torch.tensor([0, 0, 0, 1, 1]) if ipc == "all" else torch.arange(2).repeat_interleave(int(ipc))
+    images = torch.linspace(-3, 3, len(labels) * 16).view(-1, 1, 4, 4)
+    normalisation = Normalisation(torch.tensor([0.5]), torch.tensor([0.25]))
+    artifacts.save_synthetic(name, SyntheticSet(images, labels, torch.tensor(0.02), normalisation), record)
+    moments = torch.arange(params.distillations[name].iterations + 1)
+    artifacts.save_snapshots(name, Snapshots(moments, images.repeat(len(moments), 1, 1, 1, 1)), record_of_snapshots(record))
+    history = [{"iteration": i, "matching_loss": 1 / (i + 1), "syn_lr": 0.01} for i in moments.tolist()[:-1]]
+    files.write_csv(artifacts.history_file(name), history, ("iteration", "matching_loss", "syn_lr"))
+    mean = ACCURACIES[name]
+    scores = {"val_accuracy_mean": mean - 0.1, "val_accuracy_std": 0.01, "test_accuracy_mean": mean, "test_accuracy_std": 0.012}
+    files.write_json(artifacts.metrics_file(name), scores)
+    files.write_csv(artifacts.students_file(name), [{"student": i, "test_accuracy": mean} for i in range(2)])
+
+
+def record_of_snapshots(record: Record) -> Record:
+    return Record("snapshots", record.settings, record.inputs)
+
+
+def made() -> tuple[str, str]:
+    """The page and the table."""
+    html, markdown = (artifacts.report_file(suffix).read_text(encoding="utf-8") for suffix in ("html", "md"))
+    return html, markdown
+
+
+def test_same_artifacts_give_the_same_bytes(params: Params) -> None:
+    report.run(params)
+    first = made()
+    report.run(params)
+    assert made() == first
+
+
+def test_page_needs_no_other_file(params: Params) -> None:
+    report.run(params)
+    html, _ = made()
+    places = re.findall(r"""(?:src|href)\s*=\s*["']?([^"'\s>]*)""", html)
+    assert places
+    assert all(place.startswith(("data:", "#")) for place in places)
+    assert "http" not in html
+    assert not re.search(r"url\(|@import|<script|<iframe", html)
+    assert all(re.search(r'alt="[^"]+"', image) for image in re.findall(r"<img[^>]*>", html))
+
+
+def test_every_run_is_there_with_its_accuracies(params: Params) -> None:
+    report.run(params)
+    html, markdown = made()
+    rows = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + len(params.runs)
+    assert len({len(row) for row in rows}) == 1  # aligned
+    for row, (name, mean) in zip(rows[2:], ACCURACIES.items(), strict=True):
+        val, test = f"{mean * 100 - 10:.1f} ± 1.0", f"{mean * 100:.1f} ± 1.2"
+        assert [cell.strip() for cell in row.split("|")[1:-1]][0::6] == [name, val]
+        assert test in row
+        assert name in html
+        assert test.replace(" ", "&#8239;") in html
+    assert "Three &lt; four" in html
+    assert "not measured here" in html
+
+
+def test_results_are_compared_with_their_own_group(params: Params) -> None:
+    one, ten, whole = results.groups(params)
+    assert [(group.ipc, group.best.run) for group in (one, ten, whole)] == [(1, "one"), (10, "ten"), ("all", "whole")]
+    assert one.baseline is not None
+    assert (one.baseline.run, ten.baseline, whole.baseline) == ("found", None, None)
+    assert one.best.gain == pytest.approx(0.911 - 0.642)
+    assert ten.best.gain is None
+    assert {group.whole.run for group in (one, ten, whole) if group.whole} == {"whole"}
+    assert [r.colour for group in (one, ten, whole) for r in group.results] == [0, None, 0, None]
+
+
+def test_runs_that_are_not_distilled_make_a_page(params: Params, valid_params: dict[str, Any]) -> None:
+    for name in ("one", "ten"):
+        valid_params["runs"][name]["distill"] = {"method": "ast", "iterations": 0}
+    only = parse(valid_params)
+    for name in only.runs:
+        _make_run(only, name)
+    report.run(only)
+    assert "How they changed" not in made()[0]
+
+
+@pytest.mark.parametrize(
+    ("path", "remedy"),
+    [
+        (artifacts.metrics_file("ten"), "evaluate --run ten"),
+        (artifacts.students_file("one"), "evaluate --run one"),
+        (artifacts.synthetic_file("one"), "distill --run one"),
+        (artifacts.snapshots_file("ten"), "distill --run ten"),
+        (artifacts.history_file("ten"), "distill --run ten"),
+        (artifacts.expert_curves_file("plain"), "experts --experts plain"),
+        (artifacts.statistics_file("digits"), "prepare --dataset digits"),
+    ],
+)
+def test_a_missing_artifact_is_named_with_its_remedy(params: Params, path: Path, remedy: str) -> None:
+    path.unlink()
+    with pytest.raises(ArtifactError, match=f"{path} is missing: make it with `python -m src.cli {remedy}`"):
+        report.run(params)
+
+
+def test_damaged_scores_are_said(params: Params) -> None:
+    files.write_json(artifacts.metrics_file("one"), {"test_accuracy_mean": 1.0})
+    with pytest.raises(ArtifactError, match="evaluate --run one"):
+        report.run(params)
+
+
+def test_artifacts_of_other_settings_are_refused(params: Params, valid_params: dict[str, Any]) -> None:
+    valid_params["runs"]["one"]["distill"]["lr_img"] = 7.0
+    with pytest.raises(ArtifactError, match=r"lr_img was 100\.0, is 7\.0"):
+        report.run(parse(valid_params))
+    valid_params["runs"]["one"]["distill"].pop("lr_img")
+    valid_params["experts"]["smooth"]["lr"] = 0.5
+    with pytest.raises(ArtifactError, match=r"lr was 0\.01, is 0\.5"):
+        report.run(parse(valid_params))
+
+
+def test_sheet_puts_each_class_in_its_column() -> None:
+    pixels = torch.tensor([0.2, 0.4, 0.6, 2.0]).view(4, 1, 1, 1).expand(4, 1, 2, 2)
+    (sheet,) = sheets.sheets(pixels, torch.tensor([1, 0, 1, 1]), ("a", "b"), rows=2)
+    picture = matplotlib.image.imread(io.BytesIO(base64.b64decode(sheet.uri.partition(",")[2])), format="png")
+    assert picture.shape == (5, 5, 4)
+    assert picture[0, :, 0].tolist() == pytest.approx([0.4, 0.4, 0, 0.2, 0.2], abs=0.003)
+    assert picture[3, :, 3].tolist() == [0, 0, 0, 1, 1]  # class a has one image
+    assert sheets.out_of_range(pixels) == 0.25
+
+
+def test_sheets_part_many_classes() -> None:
+    found = sheets.sheets(torch.rand(25, 3, 2, 2), torch.arange(25), [str(k) for k in range(25)])
+    assert [len(sheet.classes) for sheet in found] == [10, 10, 5]
+    assert {sheet.rows for sheet in found} == {1}
+
+
+def test_scales_hold_their_values() -> None:
+    linear, log = charts.linear_scale([0.62, 0.987], percent=True), charts.log_scale([0.02, 3.0])
+    assert [tick.label for tick in linear.ticks] == ["60", "70", "80", "90", "100"]
+    assert (linear.at(0.6), linear.at(0.8), linear.at(1.0)) == (0, 50, 100)
+    assert [tick.label for tick in log.ticks] == ["0.03", "0.1", "0.3", "1", "3"]
+    assert log.at(0.1) - log.at(0.03) == pytest.approx(log.at(1) - log.at(0.3), abs=0.02)
+    for scale in (charts.linear_scale([0.5, 0.5]), charts.log_scale([0.0]), charts.log_scale([2.0])):
+        assert scale.ticks
+        assert 0 <= scale.at(0.5) <= 100
+
+
+def test_running_mean() -> None:
+    assert charts.running_mean([0, 3, 6, 0], 3) == [1.5, 3, 3, 3]
+    assert charts.running_mean([1, 2], 1) == [1, 2]
+
+
+def test_long_lines_are_thinned_and_keep_their_end() -> None:
+    n = 10 * charts.MOST_POINTS
+    chart = charts.line_chart("t", "x", [charts.Series("s", 0, range(n), [float(i) for i in range(n)])])
+    points = chart.lines[0].path[1:].split("L")
+    assert len(points) <= charts.MOST_POINTS + 1
+    assert points[-1].startswith("100,")
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.04, "0.0 s"), (59.99, "60.0 s"), (61, "1 min 01 s"), (3660, "1 h 01 min")])
+def test_durations(seconds: float, text: str) -> None:
+    assert page.duration(seconds) == text

@@ -1,0 +1,92 @@
+"""Tracking against a real sqlite store: one row a run, no point twice, and never a failed stage."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+
+from src.io import tracking
+from src.io.files import digest
+from tests.imports import ROOT
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for variable in tracking.QUIET:
+        monkeypatch.setenv(variable, tracking.QUIET[variable])
+    return tracking.store_uri()
+
+
+def test_the_same_work_goes_on_in_the_same_row(store: str) -> None:
+    picture = np.zeros((4, 4, 3), np.uint8)
+    for steps in (range(3), range(5)):
+        with tracking.track("digits", "a", "run", {"ast.fingerprint": "f"}) as tracker:
+            tracker.params({"distill": {"lr_img": 3.0}})
+            for step in steps:
+                tracker.metrics({"matching_loss": 1.0 / (step + 1), "bad": float("nan")}, step)
+                tracker.image("synthetic", picture, step)
+    client = mlflow.MlflowClient(store)
+    experiment = client.get_experiment_by_name("digits")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    history = client.get_metric_history(run.info.run_id, "matching_loss")
+    assert sorted((point.step, point.value) for point in history) == [(s, pytest.approx(1 / (s + 1))) for s in range(5)]
+    assert "bad" not in run.data.metrics
+    assert run.data.params == {"distill.lr_img": "3.0"}
+    assert run.info.status == "FINISHED"
+    pictures = [f.path for f in client.list_artifacts(run.info.run_id, "images") if f.path.endswith(".png")]
+    assert len(pictures) == 5
+
+
+def test_other_work_is_another_row_and_failure_is_seen(store: str) -> None:
+    with pytest.raises(ZeroDivisionError), tracking.track("digits", "a", "run", {"ast.fingerprint": "f"}):
+        _ = 1 / 0
+    with tracking.track("digits", "a", "run", {"ast.fingerprint": "g"}):
+        pass
+    client = mlflow.MlflowClient(store)
+    experiment = client.get_experiment_by_name("digits")
+    assert experiment is not None
+    states = {run.data.tags["ast.fingerprint"]: run.info.status for run in client.search_runs([experiment.experiment_id])}
+    assert states == {"f": "FAILED", "g": "FINISHED"}
+
+
+def test_outputs_and_inputs_carry_dvcs_digest(store: str) -> None:
+    path = Path("data.bin")
+    path.write_bytes(b"tensor")
+    with tracking.track("digits", "a", "run", {}) as tracker:
+        tracker.output(path)
+        tracker.dataset("digits", path, "training")
+    (run,) = mlflow.MlflowClient(store).search_runs(["1"])
+    assert run.data.tags["dvc.data.bin"] == digest(path)
+    assert [(entry.dataset.name, entry.dataset.digest) for entry in run.inputs.dataset_inputs] == [("digits", digest(path))]
+
+
+def test_an_unreachable_server_does_not_fail_the_stage(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with tracking.track("digits", "a", "run", {}) as tracker:
+        tracker.metrics({"x": 1.0})
+        tracker.flush()
+        tracker.tags({"x": "y"})
+    assert capsys.readouterr().err.count("Warning: MLflow at http://127.0.0.1:9 failed") == 1
+
+
+def test_processes_that_meet_a_fresh_store_together(store: str) -> None:
+    code = "import sys; from src.io.tracking import track\nwith track('digits', sys.argv[1], 'run', {}): pass"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code]
+    workers = [subprocess.Popen([*command, str(i)], env=environment, stderr=subprocess.PIPE, text=True) for i in range(3)]
+    errors = [worker.communicate()[1] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0, 0]
+    assert not [error for error in errors if "Warning" in error]
+    assert len(mlflow.MlflowClient(store).search_runs(["1"])) == 3
