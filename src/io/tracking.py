@@ -58,7 +58,7 @@ class Tracker:
 
     run_id: str | None = None
     _client: Any = None
-    _logged: dict[str, int] = field(default_factory=dict)  # metric -> last step logged before this process
+    _logged: dict[str, int] = field(default_factory=dict)  # metric or picture -> last step logged, by whatever process
     _points: list[tuple[str, float, int]] = field(default_factory=list)
     _flushed: float = field(default_factory=time.monotonic)
 
@@ -68,8 +68,10 @@ class Tracker:
         self._send(lambda mlflow: mlflow.log_params(flat))
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Queue points; finite numbers only reach the store, and none twice."""
-        self._points += [(k, v, step) for k, v in values.items() if np.isfinite(v) and step > self._logged.get(k, -1)]
+        """Queue points, steps of a metric rising; finite numbers only reach the store, and none twice."""
+        new = {name: value for name, value in values.items() if np.isfinite(value) and step > self._logged.get(name, -1)}
+        self._points += [(name, value, step) for name, value in new.items()]
+        self._logged |= dict.fromkeys(new, step)
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
 
