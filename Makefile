@@ -5,22 +5,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro test test-slow check ui clean
+.PHONY: repro test check lint ui clean
 
 repro: $(BIN)/.installed
 	dvc repro
 
 test: $(BIN)/.installed
-	python -m pytest -m "not slow"
-
-test-slow: $(BIN)/.installed
 	python -m pytest
 
-check: $(BIN)/.installed
+check: lint test
+
+lint: $(BIN)/.installed
 	ruff format --check src tests
 	ruff check src tests
 	mypy src
-	python -m pytest -m "not slow"
 
 ui: $(BIN)/.installed
 	python -m src.cli ui

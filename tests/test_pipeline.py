@@ -61,7 +61,7 @@ def test_every_artifact_is_there(repository: Path) -> None:
     data = repository / "data"
     assert len(list((data / "experts/digits-smooth/trajectories").iterdir())) == 2
     for name in RUNS:
-        assert set(json.loads((data / "evaluate" / name / "metrics.json").read_text())) == {
+        assert set(json.loads((data / "metrics" / f"{name}.json").read_text())) == {
             f"{split}_accuracy_{figure}" for split in ("val", "test") for figure in ("mean", "std")
         }
     assert (data / "report/report.html").stat().st_size > 10_000
@@ -86,7 +86,7 @@ def test_the_same_seed_gives_the_same_bytes(repository: Path) -> None:
 def test_dvc_shows_metrics_and_plots(repository: Path) -> None:
     shown = json.loads(call(repository, "dvc", "metrics", "show", "--json").stdout)
     found = set(next(iter(shown.values()))["data"])
-    assert found == {f"data/evaluate/{name}/metrics.json" for name in RUNS}
+    assert found == {f"data/metrics/{name}.json" for name in RUNS}
     plots = call(repository, "dvc", "plots", "show", "--json")
     assert plots.returncode == 0
     assert "data/distill/digits-ipc1-ast/history.csv" in plots.stdout

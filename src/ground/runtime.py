@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import sys
@@ -12,12 +13,15 @@ import torch
 from src.ground.errors import UserError
 from src.ground.settings import Runtime
 
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
+
 
 def start(runtime: Runtime) -> torch.device:
-    """Set the threads and reproducible kernels, and choose the device.
+    """Set the allocator, the threads and reproducible kernels, and choose the device.
 
     Raises UserError where the device asked for is not there.
     """
+    _keep_memory()
     if runtime.threads is not None:
         torch.set_num_threads(runtime.threads)
     if runtime.device == "cuda" and not torch.cuda.is_available():
@@ -28,6 +32,14 @@ def start(runtime: Runtime) -> torch.device:
     # on CUDA the gradient of DSA's scale and rotate through grid_sample has no reproducible kernel: warn, and go on
     torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
     return device
+
+
+def _keep_memory() -> None:
+    """Let glibc keep freed memory: by default it maps and unmaps large tensors at every use, half of a step's time."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def peak_memory_mib(device: torch.device) -> float:

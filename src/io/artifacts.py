@@ -130,7 +130,8 @@ def history_file(run: str) -> Path:
 
 
 def metrics_file(run: str) -> Path:
-    return DATA / "evaluate" / run / "metrics.json"
+    """Apart from the other artifacts, which DVC keeps: these small files stay in git."""
+    return DATA / "metrics" / f"{run}.json"
 
 
 def students_file(run: str) -> Path:
