@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
+import shutil
 import sys
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from src.ground.errors import UserError
 from src.ground.settings import Runtime
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
+
+COMPILE_FLOPS = 5e13  # some minutes of eager work on two cores, several times what compiling costs
 
 
 def start(runtime: Runtime) -> torch.device:
@@ -32,6 +35,20 @@ def start(runtime: Runtime) -> torch.device:
     # on CUDA the gradient of DSA's scale and rotate through grid_sample has no reproducible kernel: warn, and go on
     torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
     return device
+
+
+def compiles(runtime: Runtime, flops: float) -> tuple[bool, str]:
+    """Whether to compile a loop of so many floating-point operations, and a sentence for the user where there is one.
+
+    The choice rests on the amount of work alone, never on a timing: compiled code rounds differently, and the same
+    parameters must give the same bytes.
+    """
+    if runtime.compile == "off" or (runtime.compile == "auto" and flops < COMPILE_FLOPS):
+        return False, ""
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        return False, "no C++ compiler is found, so this runs eagerly: install g++ to run it about twice as fast"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(workspace() / ".cache" / "torchinductor"))
+    return True, "compiling; the first time takes about a minute"
 
 
 def _keep_memory() -> None:

@@ -39,6 +39,10 @@ class Runtime(Settings):
     """Where tensors live; auto takes CUDA where torch finds it."""
     threads: Positive | None = None
     """Threads of one torch operation; null leaves torch's choice (the cores). Other counts may round differently."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 runs convolutions and matrix products in half the bits; parameters, images and losses stay float32."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile for the hot loops; auto compiles where the work is long enough to pay for it."""
 
 
 class Dataset(Settings):
@@ -137,6 +141,8 @@ class Distillation(Settings):
     """Initial syn_lr (alpha), the student's learning rate."""
     syn_lr_min: PositiveReal = 1e-5
     """syn_lr is set back to this where an outer step would take it below: a negative rate would climb the loss."""
+    trajectories_per_iteration: Positive = 1
+    """Expert trajectories that one iteration is matched to; their gradients are averaged."""
     outer_momentum: Momentum = 0.5
     """Momentum of the outer SGD, for images and syn_lr."""
     inner_momentum: Momentum = 0.0

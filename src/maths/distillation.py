@@ -5,6 +5,7 @@ Sources: MTT, algorithm 1; AST, section 3 for the parts.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from src.ground.errors import DivergenceError
 from src.ground.settings import Distillation
 from src.maths import inner_loop, matching
+from src.maths.derivatives import Derivatives
 from src.maths.inner_loop import InnerRule, InnerStep, MatchingGradient
 from src.maths.networks import FlatNetwork
 
@@ -25,6 +27,14 @@ class State:
     syn_lr: Tensor  # ()
     images_velocity: Tensor  # (S, C, H, W), outer momentum
     syn_lr_velocity: Tensor  # ()
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a student starts and what it is to follow: theta*_s .. theta*_{s+M}, (M + 1, P), and s."""
+
+    snapshots: Tensor
+    epoch: int
 
 
 @dataclass(frozen=True)
@@ -55,28 +65,50 @@ def draw_start(experts: int, settings: Distillation, generator: torch.Generator)
 
 def iterate(
     network: FlatNetwork,
+    derivatives: Derivatives,
     state: State,
     labels: Tensor,
-    snapshots: Tensor,
-    start_epoch: int,
+    starts: Sequence[Start],
     settings: Distillation,
     generator: torch.Generator,
 ) -> tuple[State, Figures]:
-    """One iteration against snapshots theta*_s .. theta*_{s+M}, (M + 1, P). Raises DivergenceError, leaving `state` good."""
-    theta_start = matching.perturb(snapshots[0], network.convolutions, settings.weight_perturbation, generator)
-    gradient = inner_loop.matching_gradient(
-        network,
+    """One iteration against one or several expert trajectories, whose gradients are averaged.
+
+    Raises DivergenceError, leaving `state` good.
+    """
+    found = [_match(network, derivatives, state, labels, start, settings, generator) for start in starts]
+    gradient = MatchingGradient(
+        terms=torch.stack([one.terms for one in found]).mean(dim=0),
+        images=torch.stack([one.images for one in found]).mean(dim=0),
+        syn_lr=torch.stack([one.syn_lr for one in found]).mean(),
+        labels=None,
+    )
+    figures = Figures(gradient.terms.tolist(), state.syn_lr.item(), gradient.images.norm().item(), gradient.syn_lr.abs().item())
+    _check_finite(figures, settings)
+    return _descend(state, gradient, settings), figures
+
+
+def _match(
+    network: FlatNetwork,
+    derivatives: Derivatives,
+    state: State,
+    labels: Tensor,
+    start: Start,
+    settings: Distillation,
+    generator: torch.Generator,
+) -> MatchingGradient:
+    """The gradient of the matching loss against one trajectory."""
+    theta_start = matching.perturb(start.snapshots[0], network.convolutions, settings.weight_perturbation, generator)
+    return inner_loop.matching_gradient(
+        derivatives,
         state.images,
         labels,
         state.syn_lr,
         theta_start,
         _steps(len(labels), settings, generator, state.images),
-        matching.way_points(theta_start, snapshots[1:], settings),
-        InnerRule(settings.inner_momentum, settings.inner_weight_decay, matching.balance(start_epoch, settings)),
+        matching.way_points(theta_start, start.snapshots[1:], settings),
+        InnerRule(settings.inner_momentum, settings.inner_weight_decay, matching.balance(start.epoch, settings)),
     )
-    figures = Figures(gradient.terms.tolist(), state.syn_lr.item(), gradient.images.norm().item(), gradient.syn_lr.abs().item())
-    _check_finite(figures, settings)
-    return _descend(state, gradient, settings), figures
 
 
 def _steps(count: int, settings: Distillation, generator: torch.Generator, like: Tensor) -> list[InnerStep]:

@@ -19,15 +19,15 @@ It is exact, Hessian terms included, and keeps 2 P numbers a step: the graph of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from src.maths import augmentation
 from src.maths.augmentation import Draw
+from src.maths.derivatives import Derivatives
 from src.maths.matching import WayPoint
 
 
@@ -41,7 +41,7 @@ class InnerStep:
 
 @dataclass(frozen=True)
 class InnerRule:
-    """The student's update: momentum mu, L2 decay, and the coefficient of the balanced loss."""
+    """The student's update: momentum mu, L2 decay, and the coefficient of the balanced loss. L_t has all of them."""
 
     momentum: float
     weight_decay: float
@@ -55,9 +55,7 @@ class MatchingGradient:
     terms: Tensor  # (M,) one for each way point, weights included; their sum is the loss
     images: Tensor  # (S, C, H, W)
     syn_lr: Tensor  # ()
-
-
-Logits = Callable[[Tensor, Tensor], Tensor]
+    labels: Tensor | None  # (S, K) where labels are probabilities
 
 
 def draw_steps(count: int, steps: int, batch: int, kinds: Sequence[str], generator: torch.Generator) -> list[InnerStep]:
@@ -71,15 +69,8 @@ def draw_steps(count: int, steps: int, batch: int, kinds: Sequence[str], generat
     return drawn
 
 
-def student_loss(network: Logits, theta: Tensor, images: Tensor, labels: Tensor, step: InnerStep, rule: InnerRule) -> Tensor:
-    """L_t: the balanced cross-entropy of the step's augmented images plus the L2 decay, a scalar."""
-    batch = augmentation.apply(step.draw, images[step.index])
-    loss = rule.coefficient * F.cross_entropy(network(theta, batch), labels[step.index])
-    return loss + 0.5 * rule.weight_decay * theta.dot(theta) if rule.weight_decay else loss
-
-
 def matching_gradient(
-    network: Logits,
+    derivatives: Derivatives,
     images: Tensor,
     labels: Tensor,
     syn_lr: Tensor,
@@ -89,25 +80,28 @@ def matching_gradient(
     rule: InnerRule,
 ) -> MatchingGradient:
     """Run the student from theta_start (P,) and differentiate its distance to the way points; the last ends the loop."""
-    images, syn_lr, theta_start = images.detach(), syn_lr.detach(), theta_start.detach()
-    thetas, momenta = _forward(network, images, labels, syn_lr, theta_start, steps, rule)
+    images, labels, syn_lr, theta_start = (x.detach() for x in (images, labels, syn_lr, theta_start))
+    thetas, momenta = _forward(derivatives, images, labels, syn_lr, theta_start, steps, rule)
     terms = torch.stack([point.distance(thetas[point.step]) for point in way_points])
     pulls = {point.step: point.pull(thetas[point.step]) for point in way_points}
     grad_images, grad_syn_lr = torch.zeros_like(images), torch.zeros_like(syn_lr)
+    grad_labels = torch.zeros_like(labels) if labels.is_floating_point() else None
     lam, nu = torch.zeros_like(theta_start), torch.zeros_like(theta_start)
     for t in reversed(range(len(steps))):
         if t + 1 in pulls:
             lam = lam + pulls[t + 1]
         a = nu - syn_lr * lam
         grad_syn_lr -= lam.dot(momenta[t])
-        h, q = _second_order(network, thetas[t], images, labels, steps[t], rule, a)
+        h, q, *r = _second_order(derivatives, thetas[t], images, labels, steps[t], rule, a)
         lam, nu = lam + h, rule.momentum * a
         grad_images += q
-    return MatchingGradient(terms, grad_images, grad_syn_lr)
+        if grad_labels is not None:
+            grad_labels.index_add_(0, steps[t].index, r[0])
+    return MatchingGradient(terms, grad_images, grad_syn_lr, grad_labels)
 
 
 def _forward(
-    network: Logits,
+    derivatives: Derivatives,
     images: Tensor,
     labels: Tensor,
     syn_lr: Tensor,
@@ -119,21 +113,24 @@ def _forward(
     thetas, momenta = [theta], []
     momentum = torch.zeros_like(theta)
     for step in steps:
-        theta = theta.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(student_loss(network, theta, images, labels, step, rule), theta)
-        momentum = rule.momentum * momentum + gradient
-        theta = theta.detach() - syn_lr * momentum
+        batch = augmentation.apply(step.draw, images[step.index])
+        gradient = rule.coefficient * derivatives.first(theta, batch, labels[step.index])
+        momentum = rule.momentum * momentum + gradient + rule.weight_decay * theta
+        theta = theta - syn_lr * momentum
         thetas.append(theta)
         momenta.append(momentum)
     return thetas, momenta
 
 
 def _second_order(
-    network: Logits, theta: Tensor, images: Tensor, labels: Tensor, step: InnerStep, rule: InnerRule, a: Tensor
-) -> tuple[Tensor, Tensor]:
-    """(h, q): the gradient of <grad L_t(theta, X), a> with respect to theta (P,) and images (S, C, H, W)."""
-    theta, images = theta.detach().requires_grad_(), images.detach().requires_grad_()
-    loss = student_loss(network, theta, images, labels, step, rule)
-    (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
-    h, q = torch.autograd.grad(gradient, (theta, images), grad_outputs=a)
-    return h, q
+    derivatives: Derivatives, theta: Tensor, images: Tensor, labels: Tensor, step: InnerStep, rule: InnerRule, a: Tensor
+) -> tuple[Tensor, ...]:
+    """The gradient of <grad L_t, a> with respect to theta (P,), all images (S, C, H, W), and the step's soft labels (B, K).
+
+    The derivative with respect to the augmented batch is pulled back through the replayed augmentation.
+    """
+    images = images.requires_grad_()
+    batch = augmentation.apply(step.draw, images[step.index])
+    h, q, *r = derivatives.second(theta, batch.detach(), labels[step.index], rule.coefficient * a)
+    (pulled,) = torch.autograd.grad(batch, images, grad_outputs=q)
+    return h + rule.weight_decay * a, pulled, *r

@@ -17,7 +17,8 @@ from src.io import artifacts, cost, files, progress, tracking
 from src.io.artifacts import Snapshots, Statistics, SyntheticSet
 from src.io.tracking import Tracker
 from src.maths import distillation, initialisation, networks
-from src.maths.distillation import Figures, State
+from src.maths.derivatives import PASSES, Derivatives, forward_flops
+from src.maths.distillation import Figures, Start, State
 from src.maths.networks import FlatNetwork
 from src.stages import run_log
 from src.stages.records import experts_record, synthetic_record
@@ -107,6 +108,7 @@ def _optimise(
     """The outer loop; every iteration draws from its own generator."""
     distil = params.distillations[name]
     network = _network(params, name, statistics, images.device)
+    derivatives = _derivatives(params, name, network, images)
     state, history = distillation.start(images, distil), History()
     moments = _moments(distil)
     with progress.progress(f"distill {name}", distil.iterations) as advance:
@@ -115,11 +117,23 @@ def _optimise(
                 history.snapshots[iteration] = state.images
                 run_log.log_images(tracker, state.images, labels, iteration, statistics)
             if iteration < distil.iterations:
-                state, row = _iterate(params, name, network, state, labels, iteration)
+                state, row = _iterate(params, name, network, derivatives, state, labels, iteration)
                 history.rows.append(row)
                 run_log.log_row(tracker, row)
                 advance(f"matching loss {row['matching_loss']:.4f}, syn_lr {row['syn_lr']:.4f}")
     return state, history
+
+
+def _derivatives(params: Params, name: str, network: FlatNetwork, images: Tensor) -> Derivatives:
+    """Compiled where the run is long enough to pay for it."""
+    distil = params.distillations[name]
+    batch = min(distil.batch_syn or len(images), len(images))
+    theta = torch.zeros(network.dimension, device=images.device)
+    passes = PASSES * distil.iterations * distil.syn_steps * distil.trajectories_per_iteration * batch
+    compiled, reason = runtime.compiles(params.runtime, passes * forward_flops(network, theta, images[:1]))
+    if reason:
+        progress.say(f"{name}: {reason}")
+    return Derivatives(network, params.runtime.precision == "bfloat16", compiled)
 
 
 def _moments(distil: Distillation) -> set[int]:
@@ -128,19 +142,30 @@ def _moments(distil: Distillation) -> set[int]:
 
 
 def _iterate(
-    params: Params, name: str, network: FlatNetwork, state: State, labels: Tensor, iteration: int
+    params: Params,
+    name: str,
+    network: FlatNetwork,
+    derivatives: Derivatives,
+    state: State,
+    labels: Tensor,
+    iteration: int,
 ) -> tuple[State, dict[str, Any]]:
     run, distil = params.runs[name], params.distillations[name]
     draws = generator(params.seed, "distill", "iteration", iteration)
-    expert, start = distillation.draw_start(params.experts[run.experts].count, distil, draws)
-    snapshots = artifacts.read_snapshots(run.experts, expert, start, start + distil.expert_epochs + 1)
+    count = params.experts[run.experts].count
+    drawn = [distillation.draw_start(count, distil, draws) for _ in range(distil.trajectories_per_iteration)]
+    starts = [
+        Start(artifacts.read_snapshots(run.experts, expert, epoch, epoch + distil.expert_epochs + 1).to(labels.device), epoch)
+        for expert, epoch in drawn
+    ]
+    experts, epochs = (" ".join(str(number) for number in column) for column in zip(*drawn, strict=True))
     try:
-        state, figures = distillation.iterate(network, state, labels, snapshots.to(labels.device), start, distil, draws)
+        state, figures = distillation.iterate(network, derivatives, state, labels, starts, distil, draws)
     except DivergenceError as error:
         raise DivergenceError(
-            f"run {name} diverged at iteration {iteration} (expert {expert}, start epoch {start}): {error}"
+            f"run {name} diverged at iteration {iteration} (expert {experts}, start epoch {epochs}): {error}"
         ) from None
-    return state, {"iteration": iteration, "expert": expert, "start_epoch": start, **_row(figures)}
+    return state, {"iteration": iteration, "expert": experts, "start_epoch": epochs, **_row(figures)}
 
 
 def _row(figures: Figures) -> dict[str, float]:

@@ -17,7 +17,7 @@ from src.io import artifacts, cost, files, pictures
 from src.io.artifacts import Statistics
 from src.io.tracking import Tracker
 
-NOT_CURVES = ("iteration", "expert")
+NOT_CURVES = ("iteration", "expert", "start_epoch")
 EXPERT_CURVES = ("train_loss", "gradient_penalty", "val_accuracy", "parameter_step")
 
 

@@ -1,0 +1,64 @@
+"""First and second derivatives of a network's cross-entropy on one batch: where all the time of the inner loop goes.
+
+Both are functions of (theta, batch, labels), eager or compiled, in the tensors' own precision or under bfloat16 autocast.
+Augmentation, L2 decay and the balanced coefficient stay outside: they are linear in these, so that one compiled function
+serves every step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+Logits = Callable[[Tensor, Tensor], Tensor]  # (theta (P,), images (B, C, H, W)) -> (B, K)
+PASSES = 12  # work of one inner step, forward and backward, in forward passes: 3 for `first`, 9 for `second`
+
+
+class Derivatives:
+    """Derivatives of CE(network(theta, batch), labels); labels are classes (B,) or probabilities (B, K)."""
+
+    def __init__(self, network: Logits, bfloat16: bool = False, compiled: bool = False):
+        self._network = network
+        self._bfloat16 = bfloat16
+        self._compiled = compiled
+        self.first: Callable[[Tensor, Tensor, Tensor], Tensor] = self._first
+        self.second: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, ...]] = self._second
+        if compiled:
+            torch._dynamo.config.trace_autograd_ops = True
+            self.first = torch.compile(self._first, fullgraph=True)
+            self.second = torch.compile(self._second, fullgraph=True)
+
+    def loss(self, theta: Tensor, batch: Tensor, labels: Tensor) -> Tensor:
+        """The mean cross-entropy, a scalar in the precision of theta."""
+        with self._autocast(theta.device.type):
+            logits = self._network(theta, batch)
+        return F.cross_entropy(logits.to(theta.dtype), labels)
+
+    def _first(self, theta: Tensor, batch: Tensor, labels: Tensor) -> Tensor:
+        """The gradient with respect to theta, (P,)."""
+        theta = theta.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(self.loss(theta, batch, labels), theta)
+        return gradient
+
+    def _second(self, theta: Tensor, batch: Tensor, labels: Tensor, a: Tensor) -> tuple[Tensor, ...]:
+        """The gradient of <first, a> with respect to theta (P,), batch (B, C, H, W) and, if probabilities, labels (B, K)."""
+        inputs = [x.detach().requires_grad_() for x in (theta, batch, labels) if x.is_floating_point()]
+        targets = inputs[2] if len(inputs) == 3 else labels
+        (gradient,) = torch.autograd.grad(self.loss(inputs[0], inputs[1], targets), inputs[0], create_graph=True)
+        return torch.autograd.grad(gradient, inputs, grad_outputs=a)
+
+    def _autocast(self, device: str) -> AbstractContextManager[object]:
+        return torch.autocast(device, torch.bfloat16) if self._bfloat16 else contextlib.nullcontext()
+
+
+def forward_flops(network: Logits, theta: Tensor, images: Tensor) -> int:
+    """Floating-point operations of one forward pass of images (B, C, H, W), counted on the real operators."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(theta, images)
+    return int(counter.get_total_flops())
