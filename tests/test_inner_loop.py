@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from src.ground.settings import Distillation
 from src.maths import augmentation, inner_loop, matching
-from src.maths.inner_loop import InnerRule, InnerStep
+from src.maths.derivatives import Derivatives
+from src.maths.inner_loop import InnerRule, InnerStep, MatchingGradient
 from src.maths.matching import WayPoint
 from src.maths.networks import FlatNetwork, flatten
-from tests.reference import cross_entropy, small_network, unrolled
+from tests.reference import cross_entropy, resnet18, small_network, unrolled, vgg11
 
 K, IPC, BATCH = 5, 2, 4
 S = K * IPC
@@ -31,16 +33,23 @@ def drawn(count: int, kinds: tuple[str, ...] = (), batch: int = BATCH, seed: int
     return [replace(step, draw=step.draw.to(torch.device("cpu"), torch.float64)) for step in steps]
 
 
-def problem(steps: int, epochs: int = 3, part: str = "ramp", **spec: Any) -> dict[str, Any]:
-    """Arguments of matching_gradient, without steps and rule."""
-    network = small_network(**spec)
-    theta = flatten(network)
+def soft_labels() -> Tensor:
+    """Probabilities (S, K), no two rows alike."""
+    return torch.randn(S, K, generator=seeded(5)).double().softmax(1)
+
+
+def problem(
+    steps: int, epochs: int = 3, part: str = "ramp", module: nn.Module | None = None, size: int = 8, **spec: Any
+) -> dict[str, Any]:
+    """Arguments of `unrolled` without steps and rule; of `adjoint` too."""
+    module = module or small_network(**spec)
+    theta = flatten(module)
     targets = theta + 0.3 * torch.randn(epochs, len(theta), generator=seeded(1)).double()
     chosen = {"syn_steps": steps, "expert_epochs": epochs, "intermediate_loss": part}
     settings = Distillation(initialisation="noise", iterations=1, **chosen)
     return {
-        "network": FlatNetwork(network),
-        "images": torch.randn(S, 2, 8, 8, generator=seeded(2)).double(),
+        "network": FlatNetwork(module),
+        "images": torch.randn(S, 2, size, size, generator=seeded(2)).double(),
         "labels": torch.arange(K).repeat_interleave(IPC),
         "syn_lr": torch.tensor(0.05, dtype=torch.float64),
         "theta_start": theta,
@@ -48,12 +57,20 @@ def problem(steps: int, epochs: int = 3, part: str = "ramp", **spec: Any) -> dic
     }
 
 
+def adjoint(network: FlatNetwork, **given: Any) -> MatchingGradient:
+    return inner_loop.matching_gradient(Derivatives(network), **given)
+
+
 def check_against_autograd(given: dict[str, Any], steps: list[InnerStep], rule: InnerRule) -> None:
-    found = inner_loop.matching_gradient(**given, steps=steps, rule=rule)
-    terms, images, syn_lr = unrolled(**given, steps=steps, rule=rule)
-    for ours, theirs in ((found.terms, terms), (found.images, images), (found.syn_lr, syn_lr)):
-        assert theirs.abs().max() > 0
-        assert (ours - theirs).norm() <= 1e-10 * theirs.norm()
+    """With hard labels and with soft ones."""
+    for labels in (given["labels"], soft_labels()):
+        found, expected = (f(**{**given, "labels": labels}, steps=steps, rule=rule) for f in (adjoint, unrolled))
+        assert (found.labels is not None) == labels.is_floating_point()
+        for name in ("terms", "images", "syn_lr", *["labels"] * labels.is_floating_point()):
+            ours, theirs = getattr(found, name), getattr(expected, name)
+            assert ours.shape == theirs.shape
+            assert theirs.abs().max() > 0
+            assert (ours - theirs).norm() <= 1e-10 * theirs.norm(), name
 
 
 @pytest.mark.parametrize("rule", [PLAIN, replace(PLAIN, momentum=0.9), replace(PLAIN, weight_decay=0.1), FULL])
@@ -71,9 +88,27 @@ def test_adjoint_with_mixed_augmentation_over_a_longer_loop() -> None:
     check_against_autograd(problem(20), drawn(20, tuple(augmentation.KINDS)), FULL)
 
 
-@pytest.mark.parametrize("spec", [{"norm": "none"}, {"norm": "layer", "activation": "gelu"}, {"pooling": "max"}])
+OTHERS = [
+    {"norm": "none"},
+    {"norm": "group"},
+    {"norm": "layer", "activation": "gelu"},
+    {"activation": "leaky_relu", "pooling": "none"},
+    {"pooling": "max"},
+]
+
+
+@pytest.mark.parametrize("spec", OTHERS)
 def test_adjoint_with_other_networks(spec: dict[str, str]) -> None:
     check_against_autograd(problem(4, **spec), drawn(4), FULL)
+
+
+@pytest.mark.parametrize(("family", "size"), [(vgg11, 32), (resnet18, 16)])
+def test_adjoint_with_torchvisions_networks(family: Callable[[], nn.Module], size: int) -> None:
+    """Their ReLUs work in place, which neither way of differentiating may be upset by."""
+    module = family()
+    assert any(isinstance(layer, nn.ReLU) and layer.inplace for layer in module.modules())
+    kinds = ("color", "crop", "scale", "flip")
+    check_against_autograd(problem(4, module=module, size=size), drawn(4, kinds), FULL)
 
 
 def test_adjoint_of_one_step_and_one_epoch() -> None:
@@ -83,26 +118,38 @@ def test_adjoint_of_one_step_and_one_epoch() -> None:
 def test_adjoint_with_soft_labels_equals_the_one_with_hard_ones() -> None:
     given = problem(4)
     soft = {**given, "labels": torch.nn.functional.one_hot(given["labels"], K).double()}
-    hard = inner_loop.matching_gradient(**given, steps=drawn(4), rule=FULL)
-    found = inner_loop.matching_gradient(**soft, steps=drawn(4), rule=FULL)
+    hard = adjoint(**given, steps=drawn(4), rule=FULL)
+    found = adjoint(**soft, steps=drawn(4), rule=FULL)
+    torch.testing.assert_close(found.terms, hard.terms, rtol=1e-10, atol=0)
     torch.testing.assert_close(found.images, hard.images, rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(found.syn_lr, hard.syn_lr, rtol=1e-10, atol=0)
+    assert hard.labels is None
+    assert found.labels is not None
+
+
+def test_images_that_no_step_took_have_no_gradient() -> None:
+    given, steps = {**problem(2), "labels": soft_labels()}, drawn(2)
+    found = adjoint(**given, steps=steps, rule=FULL)
+    taken = torch.zeros(S, dtype=torch.bool)
+    taken[torch.cat([step.index for step in steps])] = True
+    assert taken.sum() == 2 * BATCH
+    for gradient in (found.images.flatten(1), found.labels):
+        assert torch.equal(gradient.abs().sum(1) > 0, taken)
 
 
 def test_adjoint_is_the_finite_difference() -> None:
-    given, steps = problem(6, activation="sigmoid"), drawn(6, ("color", "crop", "rotate"))
-    found = inner_loop.matching_gradient(**given, steps=steps, rule=FULL)
-    direction = torch.randn(found.images.shape, generator=seeded(4)).double()
+    given, steps = {**problem(6, activation="sigmoid"), "labels": soft_labels()}, drawn(6, ("color", "crop", "rotate"))
+    found = adjoint(**given, steps=steps, rule=FULL)
 
     def loss(name: str, value: Tensor) -> float:
-        return inner_loop.matching_gradient(**{**given, name: value}, steps=steps, rule=FULL).terms.sum().item()
+        return adjoint(**{**given, name: value}, steps=steps, rule=FULL).terms.sum().item()
 
-    for name, along, slope in (
-        ("images", direction, (found.images * direction).sum()),
-        ("syn_lr", torch.tensor(1.0).double(), found.syn_lr),
-    ):
+    for name in ("images", "syn_lr", "labels"):
+        along = torch.randn(given[name].shape, generator=seeded(4)).double()
+        slope = (getattr(found, name) * along).sum().item()
         width = 1e-4
         change = loss(name, given[name] + width * along) - loss(name, given[name] - width * along)
-        assert change / (2 * width) == pytest.approx(slope.item(), rel=1e-6)
+        assert change / (2 * width) == pytest.approx(slope, rel=1e-6)
 
 
 @pytest.mark.parametrize("rule", [PLAIN, replace(PLAIN, momentum=0.9), FULL])
@@ -120,7 +167,7 @@ def test_every_student_step_is_torchs_sgd(rule: InnerRule) -> None:
         (rule.coefficient * cross_entropy(logits, given["labels"][step.index])).backward()
         optimiser.step()
         points.append(WayPoint(n, flatten(module), 1.0, torch.ones((), dtype=torch.float64)))
-    found = inner_loop.matching_gradient(**{**given, "way_points": points}, steps=steps, rule=rule)
+    found = adjoint(**{**given, "way_points": points}, steps=steps, rule=rule)
     assert (found.terms.sqrt() <= 1e-12 * points[-1].target.norm()).all()
     assert (points[-1].target - given["theta_start"]).norm() > 0.01
 
@@ -144,40 +191,57 @@ def test_drawn_steps_follow_the_generator_and_carry_a_draw_an_image() -> None:
     assert not all(torch.equal(a.index, b.index) for a, b in zip(first, other, strict=True))
 
 
-@pytest.mark.parametrize("tracked", [(), ("images",), ("theta_start",), ("syn_lr",)])
+@pytest.mark.parametrize("tracked", [(), ("images",), ("theta_start",), ("syn_lr",), ("labels",)])
 def test_result_holds_no_graph_and_arguments_stay_as_they_were(tracked: tuple[str, ...]) -> None:
-    given = problem(4)
+    given = {**problem(4), "labels": soft_labels()}
     for name in tracked:
         given[name].requires_grad_()
-    kept = {name: given[name].detach().clone() for name in ("images", "syn_lr", "theta_start")}
-    found = inner_loop.matching_gradient(**given, steps=drawn(4), rule=FULL)
-    assert not any(field.requires_grad for field in (found.terms, found.images, found.syn_lr))
+    kept = {name: given[name].detach().clone() for name in ("images", "labels", "syn_lr", "theta_start")}
+    found = adjoint(**given, steps=drawn(4), rule=FULL)
+    assert not any(getattr(found, name).requires_grad for name in ("terms", "images", "labels", "syn_lr"))
     for name, value in kept.items():
         assert torch.equal(given[name], value)
         assert given[name].grad is None
+        assert given[name].requires_grad == (name in tracked)
 
 
-def test_the_graph_of_one_step_lives_at_a_time() -> None:
-    live = peak = 0
+class Ledger:
+    """Counts the tensors, and their bytes, that graphs keep alive."""
 
-    class Saved:
-        def __init__(self, tensor: Tensor):
-            nonlocal live, peak
-            self.tensor = tensor
-            live += 1
-            peak = max(peak, live)
+    def __init__(self) -> None:
+        self.live = [0, 0]
+        self.peak = [0, 0]
 
-        def __del__(self) -> None:
-            nonlocal live
-            live -= 1
+    def change(self, tensor: Tensor, sign: int) -> None:
+        change = (sign, sign * tensor.nbytes)
+        self.live = [a + b for a, b in zip(self.live, change, strict=True)]
+        self.peak = [max(a, b) for a, b in zip(self.peak, self.live, strict=True)]
 
-    def peak_of(steps: int) -> int:
-        nonlocal peak
-        peak = 0
-        with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.tensor):
-            # torch never releases the hooks of GroupNorm's double backward, hence no norm
-            inner_loop.matching_gradient(**problem(steps, norm="none"), steps=drawn(steps, batch=S), rule=FULL)
-        return peak
 
-    assert 0 < peak_of(12) == peak_of(3)
-    assert live == 0
+class Saved:
+    def __init__(self, tensor: Tensor, ledger: Ledger):
+        self.tensor, self.ledger = tensor, ledger
+        ledger.change(tensor, 1)
+
+    def __del__(self) -> None:
+        self.ledger.change(self.tensor, -1)
+
+
+def ledger_of(run: Callable[..., MatchingGradient], steps: int, labels: Tensor | None) -> Ledger:
+    # torch never releases the hooks of GroupNorm's double backward, hence no norm
+    given, drawn_steps = problem(steps, norm="none"), drawn(steps, ("rotate",), batch=S)
+    given["labels"] = given["labels"] if labels is None else labels
+    ledger = Ledger()
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: Saved(tensor, ledger), lambda saved: saved.tensor):
+        run(**given, steps=drawn_steps, rule=FULL)
+    return ledger
+
+
+@pytest.mark.parametrize("labels", [None, soft_labels()], ids=["hard", "soft"])
+def test_the_graph_of_one_step_lives_at_a_time(labels: Tensor | None) -> None:
+    short, long = (ledger_of(adjoint, steps, labels) for steps in (3, 30))
+    assert short.peak[0] > 0
+    assert short.peak == long.peak
+    assert short.live == long.live == [0, 0]
+    kept = ledger_of(unrolled, 3, labels)  # it is the graphs that are counted: those of three steps are larger
+    assert all(ours < 0.5 * theirs for ours, theirs in zip(long.peak, kept.peak, strict=True))

@@ -9,7 +9,7 @@ import pytest
 
 from tests.imports import ROOT, imported, modules
 
-LAYERS = ("src/ground", "src/maths", "src/io", "src/stages", "src/cli.py")
+LAYERS = ("src/ground", "src/maths", "src/io", ("src/stages", "src/bench"), "src/cli.py")
 STAGES = {f"src/stages/{name}.py" for name in ("prepare", "experts", "distill", "evaluate", "report")}
 
 
@@ -26,6 +26,12 @@ def test_imports_point_downwards(module: str) -> None:
 @pytest.mark.parametrize("stage", sorted(STAGES))
 def test_no_stage_imports_another(stage: str) -> None:
     assert not (imported(stage) & STAGES) - {stage}
+
+
+def test_only_the_command_line_imports_the_bench() -> None:
+    importers = {m for m in modules() if any(other.startswith("src/bench/") for other in imported(m))}
+    assert {m for m in importers if not m.startswith("src/bench/")} == {"src/cli.py"}
+    assert not [m for m in modules() if m.startswith("src/bench/") for other in imported(m) if other.startswith("src/stages/")]
 
 
 def text_of(module: str) -> str:

@@ -1,0 +1,46 @@
+"""One measurement, as a process: `python -m src.bench.worker JSON` prints one line of JSON, the figures or an error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from src.bench import engine, limits, plain
+from src.bench.process import REMEDY
+from src.bench.settings import EvaluateSetting, ExpertsSetting, MatchingSetting
+from src.ground.errors import UserError
+
+MEASUREMENTS: Mapping[tuple[str, str], tuple[type[Any], Callable[[Any], dict[str, Any]]]] = {
+    ("matching", "plain"): (MatchingSetting, plain.matching),
+    ("matching", "engine"): (MatchingSetting, engine.matching),
+    ("error", "engine"): (MatchingSetting, limits.error),
+    ("peak", "engine"): (MatchingSetting, limits.peak),
+    ("experts", "plain"): (ExpertsSetting, plain.experts),
+    ("experts", "engine"): (ExpertsSetting, engine.experts),
+    ("evaluate", "plain"): (EvaluateSetting, plain.evaluate),
+    ("evaluate", "engine"): (EvaluateSetting, engine.evaluate),
+}
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")  # torch's words on a CPU, on CUDA
+
+
+def main(request: str) -> None:
+    """Measure what the JSON `request` asks for: {"task", "side", "setting"}."""
+    asked = json.loads(request)
+    kind, measurement = MEASUREMENTS[asked["task"], asked["side"]]
+    try:
+        answer = measurement(kind(**asked["setting"]))
+    except UserError as error:
+        answer = {"error": str(error)}
+    except (RuntimeError, MemoryError) as error:
+        if not (isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)):
+            raise
+        answer = {"error": f"memory ran out: {REMEDY}"}
+    print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,131 @@
+"""`distill --plan`: what it says agrees with what the stages would do, and it makes nothing."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from src import cli
+from src.ground import runtime
+from src.ground.params import Params, load, parse
+from src.io import artifacts
+from src.maths.networks import FlatNetwork
+from src.stages import distill, plan, prepare
+from tests.imports import ROOT
+
+RUN = "digits-ipc10-ast"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    return tmp_path
+
+
+def command(words: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(sys, "argv", ["src.cli", *words.split()])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    return int(stop.value.code or 0)
+
+
+def planned(raw: dict[str, Any], **distil: Any) -> tuple[Params, plan.Subject, plan.Plan]:
+    """The plan of the run `ten`, with values of its own."""
+    raw["runtime"]["compile"] = "off"
+    raw["runs"]["ten"]["distill"] |= distil
+    params = parse(raw)
+    prepare.run(params, "digits")
+    subject = plan.subject_of(params, "ten", torch.device("cpu"))
+    return params, subject, plan.measure(params.runtime, subject)
+
+
+def test_the_table_of_a_real_run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    prepare.run(load(), "digits")
+    before = sorted(folder.rglob("*"))
+    assert command(f"distill --run {RUN} --plan", monkeypatch) == 0
+    shown = capsys.readouterr().out
+    rows = ("an inner step", "an iteration", "distilling", "peak memory", "parameters, P", "evaluating", "compiled")
+    assert all(row in shown for row in rows)
+    assert "10,986" in shown
+    assert "10 experts, 20 epochs" in shown
+    assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.usefixtures("folder")
+def test_numbers_follow_from_the_settings(valid_params: dict[str, Any]) -> None:
+    chosen = {"batch_syn": 40, "syn_steps": 4, "trajectories_per_iteration": 3, "iterations": 7}
+    _, subject, found = planned(valid_params, **chosen)
+    assert found.parameters == FlatNetwork(subject.module()).dimension
+    assert found.buffer == pytest.approx(2 * (5 + 1) * found.parameters * 4 / 2**20)
+    assert found.stored == pytest.approx(2 * 4 * found.parameters * 4 / 2**20)
+    assert found.iteration == pytest.approx(found.step * 3 * (40 + 40 + 20 + 40) / 40)
+    assert found.distil == pytest.approx(7 * found.iteration)
+    assert min(found.step, found.experts, found.evaluate) > 0
+    assert found.memory > 50
+    assert not found.compiled
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("ipc", ["all", 10])
+def test_a_run_that_is_not_distilled(ipc: str | int, valid_params: dict[str, Any]) -> None:
+    valid_params["runs"]["ten"]["ipc"] = ipc
+    _, subject, found = planned(valid_params, iterations=0)
+    assert (found.step, found.distil, found.stored) == (0, 0, 0)
+    assert subject.count == (1077 if ipc == "all" else 100)
+
+
+@pytest.mark.usefixtures("folder")
+def test_it_compiles_where_the_stage_compiles(valid_params: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ask the same rule with the same amount of work."""
+    chosen = {"batch_syn": 40, "syn_steps": 4, "trajectories_per_iteration": 3, "iterations": 7}
+    params, subject, _ = planned(valid_params, **chosen)
+    asked: list[float] = []
+
+    def never(_: object, flops: float) -> tuple[bool, str]:
+        asked.append(flops)
+        return False, ""
+
+    monkeypatch.setattr(runtime, "compiles", never)
+    network = FlatNetwork(subject.module())
+    plan.measure(params.runtime, subject)
+    distill._derivatives(params, "ten", network, subject.noise(100)[0])
+    assert asked[0] == asked[-1] > 0
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (f"distill --run {RUN} --plan", "make it with `python -m src.cli prepare --dataset digits`"),
+        ("distill --run nothing --plan", "no run is named 'nothing'"),
+    ],
+)
+def test_what_is_missing_is_a_sentence(
+    words: str, sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(words, monkeypatch) != 0
+    assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.0123456, "0.0123 s"), (59.94, "59.9 s"), (200, "3 min 20 s"), (25_500, "7 h 5 min"), (183_700, "2 d 3 h")],
+)
+def test_durations_are_read_at_a_glance(seconds: float, words: str) -> None:
+    assert plan.duration(seconds) == words
+
+
+def test_what_stands_for_the_data_has_their_shape(valid_params: dict[str, Any], folder: Path) -> None:
+    _, subject, _ = planned(valid_params)
+    images, labels = subject.noise(13)
+    split = artifacts.load_split("digits", "train")
+    assert images.shape[1:] == split.images.shape[1:]
+    assert labels.max() < len(subject.statistics.classes)

@@ -1,0 +1,163 @@
+"""What the machine lends: threads, device, allocator, the choice to compile, and where the work lives."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from src.ground import runtime
+from src.ground.errors import UserError
+from src.ground.settings import Runtime
+
+
+@pytest.fixture(autouse=True)
+def _restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The process's own state comes back; none of the variables that are read is set at first."""
+    for name in ("CUBLAS_WORKSPACE_CONFIG", "CXX", "DVC_ROOT", "TORCHINDUCTOR_CACHE_DIR"):
+        monkeypatch.setenv(name, "")  # so that what a test leaves behind is withdrawn
+        monkeypatch.delenv(name)
+    strict, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    yield
+    torch.use_deterministic_algorithms(strict, warn_only=warns)
+
+
+def cuda(monkeypatch: pytest.MonkeyPatch, present: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: present)
+
+
+def compiler(monkeypatch: pytest.MonkeyPatch, folder: Path, *names: str) -> None:
+    """A PATH that holds nothing but these programs."""
+    for name in names:
+        (folder / name).write_text("#!/bin/sh\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+
+
+def test_start_sets_the_threads_and_reproducible_kernels() -> None:
+    torch.use_deterministic_algorithms(False)
+    assert torch.get_num_threads() == 1  # conftest's
+    runtime.start(Runtime(device="cpu"))
+    assert torch.get_num_threads() == 1
+    runtime.start(Runtime(device="cpu", threads=2))
+    assert torch.get_num_threads() == 2
+    assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.is_deterministic_algorithms_warn_only_enabled()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+@pytest.mark.parametrize(
+    ("asked", "present", "given"),
+    [("cpu", False, "cpu"), ("cpu", True, "cpu"), ("auto", False, "cpu"), ("auto", True, "cuda"), ("cuda", True, "cuda")],
+)
+def test_device(asked: str, present: bool, given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda(monkeypatch, present)
+    assert runtime.start(Runtime(device=asked)) == torch.device(given)
+    # no reproducible kernel exists there for the gradient of grid_sample
+    assert torch.is_deterministic_algorithms_warn_only_enabled() == (given == "cuda")
+
+
+def test_absent_cuda_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda(monkeypatch, False)
+    with pytest.raises(UserError, match=r"runtime\.device is 'cuda'.*'auto' or 'cpu'"):
+        runtime.start(Runtime(device="cuda"))
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"), reason="the setting is glibc's")
+def test_freed_memory_is_kept() -> None:
+    """By default each of these tensors is mapped anew, 12,288 pages of 4 KiB; now only until the heap has settled."""
+    runtime.start(Runtime(device="cpu"))
+
+    def faults_of(uses: int) -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(uses):
+            torch.ones(48 * 2**20 // 4)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    faults_of(10)
+    assert faults_of(10) < 3 * 12_288
+
+
+LONG, SHORT = 2 * runtime.COMPILE_FLOPS, runtime.COMPILE_FLOPS / 2
+
+
+@pytest.mark.parametrize(
+    ("asked", "flops", "compiles"),
+    [
+        ("off", SHORT, False),
+        ("off", LONG, False),
+        ("auto", SHORT, False),
+        ("auto", LONG, True),
+        ("on", 0.0, True),
+        ("on", SHORT, True),
+        ("on", LONG, True),
+    ],
+)
+def test_compiling(asked: str, flops: float, compiles: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler(monkeypatch, tmp_path, "g++")
+    chosen, sentence = runtime.compiles(Runtime(compile=asked), flops)
+    assert chosen == compiles
+    assert ("compiling" in sentence) if compiles else (sentence == "")
+    assert ("TORCHINDUCTOR_CACHE_DIR" in os.environ) == compiles
+
+
+@pytest.mark.parametrize(("asked", "flops"), [("on", 0.0), ("on", LONG), ("auto", LONG)])
+def test_no_compiler_means_eager_and_says_so(asked: str, flops: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler(monkeypatch, tmp_path)
+    chosen, sentence = runtime.compiles(Runtime(compile=asked), flops)
+    assert not chosen
+    assert "no C++ compiler" in sentence
+    assert "install g++" in sentence
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+
+
+@pytest.mark.parametrize(("asked", "flops"), [("off", LONG), ("auto", SHORT)])
+def test_a_missing_compiler_is_not_mentioned_where_none_is_wanted(
+    asked: str, flops: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler(monkeypatch, tmp_path)
+    assert runtime.compiles(Runtime(compile=asked), flops) == (False, "")
+
+
+def test_cxx_names_the_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler(monkeypatch, tmp_path, "clang++")
+    assert not runtime.compiles(Runtime(compile="on"), LONG)[0]
+    monkeypatch.setenv("CXX", "clang++")
+    assert runtime.compiles(Runtime(compile="on"), LONG)[0]
+    monkeypatch.setenv("CXX", "missing++")
+    assert not runtime.compiles(Runtime(compile="on"), LONG)[0]
+
+
+def test_compiled_code_is_kept_in_the_workspace_unless_said_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler(monkeypatch, tmp_path, "g++")
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "owner"))
+    runtime.compiles(Runtime(compile="on"), LONG)
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "owner" / ".cache" / "torchinductor")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "elsewhere")
+    runtime.compiles(Runtime(compile="on"), LONG)
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "elsewhere"
+
+
+def test_workspace_is_dvcs_root_or_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, owner = tmp_path / "here", tmp_path / "owner"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    assert runtime.workspace() == here.resolve()
+    monkeypatch.setenv("DVC_ROOT", str(owner))
+    assert runtime.workspace() == owner.resolve()
+    monkeypatch.setenv("DVC_ROOT", "../owner")
+    assert runtime.workspace() == owner.resolve()
+
+
+@pytest.mark.skipif(sys.platform not in ("linux", "darwin"), reason="getrusage's unit is known for these")
+def test_peak_memory_is_in_mebibytes() -> None:
+    before = runtime.peak_memory_mib(torch.device("cpu"))
+    assert 50 < before < 100_000
+    held = torch.ones(int((before + 64) * 2**20) // 4)
+    assert runtime.peak_memory_mib(torch.device("cpu")) >= held.nbytes / 2**20
