@@ -29,7 +29,8 @@ $(BIN)/.installed: requirements.txt constraints.txt
 	  { echo "Error: $(PYTHON) is older than Python 3.11: install a newer one and run make PYTHON=python3.11"; exit 1; }
 	@test -x $(BIN)/python && $(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || \
 	  { echo "Error: $(PYTHON) can't make a virtual environment: on Debian and Ubuntu, apt install python3-venv"; exit 1; }
-	$(BIN)/python -m pip install --quiet --requirement requirements.txt --constraint constraints.txt
+	@echo 'Installing into $(VENV), a minute or two ...'
+	@$(BIN)/python -m pip install --quiet --requirement requirements.txt --constraint constraints.txt
 	@touch $@
 
 clean:

@@ -129,7 +129,8 @@ def test_stale_experts_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{Path.cwd() / 'mlflow.db'}")
     prepare.run(load(), "digits")
     experts.run(load(), "digits-smooth")
+    before = load().experts["digits-smooth"].lr
     change("experts.digits-smooth.lr", 0.02)
     error = fails("distill --run digits-ipc1-ast", monkeypatch, capsys)
-    assert "experts.lr was 0.01, is 0.02" in error
+    assert f"experts.lr was {before}, is 0.02" in error
     assert "make it with `python -m src.cli experts --experts digits-smooth`" in error

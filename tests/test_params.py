@@ -103,7 +103,6 @@ def test_other_sections_are_asked_for(section: str, valid_params: Raw) -> None:
         ("distill/ast/augmentation", "crop", "distill.ast.augmentation", "'crop'"),
         ("distill/ast/iterations", 3.0, "distill.ast.iterations", "integer.*3.0"),
         ("distill/ast", 7, "distill.ast", "7"),
-        ("distill/unused", {"iterations": 1}, "distill.unused.initialisation", "missing"),
     ],
 )
 def test_a_problem_is_reported_where_it_stands(at: str, value: Any, where: str, says: str, valid_params: Raw) -> None:
@@ -157,6 +156,15 @@ def test_a_broken_run_does_not_make_its_method_look_incomplete(valid_params: Raw
         run["distill"]["iterations"] = 1
         run["ipc"] = 0
     assert paths(valid_params) == ["runs.one.ipc", "runs.ten.ipc"]
+
+
+def test_what_a_method_leaves_out_its_runs_must_give(valid_params: Raw) -> None:
+    del valid_params["distill"]["ast"]["iterations"]
+    put(valid_params, "runs/one/distill/iterations", 7)
+    [(path, text)] = problems(valid_params)
+    assert (path, "missing" in text) == ("runs.ten.distill.iterations", True)
+    put(valid_params, "runs/ten/distill/iterations", 8)
+    assert [d.iterations for d in parse(valid_params).distillations.values()] == [7, 8]
 
 
 def test_start_epochs_beyond_the_experts(valid_params: Raw) -> None:

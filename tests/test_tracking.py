@@ -59,6 +59,25 @@ def test_other_work_is_another_row_and_failure_is_seen(store: str) -> None:
     assert states == {"f": "FAILED", "g": "FINISHED"}
 
 
+def test_another_evaluation_of_the_same_set_is_another_row(store: str) -> None:
+    def evaluate(protocol: str, accuracy: float) -> None:
+        with tracking.track("digits", "a", "run", {"ast.synthetic": "s"}, {"ast.evaluation": protocol}) as tracker:
+            tracker.params({"evaluate": {"epochs": protocol}})
+            tracker.metrics({"test_accuracy_mean": accuracy})
+
+    with tracking.track("digits", "a", "run", {"ast.fingerprint": "f"}) as tracker:
+        tracker.tags({"ast.synthetic": "s"})
+    evaluate("1000", 0.9)
+    evaluate("10", 0.5)
+    evaluate("1000", 0.9)
+    rows = mlflow.MlflowClient(store).search_runs(["1"])
+    found = {
+        row.data.tags["ast.evaluation"]: (row.data.metrics["test_accuracy_mean"], "ast.fingerprint" in row.data.tags)
+        for row in rows
+    }
+    assert found == {"1000": (0.9, True), "10": (0.5, False)}
+
+
 def test_outputs_and_inputs_carry_dvcs_digest(store: str) -> None:
     path = Path("data.bin")
     path.write_bytes(b"tensor")

@@ -148,17 +148,17 @@ class Tracker:
         say(f"Warning: MLflow at {store_uri()} failed ({first}); this stage goes on, but the rest of it is not tracked")
         self.run_id = None
 
-    def _begin(self, experiment: str, name: str, kind: str, tags: Mapping[str, str], find: Mapping[str, str]) -> None:
-        """Open the run that has the tags `find`, or a new one."""
+    def _begin(self, experiment: str, name: str, kind: str, find: Mapping[str, str], add: Mapping[str, str]) -> None:
+        """Open the run that `track` describes, or a new one."""
         import mlflow
 
         mlflow.set_tracking_uri(store_uri())
         experiment_id = _experiment(mlflow, experiment)
-        known = _search(mlflow, experiment_id, {"ast.name": name, "ast.kind": kind, **find})
+        known = _search(mlflow, experiment_id, {"ast.name": name, "ast.kind": kind, **find}, add)
         run = mlflow.start_run(run_id=known, experiment_id=experiment_id, run_name=None if known else name)
         self.run_id, self._client = run.info.run_id, mlflow.MlflowClient()
         self._logged = self._last_steps(run) if known else {}
-        mlflow.set_tags({"ast.name": name, "ast.kind": kind, **find, **tags})
+        mlflow.set_tags({"ast.name": name, "ast.kind": kind, **find, **add, **_dvc_tags()})
 
     def _last_steps(self, run: Any) -> dict[str, int]:
         steps = {k: max(p.step for p in self._client.get_metric_history(self.run_id, k)) for k in run.data.metrics}
@@ -177,16 +177,19 @@ class Tracker:
 
 @contextmanager
 def track(
-    experiment: str, name: str, kind: str, find: Mapping[str, str], tags: Mapping[str, str] | None = None
+    experiment: str, name: str, kind: str, find: Mapping[str, str], add: Mapping[str, str] | None = None
 ) -> Iterator[Tracker]:
-    """An MLflow run around the block: the newest one of this name and kind with the tags `find`, or a new one."""
+    """An MLflow run around the block, of this name and kind.
+
+    It is the newest one that has the tags `find`, and has the tags `add` or does not have them yet; or a new one.
+    """
     for variable, value in QUIET.items():
         os.environ.setdefault(variable, value)
     for library in ("mlflow", "alembic"):
         logging.getLogger(library).setLevel(logging.ERROR)
     tracker = Tracker()
     try:
-        tracker._begin(experiment, name, kind, {**_dvc_tags(), **(tags or {})}, find)
+        tracker._begin(experiment, name, kind, find, add or {})
     except Exception as error:  # see _send
         tracker._stop(error)
     status = "FAILED"
@@ -213,10 +216,13 @@ def _experiment(mlflow: Any, name: str) -> str:
         return str(mlflow.create_experiment(name, artifact_location=location, tags=kind))
 
 
-def _search(mlflow: Any, experiment_id: str, tags: Mapping[str, str]) -> str | None:
-    condition = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
-    found = mlflow.search_runs([experiment_id], condition, max_results=1, output_format="list")
-    return found[0].info.run_id if found else None
+def _search(mlflow: Any, experiment_id: str, find: Mapping[str, str], add: Mapping[str, str] | None = None) -> str | None:
+    """Id of the newest run with the tags `find` whose tags do not contradict `add`."""
+    condition = " and ".join(f"tags.`{key}` = '{value}'" for key, value in find.items())
+    for run in mlflow.search_runs([experiment_id], condition, output_format="list"):
+        if all(run.data.tags.get(key, value) == value for key, value in (add or {}).items()):
+            return str(run.info.run_id)
+    return None
 
 
 def _dvc_tags() -> dict[str, str]:

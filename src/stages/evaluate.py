@@ -30,8 +30,10 @@ def run(params: Params, name: str) -> None:
     path = artifacts.synthetic_file(name)
     artifacts.check_record(path, synthetic_settings(params, name), artifacts.remake("distill", name))
     synthetic = artifacts.load_synthetic(name)
-    find = {"ast.synthetic": files.digest(path)}
-    with tracking.track(settings.dataset, name, "run", find) as tracker:
+    protocol_settings = {"protocol": settings.evaluate, **params.evaluate[settings.evaluate].model_dump()}
+    find, add = {"ast.synthetic": files.digest(path)}, {"ast.evaluation": tracking.fingerprint(protocol_settings)}
+    with tracking.track(settings.dataset, name, "run", find, add) as tracker:
+        tracker.params({"evaluate": protocol_settings})
         run_log.describe(tracker, params, name)
         run_log.log_outputs(tracker, params, name, statistics)
         with cost.measured(device) as spent:

@@ -22,13 +22,12 @@ EXPERT_CURVES = ("train_loss", "gradient_penalty", "val_accuracy", "parameter_st
 
 
 def describe(tracker: Tracker, params: Params, name: str) -> None:
-    """Parameters, inputs and links."""
+    """Parameters of everything up to the synthetic set, inputs and links."""
     run = params.runs[name]
     distil = {"method": run.distill.method, **params.distillations[name].model_dump()}
-    tracker.params({"seed": params.seed, "run": run.model_dump(exclude={"distill"}), "distill": distil})
+    tracker.params({"seed": params.seed, "run": run.model_dump(exclude={"distill", "evaluate"}), "distill": distil})
     tracker.params({"experts": params.experts[run.experts].model_dump()})
     tracker.params({"network": params.networks[run.network].model_dump()})
-    tracker.params({"evaluate": params.evaluate[run.evaluate].model_dump()})
     tracker.dataset(run.dataset, artifacts.split_file(run.dataset, "train"), "training")
     tracker.link_experts(run.dataset, run.experts, artifacts.trajectories_folder(run.experts))
 
