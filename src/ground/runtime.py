@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -45,8 +46,9 @@ def compiles(runtime: Runtime, flops: float) -> tuple[bool, str]:
     """
     if runtime.compile == "off" or (runtime.compile == "auto" and flops < COMPILE_FLOPS):
         return False, ""
-    if shutil.which(os.environ.get("CXX", "g++")) is None:
-        return False, "no C++ compiler is found, so this runs eagerly: install g++ to run it about twice as fast"
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(shlex.split(compiler)[0]) is None:
+        return False, f"the C++ compiler '{compiler}' is not found, so this runs eagerly: install g++, or let CXX name one"
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(workspace() / ".cache" / "torchinductor"))
     return True, "compiling; the first time takes about a minute"
 

@@ -84,8 +84,9 @@ def iterate(
         labels=None,
     )
     figures = Figures(gradient.terms.tolist(), state.syn_lr.item(), gradient.images.norm().item(), gradient.syn_lr.abs().item())
-    _check_finite(figures, settings)
-    return _descend(state, gradient, settings), figures
+    new = _descend(state, gradient, settings)
+    _check_finite(figures, new, settings)
+    return new, figures
 
 
 def _match(
@@ -129,9 +130,9 @@ def _descend(state: State, gradient: MatchingGradient, settings: Distillation) -
     )
 
 
-def _check_finite(figures: Figures, settings: Distillation) -> None:
-    values = torch.tensor([figures.matching_loss, figures.grad_norm_images, figures.grad_norm_syn_lr])
-    if not torch.isfinite(values).all():
+def _check_finite(figures: Figures, new: State, settings: Distillation) -> None:
+    measured = torch.tensor([figures.matching_loss, figures.grad_norm_images, figures.grad_norm_syn_lr])
+    if not all(torch.isfinite(values).all() for values in (measured, new.images, new.syn_lr)):
         raise DivergenceError(
             f"matching loss {figures.matching_loss:g}, gradient norm {figures.grad_norm_images:g} (images) and "
             f"{figures.grad_norm_syn_lr:g} (syn_lr) at syn_lr {figures.syn_lr:g}: lower lr_img ({settings.lr_img:g}), "

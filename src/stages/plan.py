@@ -29,6 +29,7 @@ from src.maths.networks import FlatNetwork
 
 TIMED_STEPS = 2  # after some that warm up and compile
 LOADING_COPIES = 3  # of the training images as real numbers, which normalising them holds at once
+LR = 1e-6  # low enough for training on noise not to diverge
 MIB, FLOAT = 2**20, 4  # bytes
 UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 
@@ -185,7 +186,7 @@ def _now(device: torch.device) -> float:
 
 def _experts(subject: Subject) -> float:
     """Seconds of the training of all experts, from two steps after two that warm up."""
-    settings = subject.experts.model_copy(update={"epochs": 2})
+    settings = subject.experts.model_copy(update={"epochs": 2, "lr": LR})
     images, labels = subject.noise(min(2 * settings.batch_size, subject.real))
     epochs = expert_training.train(subject.module(), images, labels, settings, torch.Generator().manual_seed(0))
     for _ in range(2):  # the initialisation and the first epoch
@@ -206,7 +207,7 @@ def _evaluate(subject: Subject) -> float:
         ends.append(_now(subject.device))
 
     network = FlatNetwork(subject.module())
-    protocol.train_students(network, thetas, images, labels, subject.distil.lr_init, settings, draws, on_epoch=tick)
+    protocol.train_students(network, thetas, images, labels, LR, settings, draws, on_epoch=tick)
     epoch = (ends[-1] - ends[0]) / 2 * subject.count / len(images)
     return epoch * subject.evaluate.epochs
 
@@ -223,11 +224,11 @@ def _table(subject: Subject, plan: Plan) -> Table:
     if distil.iterations:
         table.add_row("compiled", "yes" if plan.compiled else "no")
         table.add_row("an inner step", duration(plan.step))
-        table.add_row("an iteration", f"{duration(plan.iteration)}: {distil.syn_steps} inner steps, "
-                      f"{distil.trajectories_per_iteration} trajectories")  # fmt: skip
+        several = f" x {distil.trajectories_per_iteration} trajectories" if distil.trajectories_per_iteration > 1 else ""
+        table.add_row("an iteration", f"{duration(plan.iteration)}: {distil.syn_steps} inner steps{several}")
         table.add_row("distilling", f"{duration(plan.distil)}: {distil.iterations:,} iterations")
         table.add_row("peak memory of distilling", f"about {plan.memory:,.0f} MiB")
-        table.add_row("of it, the stored inner loop", f"{plan.stored:,.1f} MiB: 2P numbers a step, of one trajectory at a time")
+        table.add_row("of it, the stored inner loop", f"{plan.stored:,.1f} MiB: 2P numbers a step")
     else:
         table.add_row("distilling", "0 iterations: the initial images are kept")
     table.add_row("evaluating", f"{duration(plan.evaluate)}: {students.students} students, {students.epochs:,} epochs")
