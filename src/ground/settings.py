@@ -40,9 +40,9 @@ class Runtime(Settings):
     threads: Positive | None = None
     """Threads of one torch operation; null leaves torch's choice (the cores). Other counts may round differently."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 runs convolutions and matrix products in half the bits; parameters, images and losses stay float32."""
+    """Of the inner loop: bfloat16 runs its convolutions and matrix products in half the bits; all else stays float32."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile for the hot loops; auto compiles where the work is long enough to pay for it."""
+    """torch.compile for the inner loop; auto compiles where a run's work is long enough to pay for it."""
 
 
 class Dataset(Settings):
