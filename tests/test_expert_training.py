@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import combinations
 from typing import Any
 
@@ -10,10 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import MultiStepLR
 
+from src.ground import runtime
 from src.ground.errors import DivergenceError
 from src.ground.settings import Experts
 from src.maths import augmentation, expert_training
-from src.maths.networks import flatten
+from src.maths.expert_training import Gradient
+from src.maths.networks import FlatNetwork, flatten
 from tests.reference import cross_entropy, small_network
 
 N, K = 22, 5
@@ -111,23 +114,69 @@ def test_trajectory_starts_at_the_initialisation_and_has_every_epoch(images: Ten
     trajectory = list(expert_training.train(network, images, labels, settings(), seeded(0)))
     assert [epoch.number for epoch in trajectory] == [0, 1, 2, 3, 4, 5]
     assert torch.equal(trajectory[0].theta, flatten(small_network()))
-    assert torch.equal(trajectory[-1].theta, flatten(network))
+    assert torch.equal(flatten(network), flatten(small_network()))
     assert trajectory[0].train_loss != trajectory[0].train_loss  # nan
     assert trajectory[0].penalty == 0
 
 
 def test_snapshots_are_distinct_and_share_no_memory(images: Tensor, labels: Tensor) -> None:
-    network = small_network()
-    seen = [(e, e.theta.clone()) for e in expert_training.train(network, images, labels, settings(), seeded(0))]
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.zero_()
+    seen = [(e, e.theta.clone()) for e in expert_training.train(small_network(), images, labels, settings(), seeded(0))]
     for epoch, kept in seen:
         assert torch.equal(epoch.theta, kept)
         assert not epoch.theta.requires_grad
     for (a, _), (b, _) in combinations(seen, 2):
         assert not torch.equal(a.theta, b.theta)
         assert a.theta.untyped_storage().data_ptr() != b.theta.untyped_storage().data_ptr()
+
+
+def test_stopping_early_gives_the_first_epochs_bit_for_bit(images: Tensor, labels: Tensor) -> None:
+    """Clipping, the learning rate's drop and the draws follow all epochs."""
+    whole, first = (
+        list(expert_training.train(small_network(), images, labels, settings(**AST, stop_epoch=stop), seeded(3)))
+        for stop in (None, 4)
+    )
+    assert len(whole) == 6
+    assert len(first) == 5
+    assert all(torch.equal(a.theta, b.theta) and a.penalty == b.penalty for a, b in zip(first, whole, strict=False))
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 8, 100])
+def test_chunks_of_a_batch_change_nothing(chunk: int, images: Tensor, labels: Tensor) -> None:
+    whole, found = (
+        list(expert_training.train(small_network(), images, labels, settings(**AST), seeded(3), chunk=size))[-1]
+        for size in (None, chunk)
+    )
+    torch.testing.assert_close(found.theta, whole.theta, rtol=1e-9, atol=1e-11)
+    assert (found.train_loss, found.penalty) == pytest.approx((whole.train_loss, whole.penalty), rel=1e-9)
+
+
+def gradients_of(images: Tensor, labels: Tensor, change: Callable[[Gradient], Gradient], **options: Any) -> tuple[Tensor, ...]:
+    network = small_network(depth=1, norm="group").to(images.dtype)
+    gradient = change(expert_training.differentiate(FlatNetwork(network), settings(**AST), **options))
+    return gradient(flatten(network), images, images.flip(-1), labels, images.new_tensor(0.7))
+
+
+def test_compiled_derivative_equals_the_eager_one(images: Tensor, labels: Tensor) -> None:
+    """With the penalty's second derivatives; in float64, as kinks make the lower bits of float32 a matter of luck."""
+    eager = gradients_of(images[:4], labels[:4], lambda gradient: gradient)
+    compiled = gradients_of(images[:4], labels[:4], runtime.compiled)
+    for found, expected in zip(compiled, eager, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+        assert not found.requires_grad
+
+
+def test_bfloat16_keeps_parameters_and_losses_in_float32(images: Tensor, labels: Tensor) -> None:
+    expected = gradients_of(images.float(), labels, lambda gradient: gradient)
+    found = gradients_of(images.float(), labels, lambda gradient: gradient, bfloat16=True)
+    assert {one.dtype for one in found} == {torch.float32}
+    assert not torch.equal(found[0], expected[0])
+    assert torch.nn.functional.cosine_similarity(found[0], expected[0], dim=0) > 0.98
+    assert [one.item() for one in found[1:]] == pytest.approx([one.item() for one in expected[1:]], rel=0.03)
+
+
+def test_work_is_counted_in_forward_passes() -> None:
+    assert expert_training.passes(settings(), 100) == 5 * 100 * 3
+    assert expert_training.passes(settings(gradient_penalty=2.0, stop_epoch=2), 100) == 2 * 100 * 12
 
 
 def test_same_seed_same_bytes(images: Tensor, labels: Tensor) -> None:

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import MultiStepLR
 from src.ground.errors import DivergenceError
 from src.ground.settings import Protocol
 from src.maths import augmentation, protocol, scores
+from src.maths.derivatives import Derivatives
 from src.maths.networks import FlatNetwork, flatten
 from tests.reference import cross_entropy, small_network
 
@@ -41,10 +42,15 @@ def starts(dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.stack([flatten(small_network(seed)) for seed in range(G)]).to(dtype)
 
 
-def trained(images: Tensor, students: list[int], chosen: Protocol, syn_lr: float = SYN_LR) -> Tensor:
+def trained(
+    images: Tensor, students: list[int], chosen: Protocol, syn_lr: float = SYN_LR, together: bool = True, bfloat16: bool = False
+) -> Tensor:
     network = FlatNetwork(small_network().to(images.dtype))
+    derivatives = Derivatives(network, bfloat16)
+    gradients = protocol.side_by_side(derivatives.loss) if together else protocol.one_by_one(derivatives.first)
     generators = [seeded(10 + g) for g in students]
-    return protocol.train_students(network, starts(images.dtype)[students], images, LABELS, syn_lr, chosen, generators)
+    start = starts(images.dtype)[students]
+    return protocol.train_students(network, start, images, LABELS, syn_lr, chosen, generators, gradients=gradients)
 
 
 def one_by_torch(images: Tensor, student: int, chosen: Protocol) -> Tensor:
@@ -66,9 +72,10 @@ def one_by_torch(images: Tensor, student: int, chosen: Protocol) -> Tensor:
 @pytest.mark.parametrize(
     "changes", [{}, {"epochs": 5}, {"momentum": 0.0, "augmentation": ()}, {"batch_size": 256, "weight_decay": 0.0}]
 )
-def test_students_are_trained_as_torch_does(changes: dict[str, Any], images: Tensor) -> None:
+@pytest.mark.parametrize("together", [True, False])
+def test_students_are_trained_as_torch_does(changes: dict[str, Any], together: bool, images: Tensor) -> None:
     chosen = settings(**changes)
-    found = trained(images, [0, 1, 2], chosen)
+    found = trained(images, [0, 1, 2], chosen, together=together)
     expected = torch.stack([one_by_torch(images, student, chosen) for student in range(G)])
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
     assert not found.requires_grad
@@ -81,6 +88,20 @@ def test_a_student_does_not_depend_on_those_beside_it(images: Tensor, dtype: tor
     alone = torch.cat([trained(images, [student], settings()) for student in range(G)])
     torch.testing.assert_close(together, alone, rtol=tolerance, atol=tolerance)
     assert (together[0] - together[1]).norm() > 0.1
+
+
+def test_one_by_one_a_student_does_not_even_round_differently(images: Tensor) -> None:
+    images = images.float()
+    beside = trained(images, [0, 1, 2], settings(), together=False)
+    alone = torch.cat([trained(images, [student], settings(), together=False) for student in range(G)])
+    assert torch.equal(beside, alone)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_bfloat16_stays_near_float32(together: bool, images: Tensor) -> None:
+    full, half = (trained(images.float(), [0, 1], settings(), 0.01, together, bfloat16) for bfloat16 in (False, True))
+    assert half.dtype == torch.float32
+    assert 0 < (half - full).norm() / (full - starts(torch.float32)[:2]).norm() < 0.1
 
 
 def test_training_is_repeatable_and_leaves_its_arguments(images: Tensor) -> None:

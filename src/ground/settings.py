@@ -38,11 +38,15 @@ class Runtime(Settings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where tensors live; auto takes CUDA where torch finds it."""
     threads: Positive | None = None
-    """Threads of one torch operation; null leaves torch's choice (the cores). Other counts may round differently."""
+    """Threads of one torch operation. Null leaves torch's choice (the cores) to distillation, and gives one to each expert
+    and student, as these fill the cores side by side. Other counts may round differently."""
+    workers: Positive | None = None
+    """Processes that train experts or students at the same time on CPUs; null takes as many as the cores hold. Results do
+    not depend on it, memory does: each needs its own."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the inner loop: bfloat16 runs its convolutions and matrix products in half the bits; all else stays float32."""
+    """Of all training: bfloat16 runs convolutions and matrix products in half the bits; all else stays float32."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile for the inner loop; auto compiles where a run's work is long enough to pay for it."""
+    """torch.compile for all training; auto compiles where the work is long enough to pay for it."""
 
 
 class Dataset(Settings):
@@ -90,6 +94,9 @@ class Experts(Settings):
     """Number of experts; each is one trajectory of the buffer."""
     epochs: Positive
     """T, epochs of each expert; the trajectory holds T + 1 snapshots."""
+    stop_epoch: Positive | None = None
+    """Train and keep the first so many of the T epochs, as clipping and learning rate follow T; null trains all. Runs need
+    max_start_epoch - 1 + expert_epochs; representative initialisation takes the last one kept."""
     batch_size: Positive = 256
     """Real images of one training step."""
     optimiser: Literal["sgd", "adam"] = "sgd"
@@ -116,6 +123,17 @@ class Experts(Settings):
     """AST part 2: lambda, weight of the gradient penalty (AST 2, 0 switches it off)."""
     gradient_penalty_axes: Literal["channels", "image"] = "channels"
     """The norm's axes: per pixel over the channels (AST's code), or over the whole image (as in WGAN-GP)."""
+
+    @property
+    def last_epoch(self) -> int:
+        """The last epoch that is trained and kept."""
+        return self.epochs if self.stop_epoch is None else self.stop_epoch
+
+    @model_validator(mode="after")
+    def _stops_within_its_epochs(self) -> Experts:
+        if self.last_epoch > self.epochs:
+            raise ValueError(f"stop_epoch {self.stop_epoch} lies beyond the {self.epochs} epochs: lower it, or set null")
+        return self
 
 
 class Distillation(Settings):

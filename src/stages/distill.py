@@ -81,7 +81,7 @@ def _initial_images(params: Params, name: str, statistics: Statistics, device: t
 def _expert_logits(params: Params, name: str, statistics: Statistics, real: Tensor) -> Tensor:
     """Logits (N, K) of the first expert at its last epoch."""
     run = params.runs[name]
-    last = params.experts[run.experts].epochs
+    last = params.experts[run.experts].last_epoch
     theta = artifacts.read_snapshots(run.experts, 0, last, last + 1)[0]
     network = _network(params, name, statistics, torch.device("cpu"))
     with torch.no_grad():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
+import functools
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,14 +13,38 @@ from torch import Tensor
 from src.ground import runtime
 from src.ground.params import Params
 from src.ground.seeding import generator
-from src.io import artifacts, cost, files, progress, tracking
+from src.ground.settings import Network, Protocol
+from src.io import artifacts, cost, files, progress, tracking, workers
 from src.io.artifacts import Statistics, SyntheticSet
+from src.io.progress import Advance
+from src.io.workers import Array
 from src.maths import networks, protocol, scores
-from src.maths.networks import FlatNetwork
+from src.maths.derivatives import Derivatives, forward_flops
+from src.maths.networks import FlatNetwork, ImageShape
+from src.maths.protocol import Gradients
 from src.stages import run_log
 from src.stages.records import synthetic_settings
 
 SPLITS = ("val", "test")
+QUICK = 5  # a first derivative compiles in a fifth of the time that the inner loop's second ones take
+TOGETHER_FLOPS = 2e10  # of one student, trained in some seconds: below it, on a CPU, starting operations takes longer than they
+
+
+@dataclass(frozen=True)
+class Training:
+    """What the training of every student takes, in whatever process."""
+
+    dataset: str
+    settings: Protocol
+    spec: Network
+    statistics: Statistics
+    seed: int
+    bfloat16: bool
+    compiled: bool
+    together: bool  # all students at once
+    images: Array  # (S, C, H, W), synthetic
+    labels: Array  # (S,)
+    syn_lr: float
 
 
 def run(params: Params, name: str) -> None:
@@ -37,8 +62,8 @@ def run(params: Params, name: str) -> None:
         run_log.describe(tracker, params, name)
         run_log.log_outputs(tracker, params, name, statistics)
         with cost.measured(device) as spent:
-            network, thetas = _train_students(params, name, synthetic, statistics, device)
-            predicted = {split: _predict(settings.dataset, split, statistics, network, thetas) for split in SPLITS}
+            predicted, peak = predict_all(params, name, synthetic, statistics, device)
+        spent.peak_memory_mib = max(spent.peak_memory_mib, peak)
         labels = {split: artifacts.load_split(settings.dataset, split).labels for split in SPLITS}
         students = _accuracies(predicted, labels)
         summary = _summary(students)
@@ -48,31 +73,73 @@ def run(params: Params, name: str) -> None:
     _show(name, summary)
 
 
-def _train_students(
+def predict_all(
     params: Params, name: str, synthetic: SyntheticSet, statistics: Statistics, device: torch.device
-) -> tuple[FlatNetwork, Tensor]:
-    """The network as a function, and the trained students' parameters (G, P)."""
+) -> tuple[dict[str, Tensor], float]:
+    """Each split's classes (G, N) as predicted by students trained to the end, and the largest memory of a process in MiB.
+
+    Students of little work train all at once in this process, others each by itself on all cores: the choice rests on the
+    work of one student, so that its result does not depend on how many there are.
+    """
     run = params.runs[name]
     settings, spec = params.evaluate[run.evaluate], params.networks[run.network]
-    fresh = [
-        networks.build(spec, statistics.shape, generator(params.seed, "evaluate", student, "initialisation"))
-        for student in range(settings.students)
-    ]
-    network = FlatNetwork(fresh[0].to(device))
-    thetas = torch.stack([networks.flatten(student) for student in fresh]).to(device)  # (G, P)
-    draws = [generator(params.seed, "evaluate", student, "training") for student in range(settings.students)]
-    images, labels = synthetic.images.to(device), synthetic.labels.to(device)
-    with progress.progress(f"evaluate {name}", settings.epochs) as advance:
-        trained = protocol.train_students(
-            network, thetas, images, labels, synthetic.syn_lr.item(), settings, draws, on_epoch=advance
-        )
-    return network, trained
+    flops = _flops(spec, statistics.shape, settings.epochs * len(synthetic.labels))
+    together = device.type != "cpu" or flops < TOGETHER_FLOPS
+    compiled, reason = runtime.compiles(params.runtime, QUICK * settings.students * flops)
+    if reason:
+        progress.say(f"{name}: {reason}")
+    training = Training(
+        run.dataset, settings, spec, statistics, params.seed, params.runtime.precision == "bfloat16", compiled, together,
+        synthetic.images.numpy(), synthetic.labels.numpy(), synthetic.syn_lr.item(),
+    )  # fmt: skip
+    groups = 1 if together else settings.students
+    processes = workers.processes(params.runtime, device, groups, settings.students * flops)
+    work = functools.partial(_train_group, training)
+    found, peak = workers.each(work, groups, params.runtime, processes, f"evaluate {name}", groups * settings.epochs)
+    return {split: torch.cat([torch.from_numpy(group[split]) for group in found]) for split in SPLITS}, peak
 
 
-def _predict(dataset: str, split: str, statistics: Statistics, network: FlatNetwork, thetas: Tensor) -> Tensor:
-    """Predicted classes (G, N) of every student."""
-    images = statistics.normalised(artifacts.load_split(dataset, split)).to(thetas.device)
-    return torch.stack([scores.predictions(partial(network, theta), images).cpu() for theta in thetas])
+def _flops(spec: Network, shape: ImageShape, images: int) -> float:
+    """Floating-point operations of training one student on so many images."""
+    network = FlatNetwork(networks.build(spec, shape, torch.Generator()))
+    image = torch.zeros(1, shape.channels, shape.size, shape.size)
+    return protocol.PASSES * images * forward_flops(network, torch.zeros(network.dimension), image)
+
+
+def _train_group(training: Training, index: int, device: torch.device, advance: Advance) -> dict[str, Array]:
+    """Train one student or all, wherever joblib puts them; the classes (g, N) they then predict of each split."""
+    seed, shape = training.seed, training.statistics.shape
+    group = range(training.settings.students) if training.together else (index,)
+    fresh = [networks.build(training.spec, shape, generator(seed, "evaluate", s, "initialisation")) for s in group]
+    thetas = torch.stack([networks.flatten(student) for student in fresh]).to(device)  # (g, P)
+    draws = [generator(seed, "evaluate", student, "training") for student in group]
+    images, labels = (torch.from_numpy(array).to(device) for array in (training.images, training.labels))
+    network, gradients = _derivative(training.spec, shape, device, training.together, training.bfloat16, training.compiled)
+    trained = protocol.train_students(
+        network, thetas, images, labels, training.syn_lr, training.settings, draws, advance, gradients
+    )
+    return {split: _predict(training, split, network, trained) for split in SPLITS}
+
+
+@functools.cache
+def _derivative(
+    spec: Network, shape: ImageShape, device: torch.device, together: bool, bfloat16: bool, compiled: bool
+) -> tuple[FlatNetwork, Gradients]:
+    """The network as a function and its derivative; a process compiles it once for all students it trains."""
+    network = FlatNetwork(networks.build(spec, shape, torch.Generator()).to(device))
+    derivatives = Derivatives(network, bfloat16)
+    if together:
+        gradients = protocol.side_by_side(derivatives.loss)
+        return network, runtime.compiled(gradients) if compiled else gradients
+    if compiled:
+        return network, protocol.one_by_one(runtime.compiled(derivatives.first), torch.channels_last)
+    return network, protocol.one_by_one(derivatives.first)
+
+
+def _predict(training: Training, split: str, network: FlatNetwork, thetas: Tensor) -> Array:
+    """Predicted classes (g, N) of every student."""
+    images = training.statistics.normalised(artifacts.load_split(training.dataset, split)).to(thetas.device)
+    return torch.stack([scores.predictions(functools.partial(network, theta), images) for theta in thetas]).cpu().numpy()
 
 
 def _accuracies(predicted: dict[str, Tensor], labels: dict[str, Tensor]) -> list[dict[str, Any]]:

@@ -1,0 +1,172 @@
+"""Experts and students side by side: the bytes do not depend on processes, errors and progress come back from them."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from src.ground import params as reading
+from src.ground.errors import DivergenceError, ParamsError, UserError
+from src.ground.params import Params
+from src.ground.settings import Runtime
+from src.io import artifacts, files, workers
+from src.io.artifacts import SyntheticSet
+from src.io.progress import Advance
+from src.stages import evaluate, experts, prepare
+from src.stages.records import experts_record
+
+COUNT, EPOCHS = 3, 5
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder where the module's tests work, with the digits' splits."""
+    folder, before = tmp_path_factory.mktemp("work"), Path.cwd()
+    os.chdir(folder)
+    yield folder
+    os.chdir(before)
+
+
+@pytest.fixture
+def raw(valid_params: dict[str, Any]) -> dict[str, Any]:
+    settings = {"count": COUNT, "epochs": EPOCHS, "batch_size": 256, "gradient_penalty": 2.0, "augmentation": ["crop", "scale"]}
+    valid_params["experts"]["smooth"] |= settings
+    valid_params["evaluate"]["mtt"] |= {"students": 3, "epochs": 5, "augmentation": ["crop", "color"]}
+    return valid_params
+
+
+@pytest.fixture
+def params(prepared: Path, raw: dict[str, Any]) -> Params:
+    found = reading.parse(raw)
+    if not artifacts.dataset_folder("digits").exists():
+        prepare.run(found, "digits")
+    return found
+
+
+def with_runtime(params: Params, **changes: Any) -> Params:
+    return replace(params, runtime=params.runtime.model_copy(update=changes))
+
+
+def with_experts(params: Params, **changes: Any) -> Params:
+    return replace(params, experts={"smooth": params.experts["smooth"].model_copy(update=changes)})
+
+
+def trained(params: Params) -> tuple[list[str], list[dict[str, Any]]]:
+    """Digests of the trajectories, and the curves' rows."""
+    statistics, record = artifacts.load_statistics("digits"), experts_record(params, "smooth")
+    rows, peak = experts.train_all(params, "smooth", statistics, record, CPU)
+    assert peak > 10
+    return [files.digest(artifacts.trajectory_file("smooth", index)) for index in range(COUNT)], rows
+
+
+def test_bytes_do_not_depend_on_the_number_of_processes(params: Params) -> None:
+    first, rows = trained(with_runtime(params, workers=1))
+    assert [(row["expert"], row["epoch"]) for row in rows] == [(i, e) for i in range(COUNT) for e in range(1, EPOCHS + 1)]
+    assert len(set(first)) == COUNT
+    for count in (2, 4):
+        assert trained(with_runtime(params, workers=count)) == (first, rows)
+
+
+def test_stopped_experts_are_the_first_epochs_of_whole_ones(params: Params) -> None:
+    params = with_experts(params, clipping_loss=True, clipping_epochs=3, lr_drop_factor=0.5, momentum=0.9)
+    _, rows = trained(params)
+    whole = artifacts.read_snapshots("smooth", 0, 0, EPOCHS + 1)
+    _, first_rows = trained(with_experts(params, stop_epoch=4))
+    assert torch.equal(artifacts.read_snapshots("smooth", 0, 0, EPOCHS + 1), whole[:5])
+    assert first_rows == [row for row in rows if row["epoch"] <= 4]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_divergence_in_a_process_is_the_same_sentence(params: Params, count: int) -> None:
+    diverging = with_runtime(with_experts(params, lr=1e30), workers=count)
+    with pytest.raises(DivergenceError, match=r"epoch 1 .*lower the experts' lr"):
+        trained(diverging)
+
+
+def test_stop_epoch_lies_within_the_epochs_and_beyond_what_runs_need(raw: dict[str, Any]) -> None:
+    smooth, method = raw["experts"]["smooth"], raw["distill"]["ast"]
+    for stop, text in ((6, "experts.smooth: stop_epoch 6 lies beyond the 5 epochs"), (4, "raise experts.smooth.stop_epoch")):
+        smooth["stop_epoch"] = stop  # start epochs up to 3, two epochs matched: five are needed
+        with pytest.raises(ParamsError, match=text):
+            reading.parse(raw)
+    method["max_start_epoch"] = 3
+    assert reading.parse(raw).experts["smooth"].last_epoch == 4
+
+
+def test_epochs_that_no_run_needs_are_said(raw: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    raw["experts"]["smooth"] |= {"epochs": 20}
+    experts.say_what_is_needed(reading.parse(raw), "smooth")
+    assert capsys.readouterr().err == "smooth: its runs need 5 of 20 epochs: stop_epoch: 5 would save 75 %\n"
+    raw["experts"]["smooth"] |= {"stop_epoch": 5}
+    experts.say_what_is_needed(reading.parse(raw), "smooth")
+    assert capsys.readouterr().err == ""
+
+
+def predicted(params: Params) -> dict[str, list[list[int]]]:
+    images = torch.randn(10, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    statistics = artifacts.load_statistics("digits")
+    synthetic = SyntheticSet(images, torch.arange(10), torch.tensor(0.01), statistics.normalisation)
+    found, _ = evaluate.predict_all(params, "one", synthetic, statistics, CPU)
+    return {split: classes.tolist() for split, classes in found.items()}
+
+
+def test_students_do_not_depend_on_processes_or_on_each_other(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    together = predicted(params)
+    assert {split: len(classes) for split, classes in together.items()} == {"val": 3, "test": 3}
+    monkeypatch.setattr(evaluate, "TOGETHER_FLOPS", 0)
+    alone = predicted(with_runtime(params, workers=1))
+    assert alone == predicted(with_runtime(params, workers=2))
+    fewer = replace(params, evaluate={"mtt": params.evaluate["mtt"].model_copy(update={"students": 2})})
+    assert {split: classes[:2] for split, classes in alone.items()} == predicted(fewer)
+    same = torch.tensor(together["test"]) == torch.tensor(alone["test"])
+    assert same.double().mean() > 0.99  # they round differently
+
+
+def announced(piece: int, device: torch.device, advance: Advance, fail: int = -1) -> tuple[int, int]:
+    if piece == fail:
+        raise UserError(f"piece {piece} failed")
+    for unit in range(3):
+        advance(f"unit {unit}")
+    return piece, torch.get_num_threads()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_progress_threads_and_errors_come_back(count: int, prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.set_num_threads(2)
+    found, _ = workers.each(announced, 4, Runtime(device="cpu"), count, "pieces", 12)
+    assert found == [(piece, 1) for piece in range(4)]
+    assert torch.get_num_threads() == 2
+    assert "pieces: 12/12" in capsys.readouterr().err
+    assert not list((prepared / ".cache").glob("progress-*"))
+    with pytest.raises(UserError, match="piece 1 failed"):
+        workers.each(functools.partial(announced, fail=1), 3, Runtime(device="cpu"), count, "pieces", 9)
+
+
+def killed(piece: int, device: torch.device, advance: Advance) -> None:
+    if piece == 1:
+        os._exit(9)
+
+
+def test_a_killed_process_is_said_with_its_remedy(prepared: Path) -> None:
+    with pytest.raises(UserError, match=r"memory ran out: set runtime\.workers below 2"):
+        workers.each(killed, 2, Runtime(device="cpu"), 2, "pieces", 2)
+
+
+def test_processes_are_as_many_as_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "cpu_count", lambda: 8)
+    asked, long = Runtime(), workers.SPREAD_FLOPS
+    assert workers.processes(asked, CPU, 100, long) == 8
+    assert workers.processes(asked, CPU, 5, long) == 5
+    assert workers.processes(asked, CPU, 100, long / 2) == 1
+    assert workers.processes(asked, torch.device("cuda"), 100, long) == 1
+    assert workers.processes(Runtime(threads=3), CPU, 100, long) == 2
+    assert workers.processes(Runtime(threads=16), CPU, 100, long) == 1
+    assert workers.processes(Runtime(workers=3), CPU, 100, long / 2) == 3
