@@ -37,6 +37,9 @@ DepthOption = Annotated[int, typer.Option(min=1, max=8, help="Blocks of the Conv
 PrecisionOption = Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of the engine; the plain way is float32.")]
 CompileOption = Annotated[Literal["auto", "on", "off"], typer.Option(help="torch.compile for the engine.")]
 DeviceOption = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where both sides run.")]
+WorkersOption = Annotated[
+    int | None, typer.Option(min=1, max=1024, help="Processes of the engine; as many as the cores hold where left out.")
+]
 RoundsOption = Annotated[int, typer.Option(min=1, max=100, help="Rounds of engine and plain, alternately.")]
 JsonOption = Annotated[Path | None, typer.Option(dir_okay=False, help="File to write the figures to.")]
 
@@ -163,6 +166,7 @@ def bench_experts(
     precision: PrecisionOption = "float32",
     compile: CompileOption = "on",
     device: DeviceOption = "auto",
+    workers: WorkersOption = None,
     rounds: RoundsOption = 2,
     json: JsonOption = None,
 ) -> None:
@@ -172,7 +176,7 @@ def bench_experts(
 
     setting = ExpertsSetting(
         size=size, channels=channels, classes=classes, width=width, depth=depth, images=images,
-        precision=precision, compile=compile, device=device,
+        precision=precision, compile=compile, device=device, workers=workers,
     )  # fmt: skip
     found = comparison.experts(setting, rounds)
     _show(tables.experts(found), found, json)
@@ -190,6 +194,7 @@ def bench_evaluate(
     precision: PrecisionOption = "float32",
     compile: CompileOption = "on",
     device: DeviceOption = "auto",
+    workers: WorkersOption = None,
     rounds: RoundsOption = 2,
     json: JsonOption = None,
 ) -> None:
@@ -199,7 +204,7 @@ def bench_evaluate(
 
     setting = EvaluateSetting(
         size=size, channels=channels, classes=classes, width=width, depth=depth, ipc=ipc, epochs=epochs,
-        precision=precision, compile=compile, device=device,
+        precision=precision, compile=compile, device=device, workers=workers,
     )  # fmt: skip
     found = comparison.evaluate(setting, rounds)
     _show(tables.evaluate(found), found, json)

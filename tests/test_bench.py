@@ -21,7 +21,16 @@ from src.ground.errors import UserError
 from src.maths.derivatives import PASSES, Derivatives, forward_flops
 
 CPU = torch.device("cpu")
-TINY: dict[str, Any] = {"size": 8, "channels": 1, "classes": 4, "width": 4, "depth": 2, "compile": "off", "device": "cpu"}
+TINY: dict[str, Any] = {
+    "size": 8,
+    "channels": 1,
+    "classes": 4,
+    "width": 4,
+    "depth": 2,
+    "compile": "off",
+    "device": "cpu",
+    "workers": 1,
+}
 WORDS = "--size 8 --channels 1 --classes 4 --width 4 --depth 2 --ipc 1 --syn-steps 3 --compile off --rounds 1"
 
 
@@ -75,14 +84,14 @@ def test_experts_figures() -> None:
     found = comparison.experts(ExpertsSetting(**TINY, images=24, batch_size=8), rounds=1)
     for name in ("without_penalty", "with_penalty"):
         assert found[name]["ratio"] == pytest.approx(found[name]["engine"] / found[name]["plain"])
-    assert tables.experts(found).row_count == 2
+    assert tables.experts(found).row_count == 3
 
 
 @pytest.mark.usefixtures("in_process")
 def test_evaluate_figures() -> None:
     found = comparison.evaluate(EvaluateSetting(**TINY, ipc=2, epochs=2), rounds=1)
     assert found["ratio"] == found["plain"]["seconds"] / found["engine"]["seconds"]
-    assert tables.evaluate(found).row_count == 1
+    assert tables.evaluate(found).row_count == 2
 
 
 class Work(TorchDispatchMode):
@@ -118,14 +127,25 @@ def bench(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
         raise SystemError(stop.value.code)
 
 
-def test_a_worker_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_worker_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.chdir(tmp_path)  # workers find the package from anywhere
-    bench(f"{WORDS} --only plain --json found.json", monkeypatch)
-    found = json.loads(Path("found.json").read_text(encoding="utf-8"))
-    assert found["plain"]["seconds_per_iteration"] > 0
-    assert found["plain"]["peak_memory_mib"] > 50
-    assert not {"engine", "ratio", "memory_ratio", "gradient_error"} & set(found)
+    found = process.ask("matching", "plain", MatchingSetting(**TINY, ipc=1, syn_steps=2), tmp_path)
+    assert found["seconds_per_iteration"] > 0
+    assert found["peak_memory_mib"] > 50
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize(("side", "other"), [("plain", "engine"), ("engine", "plain")])
+def test_one_side_alone(
+    side: str, other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "new" / "found.json"
+    bench(f"{WORDS} --only {side} --json {file}", monkeypatch)
+    found = json.loads(file.read_text(encoding="utf-8"))
+    assert found[side]["seconds_per_iteration"] > 0
+    assert ("gradient_error" in found) == (side == "engine")
+    assert not {other, "ratio", "memory_ratio"} & set(found)
     assert "peak memory, MiB" in capsys.readouterr().out
 
 

@@ -19,6 +19,7 @@ from src.ground.settings import Runtime
 from src.io import artifacts, files, workers
 from src.io.artifacts import SyntheticSet
 from src.io.progress import Advance
+from src.maths import protocol
 from src.stages import evaluate, experts, prepare
 from src.stages.records import experts_record
 
@@ -121,7 +122,7 @@ def predicted(params: Params) -> dict[str, list[list[int]]]:
 def test_students_do_not_depend_on_processes_or_on_each_other(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     together = predicted(params)
     assert {split: len(classes) for split, classes in together.items()} == {"val": 3, "test": 3}
-    monkeypatch.setattr(evaluate, "TOGETHER_FLOPS", 0)
+    monkeypatch.setattr(protocol, "TOGETHER_FLOPS", 0)
     alone = predicted(with_runtime(params, workers=1))
     assert alone == predicted(with_runtime(params, workers=2))
     fewer = replace(params, evaluate={"mtt": params.evaluate["mtt"].model_copy(update={"students": 2})})

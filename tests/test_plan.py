@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from src.ground import runtime
 from src.ground.params import Params, load, parse
 from src.io import artifacts
 from src.maths.networks import FlatNetwork
-from src.stages import distill, plan, prepare
+from src.stages import distill, evaluate, experts, plan, plan_steps, prepare
 from tests.imports import ROOT
 
 RUN = "digits-ipc10-ast"
@@ -26,7 +25,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVC_ROOT", raising=False)
     monkeypatch.setenv("COLUMNS", "200")
-    shutil.copy(ROOT / "params.yaml", tmp_path)
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    Path("params.yaml").write_text(
+        text.replace("  threads: null", "  threads: 1").replace("  workers: null", "  workers: 1"), encoding="utf-8"
+    )
     return tmp_path
 
 
@@ -37,26 +39,26 @@ def command(words: str, monkeypatch: pytest.MonkeyPatch) -> int:
     return int(stop.value.code or 0)
 
 
-def planned(raw: dict[str, Any], **distil: Any) -> tuple[Params, plan.Subject, plan.Plan]:
+def planned(raw: dict[str, Any], **distil: Any) -> tuple[Params, plan_steps.Subject, plan.Plan]:
     """The plan of the run `ten`, with values of its own."""
-    raw["runtime"]["compile"] = "off"
+    raw["runtime"] |= {"compile": "off", "workers": 1}
     raw["runs"]["ten"]["distill"] |= distil
     params = parse(raw)
     prepare.run(params, "digits")
-    subject = plan.subject_of(params, "ten", torch.device("cpu"))
+    subject = plan_steps.subject_of(params, "ten", torch.device("cpu"))
     return params, subject, plan.measure(params.runtime, subject)
 
 
 def test_the_table_of_a_real_run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     prepare.run(load(), "digits")
-    before = sorted(folder.rglob("*"))
+    before = sorted(Path("data").rglob("*"))
     assert command(f"distill --run {RUN} --plan", monkeypatch) == 0
     shown = capsys.readouterr().out
     rows = ("an inner step", "an iteration", "distilling", "peak memory", "parameters, P", "evaluating", "compiled")
     assert all(row in shown for row in rows)
     assert "10,986" in shown
     assert "10 experts, 20 epochs" in shown
-    assert sorted(folder.rglob("*")) == before
+    assert sorted(Path("data").rglob("*")) == before
 
 
 @pytest.mark.usefixtures("folder")
@@ -82,22 +84,39 @@ def test_a_run_that_is_not_distilled(ipc: str | int, valid_params: dict[str, Any
     assert subject.count == (1077 if ipc == "all" else 100)
 
 
+class AskedError(Exception):
+    """Carries the amount of work that a stage asks to compile for, and ends the stage."""
+
+
 @pytest.mark.usefixtures("folder")
-def test_it_compiles_where_the_stage_compiles(valid_params: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ask the same rule with the same amount of work."""
+def test_it_compiles_where_the_stages_compile(valid_params: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """They ask the same rule with the same amount of work."""
     chosen = {"batch_syn": 40, "syn_steps": 4, "trajectories_per_iteration": 3, "iterations": 7}
     params, subject, _ = planned(valid_params, **chosen)
     asked: list[float] = []
 
-    def never(_: object, flops: float) -> tuple[bool, str]:
+    def note(_: object, flops: float) -> tuple[bool, str]:
         asked.append(flops)
         return False, ""
 
-    monkeypatch.setattr(runtime, "compiles", never)
-    network = FlatNetwork(subject.module())
+    def stop(_: object, flops: float) -> tuple[bool, str]:
+        raise AskedError(flops)
+
+    monkeypatch.setattr(runtime, "compiles", note)
     plan.measure(params.runtime, subject)
-    distill._derivatives(params, "ten", network, subject.noise(100)[0])
-    assert asked[0] == asked[-1] > 0
+    monkeypatch.setattr(runtime, "compiles", stop)
+    images, labels = subject.noise(subject.count)
+    statistics, cpu, syn_lr = subject.statistics, torch.device("cpu"), torch.tensor(0.01)
+    synthetic = artifacts.SyntheticSet(images, labels, syn_lr, statistics.normalisation)
+    stages = (
+        lambda: distill._derivatives(params, "ten", FlatNetwork(subject.module()), images),
+        lambda: experts.train_all(params, "smooth", statistics, artifacts.Record("", {}), cpu),
+        lambda: evaluate.predict_all(params, "ten", synthetic, statistics, cpu),
+    )
+    for flops, stage in zip(asked, stages, strict=True):
+        with pytest.raises(AskedError) as found:
+            stage()
+        assert found.value.args == (flops,)
 
 
 @pytest.mark.usefixtures("folder")

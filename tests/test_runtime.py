@@ -125,6 +125,20 @@ def test_a_missing_compiler_is_not_mentioned_where_none_is_wanted(
     assert runtime.compiles(Runtime(compile=asked), flops) == (False, "")
 
 
+@pytest.mark.parametrize(
+    ("said", "sentence"), [("fatal error: omp.h: No such file", "omp.h: No such file"), ("", "exit code 1")]
+)
+def test_a_broken_compiler_means_eager_and_says_why(
+    said: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler(monkeypatch, tmp_path, "g++")
+    (tmp_path / "g++").write_text(f"#!/bin/sh\necho '{said}' >&2\nexit 1\n", encoding="utf-8")
+    chosen, text = runtime.compiles(Runtime(compile="on"), LONG)
+    assert not chosen
+    assert "'g++' does not work, so this runs eagerly" in text
+    assert sentence in text
+
+
 def test_cxx_names_the_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiler(monkeypatch, tmp_path, "clang++")
     assert not runtime.compiles(Runtime(compile="on"), LONG)[0]

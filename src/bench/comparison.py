@@ -46,7 +46,7 @@ def experts(setting: ExpertsSetting, rounds: int) -> Figures:
         with _cache() as cache:
             found = _alternate("experts", asked, SIDES, rounds, "images_per_second", cache)
         speeds = {side: _median(found[side], "images_per_second") for side in SIDES}
-        result[name] = {**speeds, "ratio": ratio(found, "seconds")}
+        result[name] = {**speeds, "ratio": ratio(found, "seconds"), "processes": found["engine"][0]["processes"]}
     return result | _described(asked, rounds, found)
 
 
@@ -55,7 +55,8 @@ def evaluate(setting: EvaluateSetting, rounds: int) -> Figures:
     with _cache() as cache:
         found = _alternate("evaluate", setting, SIDES, rounds, "seconds", cache)
     result: Figures = {side: {"seconds": _median(found[side], "seconds")} for side in SIDES}
-    return result | {"ratio": ratio(found, "seconds")} | _described(setting, rounds, found)
+    result |= {"ratio": ratio(found, "seconds"), "processes": found["engine"][0]["processes"]}
+    return result | _described(setting, rounds, found)
 
 
 def ratio(found: Found, name: str) -> float:
@@ -126,7 +127,7 @@ def _shares(setting: MatchingSetting, result: Figures, peak: Figures, sides: Seq
 
 def _described(setting: Setting, rounds: int, found: Found) -> Figures:
     """The setting and the machine, without which the figures mean nothing."""
-    one = next(iter(found.values()))[0]
+    one = list(found.values())[-1][0]
     machine = {
         "cpu": _cpu(), "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": one["threads"], "device": one["device"], "torch": version("torch"), "python": platform.python_version(),

@@ -1,4 +1,4 @@
-"""This repository's own way, through the functions that its stages call."""
+"""This repository's own way of an iteration of distillation, through the functions that the stage calls."""
 
 from __future__ import annotations
 
@@ -7,24 +7,20 @@ from typing import Any
 import torch
 
 from src.bench import measure
-from src.bench.problem import Problem, build, matching_problem, real_images
-from src.bench.settings import AUGMENTATION, EvaluateSetting, ExpertsSetting, MatchingSetting, Setting
+from src.bench.problem import Problem, matching_problem
+from src.bench.settings import MatchingSetting, Setting
 from src.ground import runtime
-from src.ground.seeding import generator
-from src.ground.settings import Experts, Protocol, Runtime
-from src.maths import distillation, expert_training, inner_loop, protocol
+from src.ground.settings import Runtime
+from src.maths import distillation, inner_loop
 from src.maths.derivatives import PASSES, Derivatives, forward_flops
 from src.maths.distillation import Start
-from src.maths.networks import FlatNetwork, flatten
 
-EXPERT_LR, EXPERT_MOMENTUM = 0.01, 0.9
-STUDENT_LR, STUDENT_MOMENTUM, STUDENT_DECAY = 0.01, 0.9, 5e-4
 REAL_ITERATIONS = 5_000  # of the papers' runs: what compile 'auto' decides by
 
 
 def start(setting: Setting) -> tuple[Runtime, torch.device]:
     """The runtime that the setting asks for, started."""
-    asked = Runtime(device=setting.device, precision=setting.precision, compile=setting.compile)
+    asked = Runtime(device=setting.device, precision=setting.precision, compile=setting.compile, workers=setting.workers)
     return asked, runtime.start(asked)
 
 
@@ -76,47 +72,3 @@ def image_gradient(found: Derivatives, given: Problem) -> torch.Tensor:
     return inner_loop.matching_gradient(
         found, given.images, given.labels, syn_lr, given.snapshots[0], given.steps(0), given.way_points, given.rule
     ).images
-
-
-def experts(setting: ExpertsSetting) -> dict[str, Any]:
-    """Real images a second of an expert's training, in its second epoch."""
-    _, device = start(setting)
-    labels = torch.arange(setting.images) % setting.classes
-    images = real_images(setting, labels, "real").to(device)
-    settings = Experts(
-        dataset="", network="", count=1, epochs=2, batch_size=setting.batch_size, lr=EXPERT_LR, momentum=EXPERT_MOMENTUM,
-        augmentation=AUGMENTATION, gradient_penalty=setting.gradient_penalty,
-    )  # fmt: skip
-    draws = generator(setting.seed, "bench", "training")
-    epochs = expert_training.train(build(setting, 0).to(device), images, labels.to(device), settings, draws)
-    for _ in range(2):  # the initialisation and an epoch to warm up
-        next(epochs)
-    spent = measure.seconds(lambda: next(epochs), device)
-    return {"seconds": spent, "images_per_second": setting.images / spent, **measure.surroundings(device)}
-
-
-def evaluate(setting: EvaluateSetting) -> dict[str, Any]:
-    """Seconds that the training of all students takes, after an epoch to warm up."""
-    _, device = start(setting)
-    labels = torch.arange(setting.classes).repeat_interleave(setting.ipc)
-    images = real_images(setting, labels, "synthetic").to(device)
-    modules = [build(setting, student) for student in range(setting.students)]
-    thetas = torch.stack([flatten(module) for module in modules]).to(device)
-    settings = Protocol(
-        students=setting.students, epochs=setting.epochs + 1, batch_size=setting.batch_size, momentum=STUDENT_MOMENTUM,
-        weight_decay=STUDENT_DECAY, augmentation=AUGMENTATION,
-    )  # fmt: skip
-    draws = [generator(setting.seed, "bench", "student", student) for student in range(setting.students)]
-    ends: list[float] = []
-    network = FlatNetwork(modules[0].to(device))
-    protocol.train_students(
-        network,
-        thetas,
-        images,
-        labels.to(device),
-        STUDENT_LR,
-        settings,
-        draws,
-        on_epoch=lambda: ends.append(measure.now(device)),
-    )
-    return {"seconds": ends[-1] - ends[0], **measure.surroundings(device)}

@@ -14,15 +14,22 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from src.bench import measure
 from src.bench.problem import Problem, build, matching_problem, real_images
-from src.bench.settings import AUGMENTATION, EvaluateSetting, ExpertsSetting, MatchingSetting
+from src.bench.settings import (
+    AUGMENTATION,
+    EXPERT_LR,
+    EXPERT_MOMENTUM,
+    STUDENT_DECAY,
+    STUDENT_LR,
+    STUDENT_MOMENTUM,
+    EvaluateSetting,
+    ExpertsSetting,
+    MatchingSetting,
+)
 from src.ground.seeding import generator
 from src.maths import augmentation
 from src.maths.derivatives import PASSES
 
 PLAIN_PASSES = PASSES - 3  # a step's work in forward passes: forward 1, backward 2, double backward 6; no second forward pass
-
-EXPERT_LR, EXPERT_MOMENTUM = 0.01, 0.9
-STUDENT_LR, STUDENT_MOMENTUM, STUDENT_DECAY = 0.01, 0.9, 5e-4
 
 
 def matching_loss(given: Problem, images: Tensor, syn_lr: Tensor, iteration: int) -> Tensor:

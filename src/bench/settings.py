@@ -8,6 +8,8 @@ from src.ground.settings import AugmentationKind, Positive, Settings
 
 Side = Literal["plain", "engine"]
 Task = Literal["matching", "error", "peak", "experts", "evaluate"]
+EXPERT_LR, EXPERT_MOMENTUM = 0.01, 0.9
+STUDENT_LR, STUDENT_MOMENTUM, STUDENT_DECAY = 0.01, 0.9, 5e-4
 AUGMENTATION: tuple[AugmentationKind, ...] = ("color", "crop", "cutout", "flip", "scale", "rotate")
 ERROR_STEPS = 3  # the float64 graph of 30 steps at the default setting takes 20 GB
 
@@ -31,6 +33,8 @@ class Setting(Settings):
     """Whether the engine compiles; auto decides as it would for a real run of that size."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where both sides run."""
+    workers: Positive | None = None
+    """Processes in which the engine trains experts and students; as many as the cores hold where left out."""
     seed: int = 0
     """Root of all random numbers, the same on both sides."""
 

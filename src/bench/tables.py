@@ -31,6 +31,7 @@ def experts(found: Figures) -> Table:
     table = _table("images a second")
     for name in ("without_penalty", "with_penalty"):
         _row(table, name.replace("_", " gradient "), found[name], ".4g", found[name]["ratio"])
+    table.add_row("processes", "1", str(found["with_penalty"]["processes"]), "")
     return table
 
 
@@ -38,6 +39,7 @@ def evaluate(found: Figures) -> Table:
     """Training of all students."""
     table = _table("training of all students")
     _row(table, "seconds", _of(found, "seconds"), ".3g", found["ratio"])
+    table.add_row("processes", "1", str(found["processes"]), "")
     return table
 
 

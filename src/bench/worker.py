@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from src.bench import engine, limits, plain
+from src.bench import engine, limits, plain, training
 from src.bench.process import REMEDY
 from src.bench.settings import EvaluateSetting, ExpertsSetting, MatchingSetting
 from src.ground.errors import UserError
@@ -20,9 +20,9 @@ MEASUREMENTS: Mapping[tuple[str, str], tuple[type[Any], Callable[[Any], dict[str
     ("error", "engine"): (MatchingSetting, limits.error),
     ("peak", "engine"): (MatchingSetting, limits.peak),
     ("experts", "plain"): (ExpertsSetting, plain.experts),
-    ("experts", "engine"): (ExpertsSetting, engine.experts),
+    ("experts", "engine"): (ExpertsSetting, training.experts),
     ("evaluate", "plain"): (EvaluateSetting, plain.evaluate),
-    ("evaluate", "engine"): (EvaluateSetting, engine.evaluate),
+    ("evaluate", "engine"): (EvaluateSetting, training.evaluate),
 }
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")  # torch's words on a CPU, on CUDA
 

@@ -7,7 +7,9 @@ import os
 import resource
 import shlex
 import shutil
+import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -22,6 +24,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
+HEADERS = "#include <cmath>\n#include <omp.h>\n#include <Python.h>\n"
 COMPILE_FLOPS = 5e13  # some minutes of eager work on two cores, several times what compiling costs
 
 
@@ -56,6 +59,9 @@ def compiles(runtime: Runtime, flops: float) -> tuple[bool, str]:
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(shlex.split(compiler)[0]) is None:
         return False, f"the C++ compiler '{compiler}' is not found, so this runs eagerly: install g++, or let CXX name one"
+    problem = _first_error(compiler)
+    if problem:
+        return False, f"the C++ compiler '{compiler}' does not work, so this runs eagerly: {problem}"
     _keep_compiled()
     return True, "compiling; the first time takes about a minute"
 
@@ -66,6 +72,14 @@ def compiled(function: Callable[Arguments, Result]) -> Callable[Arguments, Resul
     torch._dynamo.config.trace_autograd_ops = True
     torch._dynamo.reset()  # what it keeps of earlier functions counts towards a limit of recompilations
     return torch.compile(function, fullgraph=True, dynamic=False)
+
+
+def _first_error(compiler: str) -> str:
+    """What keeps the compiler from reading the headers of torch's compiled code; empty where nothing does."""
+    command = [*shlex.split(compiler), "-fsyntax-only", f"-I{sysconfig.get_path('include')}", "-x", "c++", "-"]
+    found = subprocess.run(command, input=HEADERS, text=True, capture_output=True, check=False)
+    said = [line for line in found.stderr.splitlines() if "error" in line] or [f"exit code {found.returncode}"]
+    return said[0].strip() if found.returncode else ""
 
 
 def _keep_compiled() -> None:

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from src.ground import runtime
+
 Logits = Callable[[Tensor, Tensor], Tensor]  # (theta (P,), images (B, C, H, W)) -> (B, K)
 PASSES = 12  # work of one inner step, forward and backward, in forward passes: 3 for `first`, 9 for `second`
 
@@ -30,9 +32,7 @@ class Derivatives:
         self.first: Callable[[Tensor, Tensor, Tensor], Tensor] = self._first
         self.second: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, ...]] = self._second
         if compiled:
-            torch._dynamo.config.trace_autograd_ops = True
-            self.first = torch.compile(self._first, fullgraph=True)
-            self.second = torch.compile(self._second, fullgraph=True)
+            self.first, self.second = runtime.compiled(self._first), runtime.compiled(self._second)
 
     def loss(self, theta: Tensor, batch: Tensor, labels: Tensor) -> Tensor:
         """The mean cross-entropy, a scalar in the precision of theta."""

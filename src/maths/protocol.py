@@ -3,20 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
+from src.ground import runtime
 from src.ground.errors import DivergenceError
-from src.ground.settings import Protocol
+from src.ground.settings import Protocol, Runtime
 from src.maths import augmentation
 from src.maths.derivatives import Derivatives, Logits
 
 PASSES = 3  # work of one step in forward passes
+TOGETHER_FLOPS = 2e10  # of one student, trained in some seconds: below it, on a CPU, starting operations takes longer than they
+QUICK = 5  # a first derivative compiles in a fifth of the time that the inner loop's second ones take
 
 # (thetas (G, P), batches (G, B, C, H, W), labels (G, B)) -> gradients of G students' cross-entropies (G, P)
 Gradients = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Way:
+    """How students are trained. The amount of work alone decides, never a clock, so that the same bytes come again."""
+
+    together: bool  # all at once, else each by itself
+    compiled: bool
+    bfloat16: bool
+    flops: float  # floating-point operations of all students
+    note: str  # what a user should know of the choice
+
+
+def choose(asked: Runtime, device: torch.device, settings: Protocol, images: int, forward_flops: float) -> Way:
+    """The way to train on so many synthetic images, of so many operations in a forward pass of one.
+
+    Whether students train together rests on the work of one, so that its result does not depend on how many there are.
+    """
+    one = PASSES * settings.epochs * images * forward_flops
+    flops = settings.students * one
+    compiled, note = runtime.compiles(asked, QUICK * flops)
+    return Way(device.type != "cpu" or one < TOGETHER_FLOPS, compiled, asked.precision == "bfloat16", flops, note)
+
+
+def derivative(network: Logits, way: Way) -> Gradients:
+    """The students' first derivatives in this way; channels last is a tenth faster compiled, and slower eager."""
+    derivatives = Derivatives(network, way.bfloat16)
+    if way.together:
+        gradients = side_by_side(derivatives.loss)
+        return runtime.compiled(gradients) if way.compiled else gradients
+    if way.compiled:
+        return one_by_one(runtime.compiled(derivatives.first), torch.channels_last)
+    return one_by_one(derivatives.first)
 
 
 def side_by_side(loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Gradients:
@@ -27,10 +64,7 @@ def side_by_side(loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Gradients:
 def one_by_one(
     first: Callable[[Tensor, Tensor, Tensor], Tensor], layout: torch.memory_format = torch.contiguous_format
 ) -> Gradients:
-    """Each student's first derivative by itself, so that the others' number can't even change its rounding.
-
-    Compiled derivatives are a tenth faster with channels last, eager ones slower.
-    """
+    """Each student's first derivative by itself, so that the others' number can't even change its rounding."""
 
     def gradients(thetas: Tensor, batches: Tensor, labels: Tensor) -> Tensor:
         students = zip(thetas, batches, labels, strict=True)

@@ -19,15 +19,13 @@ from src.io.artifacts import Statistics, SyntheticSet
 from src.io.progress import Advance
 from src.io.workers import Array
 from src.maths import networks, protocol, scores
-from src.maths.derivatives import Derivatives, forward_flops
+from src.maths.derivatives import forward_flops
 from src.maths.networks import FlatNetwork, ImageShape
-from src.maths.protocol import Gradients
+from src.maths.protocol import Gradients, Way
 from src.stages import run_log
 from src.stages.records import synthetic_settings
 
 SPLITS = ("val", "test")
-QUICK = 5  # a first derivative compiles in a fifth of the time that the inner loop's second ones take
-TOGETHER_FLOPS = 2e10  # of one student, trained in some seconds: below it, on a CPU, starting operations takes longer than they
 
 
 @dataclass(frozen=True)
@@ -39,9 +37,7 @@ class Training:
     spec: Network
     statistics: Statistics
     seed: int
-    bfloat16: bool
-    compiled: bool
-    together: bool  # all students at once
+    way: Way
     images: Array  # (S, C, H, W), synthetic
     labels: Array  # (S,)
     syn_lr: float
@@ -76,45 +72,39 @@ def run(params: Params, name: str) -> None:
 def predict_all(
     params: Params, name: str, synthetic: SyntheticSet, statistics: Statistics, device: torch.device
 ) -> tuple[dict[str, Tensor], float]:
-    """Each split's classes (G, N) as predicted by students trained to the end, and the largest memory of a process in MiB.
-
-    Students of little work train all at once in this process, others each by itself on all cores: the choice rests on the
-    work of one student, so that its result does not depend on how many there are.
-    """
+    """Each split's classes (G, N) as predicted by students trained to the end, and the largest memory of a process in MiB."""
     run = params.runs[name]
     settings, spec = params.evaluate[run.evaluate], params.networks[run.network]
-    flops = _flops(spec, statistics.shape, settings.epochs * len(synthetic.labels))
-    together = device.type != "cpu" or flops < TOGETHER_FLOPS
-    compiled, reason = runtime.compiles(params.runtime, QUICK * settings.students * flops)
-    if reason:
-        progress.say(f"{name}: {reason}")
+    forward = _forward_flops(spec, statistics.shape)
+    way = protocol.choose(params.runtime, device, settings, len(synthetic.labels), forward)
+    if way.note:
+        progress.say(f"{name}: {way.note}")
     training = Training(
-        run.dataset, settings, spec, statistics, params.seed, params.runtime.precision == "bfloat16", compiled, together,
+        run.dataset, settings, spec, statistics, params.seed, way,
         synthetic.images.numpy(), synthetic.labels.numpy(), synthetic.syn_lr.item(),
     )  # fmt: skip
-    groups = 1 if together else settings.students
-    processes = workers.processes(params.runtime, device, groups, settings.students * flops)
+    groups = 1 if way.together else settings.students
+    processes = workers.processes(params.runtime, device, groups, way.flops)
     work = functools.partial(_train_group, training)
     found, peak = workers.each(work, groups, params.runtime, processes, f"evaluate {name}", groups * settings.epochs)
     return {split: torch.cat([torch.from_numpy(group[split]) for group in found]) for split in SPLITS}, peak
 
 
-def _flops(spec: Network, shape: ImageShape, images: int) -> float:
-    """Floating-point operations of training one student on so many images."""
+def _forward_flops(spec: Network, shape: ImageShape) -> int:
+    """Floating-point operations of one image's forward pass."""
     network = FlatNetwork(networks.build(spec, shape, torch.Generator()))
-    image = torch.zeros(1, shape.channels, shape.size, shape.size)
-    return protocol.PASSES * images * forward_flops(network, torch.zeros(network.dimension), image)
+    return forward_flops(network, torch.zeros(network.dimension), torch.zeros(1, shape.channels, shape.size, shape.size))
 
 
 def _train_group(training: Training, index: int, device: torch.device, advance: Advance) -> dict[str, Array]:
     """Train one student or all, wherever joblib puts them; the classes (g, N) they then predict of each split."""
     seed, shape = training.seed, training.statistics.shape
-    group = range(training.settings.students) if training.together else (index,)
+    group = range(training.settings.students) if training.way.together else (index,)
     fresh = [networks.build(training.spec, shape, generator(seed, "evaluate", s, "initialisation")) for s in group]
     thetas = torch.stack([networks.flatten(student) for student in fresh]).to(device)  # (g, P)
     draws = [generator(seed, "evaluate", student, "training") for student in group]
     images, labels = (torch.from_numpy(array).to(device) for array in (training.images, training.labels))
-    network, gradients = _derivative(training.spec, shape, device, training.together, training.bfloat16, training.compiled)
+    network, gradients = _derivative(training.spec, shape, device, training.way)
     trained = protocol.train_students(
         network, thetas, images, labels, training.syn_lr, training.settings, draws, advance, gradients
     )
@@ -122,18 +112,10 @@ def _train_group(training: Training, index: int, device: torch.device, advance: 
 
 
 @functools.cache
-def _derivative(
-    spec: Network, shape: ImageShape, device: torch.device, together: bool, bfloat16: bool, compiled: bool
-) -> tuple[FlatNetwork, Gradients]:
+def _derivative(spec: Network, shape: ImageShape, device: torch.device, way: Way) -> tuple[FlatNetwork, Gradients]:
     """The network as a function and its derivative; a process compiles it once for all students it trains."""
     network = FlatNetwork(networks.build(spec, shape, torch.Generator()).to(device))
-    derivatives = Derivatives(network, bfloat16)
-    if together:
-        gradients = protocol.side_by_side(derivatives.loss)
-        return network, runtime.compiled(gradients) if compiled else gradients
-    if compiled:
-        return network, protocol.one_by_one(runtime.compiled(derivatives.first), torch.channels_last)
-    return network, protocol.one_by_one(derivatives.first)
+    return network, protocol.derivative(network, way)
 
 
 def _predict(training: Training, split: str, network: FlatNetwork, thetas: Tensor) -> Array:

@@ -1,0 +1,190 @@
+"""Measured steps of the stages of one run, on noise: how long a step takes does not depend on what the images show.
+
+Every choice is the stages' own: compiled or not, in how many processes, students together or one by one.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from src.ground import runtime
+from src.ground.params import Params
+from src.ground.settings import Distillation, Experts, Network, Protocol, Run, Runtime
+from src.io import artifacts, progress, workers
+from src.io.artifacts import Statistics
+from src.io.progress import Advance
+from src.maths import augmentation, expert_training, inner_loop, networks, protocol
+from src.maths.derivatives import PASSES, Derivatives, forward_flops
+from src.maths.inner_loop import InnerRule, InnerStep
+from src.maths.matching import WayPoint
+from src.maths.networks import FlatNetwork
+from src.maths.protocol import Way
+
+TIMED_STEPS = 2  # after some that warm up and compile
+LR = 1e-6  # low enough for training on noise not to diverge
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A run with all that it points to."""
+
+    name: str
+    run: Run
+    distil: Distillation
+    experts: Experts
+    evaluate: Protocol
+    spec: Network
+    statistics: Statistics
+    device: torch.device
+
+    @property
+    def real(self) -> int:
+        """Training images."""
+        return sum(self.statistics.counts["train"].values())
+
+    @property
+    def count(self) -> int:
+        """Synthetic images, S."""
+        return self.real if self.run.ipc == "all" else self.run.ipc * len(self.statistics.classes)
+
+    @property
+    def batch(self) -> int:
+        """Synthetic images of an inner step, B."""
+        return min(self.distil.batch_syn or self.count, self.count)
+
+    @property
+    def forward_flops(self) -> int:
+        """Floating-point operations of one image's forward pass."""
+        network = FlatNetwork(self.module())
+        return forward_flops(network, torch.zeros(network.dimension, device=self.device), self.noise(1)[0])
+
+    def module(self) -> nn.Module:
+        return networks.build(self.spec, self.statistics.shape, torch.Generator().manual_seed(0)).to(self.device)
+
+    def noise(self, count: int) -> tuple[Tensor, Tensor]:
+        """Images (count, C, H, W) and labels (count,)."""
+        shape = self.statistics.shape
+        images = torch.randn(count, shape.channels, shape.size, shape.size, generator=torch.Generator().manual_seed(0))
+        return images.to(self.device), (torch.arange(count) % shape.classes).to(self.device)
+
+
+def subject_of(params: Params, name: str, device: torch.device) -> Subject:
+    """The run with its sections and its data set's statistics; raises ArtifactError where these are not prepared."""
+    settings = params.runs[name]
+    return Subject(
+        name=name,
+        run=settings,
+        distil=params.distillations[name],
+        experts=params.experts[settings.experts],
+        evaluate=params.evaluate[settings.evaluate],
+        spec=params.networks[settings.network],
+        statistics=artifacts.load_statistics(settings.dataset),
+        device=device,
+    )
+
+
+def derivatives(asked: Runtime, subject: Subject, network: FlatNetwork) -> tuple[Derivatives, bool]:
+    """As distil will have them: compiled where the run is long enough to pay for it; what is compiled now is kept for it."""
+    distil = subject.distil
+    passes = PASSES * distil.iterations * distil.syn_steps * distil.trajectories_per_iteration * subject.batch
+    compiled, reason = runtime.compiles(asked, passes * subject.forward_flops)
+    if reason:
+        progress.say(f"{subject.name}: {reason}")
+    return Derivatives(network, asked.precision == "bfloat16", compiled), compiled
+
+
+def inner_step(subject: Subject, network: FlatNetwork, derivatives: Derivatives) -> float:
+    """Seconds of one inner step on a whole batch, forward and backward."""
+    distil, (images, labels) = subject.distil, subject.noise(subject.batch)
+    theta = networks.flatten(subject.module())
+    draws = torch.Generator().manual_seed(0)
+    drawn = [augmentation.draw(distil.augmentation, len(images), draws) for _ in range(TIMED_STEPS)]
+    index = torch.arange(len(images), device=subject.device)
+    steps = [InnerStep(index, draw.to(images.device, images.dtype)) for draw in drawn]
+    rule = InnerRule(distil.inner_momentum, distil.inner_weight_decay, coefficient=1.0)
+    syn_lr = torch.tensor(distil.lr_init, device=subject.device)
+
+    def loop(count: int) -> None:
+        end = WayPoint(count, theta + 0.01, 1.0, torch.ones((), device=subject.device))
+        inner_loop.matching_gradient(derivatives, images, labels, syn_lr, theta, steps[:count], [end], rule)
+
+    loop(1)
+    return _seconds(lambda: loop(TIMED_STEPS), subject.device) / TIMED_STEPS
+
+
+def experts(asked: Runtime, subject: Subject) -> float:
+    """Seconds of the training of all experts, from two steps after two that warm up, in as many processes as they will be."""
+    settings = subject.experts
+    flops = settings.count * expert_training.passes(settings, subject.real) * subject.forward_flops
+    compiled, _ = runtime.compiles(asked, flops)
+    count = workers.processes(asked, subject.device, settings.count, flops)
+    work = functools.partial(_expert_epoch, asked, subject, compiled)
+    found, _ = workers.each(work, count, asked, count, "a few steps of experts", count)
+    slowest: float = max(found)
+    return slowest * settings.last_epoch * math.ceil(settings.count / count)
+
+
+def _expert_epoch(
+    asked: Runtime, subject: Subject, compiled: bool, index: int, device: torch.device, advance: Advance
+) -> float:
+    """Seconds of an epoch."""
+    subject = replace(subject, device=device)
+    settings = subject.experts.model_copy(update={"epochs": 2, "stop_epoch": None, "lr": LR})
+    images, labels = subject.noise(min(2 * settings.batch_size, subject.real))
+    module, draws = subject.module(), torch.Generator().manual_seed(index)
+    gradient = expert_training.differentiate(FlatNetwork(module), settings, asked.precision == "bfloat16")
+    gradient = runtime.compiled(gradient) if compiled else gradient
+    chunk = expert_training.CHUNK if device.type == "cpu" else None
+    epochs = expert_training.train(module, images, labels, settings, draws, gradient, chunk)
+    for _ in range(2):  # the initialisation and the first epoch
+        next(epochs)
+    spent = _seconds(lambda: next(epochs), device)
+    advance()
+    return spent * subject.real / len(images)
+
+
+def evaluate(asked: Runtime, subject: Subject) -> float:
+    """Seconds of the training of all students, from two epochs after one that warms up, grouped as they will be."""
+    settings = subject.evaluate
+    way = protocol.choose(asked, subject.device, settings, subject.count, subject.forward_flops)
+    groups = 1 if way.together else settings.students
+    count = workers.processes(asked, subject.device, groups, way.flops)
+    work = functools.partial(_students_epoch, subject, settings.students // groups, way)
+    found, _ = workers.each(work, count, asked, count, "a few steps of students", count)
+    slowest: float = max(found)
+    return slowest * settings.epochs * math.ceil(groups / count)
+
+
+def _students_epoch(subject: Subject, group: int, way: Way, index: int, device: torch.device, advance: Advance) -> float:
+    """Seconds of an epoch of a group of students."""
+    subject = replace(subject, device=device)
+    settings = subject.evaluate.model_copy(update={"epochs": 3})
+    images, labels = subject.noise(min(2 * settings.batch_size, subject.count))
+    network = FlatNetwork(subject.module())
+    gradients = protocol.derivative(network, way)
+    thetas = networks.flatten(subject.module()).expand(group, -1)
+    draws = [torch.Generator().manual_seed(student) for student in range(group)]
+    ends: list[float] = []
+    protocol.train_students(network, thetas, images, labels, LR, settings, draws, lambda: ends.append(_now(device)), gradients)
+    advance()
+    return (ends[-1] - ends[0]) / 2 * subject.count / len(images)
+
+
+def _seconds(call: Callable[[], object], device: torch.device) -> float:
+    """Wall time of a call, in seconds, the device's own work included."""
+    start = _now(device)
+    call()
+    return _now(device) - start
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
