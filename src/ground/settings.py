@@ -52,12 +52,28 @@ class Runtime(Settings):
 class Dataset(Settings):
     """A data set and how it is split: a value of the section `prepare`."""
 
-    source: Literal["digits"]
-    """Where the real images come from: digits is scikit-learn's, 1,797 grey images of 8x8, no download."""
+    source: str
+    """Where the real images come from: the name of a known data set, or a path to images of your own."""
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    """Digest of the decoded images and labels that this pipeline is about; others are refused. Null takes any."""
+    size: Positive | None = None
+    """Side of the square images, pixels: others are resized to it on the shorter side, then cut at the centre. Null keeps."""
+    channels: Literal[1, 3] | None = None
+    """1 turns images grey, 3 makes them colour; null keeps grey sources grey, and takes colour where any image has it."""
+    skip_broken: bool = False
+    """Leave out images that can't be read, instead of refusing the source."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Fraction of all images cut off as validation split, stratified by class: all selection and tuning uses it."""
+    """Fraction of the images (of the training images, where the source has a test split of its own) cut off as validation
+    split, stratified by class: all selection and tuning uses it. A source's own validation split goes before."""
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Fraction of all images cut off as test split, stratified by class: opened by `evaluate` alone."""
+    """Fraction of the images cut off as test split, stratified by class, where the source has none: opened by `evaluate`
+    alone."""
+    train_images: Positive | None = None
+    """Keep so many images of the training split, stratified by class; null keeps all."""
+    whitening: Literal["none", "zca"] = "none"
+    """What networks read: pixels normalised by each channel's mean and std (none), or decorrelated by ZCA (CIFAR's custom)."""
+    zca_eps: PositiveReal = 0.1
+    """Added to the eigenvalues of the covariance before their inverse root, so that noise is not blown up."""
 
     @model_validator(mode="after")
     def _leaves_training_images(self) -> Dataset:
