@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from src.ground.errors import ArtifactError
 from src.io import artifacts, cost, files
 from src.io.artifacts import Record, Snapshots, Split, Statistics, SyntheticSet
-from src.maths.pixels import Normalisation
+from src.maths.pixels import Normalisation, Space, Whitening
 
 RECORD = Record("synthetic set", {"ipc": 1, "distill": {"lr_img": 3.0}}, {"data/x": "abc"})
 
@@ -25,16 +25,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def synthetic() -> SyntheticSet:
     images = torch.arange(2 * 3 * 4 * 4, dtype=torch.float32).view(2, 3, 4, 4)
-    return SyntheticSet(images, torch.tensor([0, 1]), torch.tensor(0.02), Normalisation(torch.ones(3), torch.ones(3)))
+    return SyntheticSet(images, torch.tensor([0, 1]), torch.tensor(0.02))
 
 
 def test_synthetic_set_comes_back_whole() -> None:
     artifacts.save_synthetic("r", synthetic(), RECORD)
     found = artifacts.load_synthetic("r")
-    assert torch.equal(found.images, synthetic().images)
+    assert torch.equal(found.pixels, synthetic().pixels)
     assert torch.equal(found.labels, synthetic().labels)
     assert found.syn_lr.item() == synthetic().syn_lr.item()
-    assert torch.equal(found.normalisation.mean, torch.ones(3))
 
 
 def test_the_same_artifact_has_the_same_bytes() -> None:
@@ -51,10 +50,21 @@ def test_splits_snapshots_and_statistics_come_back() -> None:
     assert torch.equal(artifacts.load_split("d", "train").images, split.images)
     kept = Snapshots(torch.tensor([0, 7]), torch.rand(2, 3, 1, 8, 8))
     artifacts.save_snapshots("r", kept, Record("snapshots", {}))
-    assert torch.equal(artifacts.load_snapshots("r").images, kept.images)
-    statistics = Statistics(("a", "b"), 1, 8, 16, (0.3,), (0.2,), {"train": {"a": 3, "b": 2}}, "0" * 64)
+    assert torch.equal(artifacts.load_snapshots("r").pixels, kept.pixels)
+    counts = {"train": {"a": 3, "b": 2}}
+    statistics = Statistics(("a", "b"), 1, 8, 16, (0.3,), (0.2,), (0.31,), (0.21,), counts, "0" * 64, ("broken.png",))
     artifacts.save_statistics("d", statistics)
     assert artifacts.load_statistics("d") == statistics
+
+
+@pytest.mark.parametrize(
+    "space", [Normalisation(torch.rand(3), torch.rand(3)), Whitening(torch.rand(4), torch.rand(4, 4), torch.rand(4, 4))]
+)
+def test_the_space_of_the_networks_comes_back(space: Space) -> None:
+    artifacts.save_space("d", space, Record("space", {}))
+    found = artifacts.load_space("d")
+    assert type(found) is type(space)
+    assert all(torch.equal(tensor, vars(space)[name]) for name, tensor in vars(found).items())
 
 
 def test_a_slice_of_a_trajectory() -> None:
@@ -93,7 +103,7 @@ def test_foreign_and_not_finite_are_refused() -> None:
     with pytest.raises(ArtifactError, match="is a 'snapshots', not a 'synthetic set'"):
         artifacts.load_synthetic("r")
     broken = synthetic()
-    broken.images[0, 0, 0, 0] = float("nan")
+    broken.pixels[0, 0, 0, 0] = float("nan")
     artifacts.save_synthetic("r", broken, RECORD)
     with pytest.raises(ArtifactError, match="'images' that are not finite"):
         artifacts.load_synthetic("r")

@@ -50,7 +50,11 @@ def test_code_dependencies_are_the_import_closure(stage: str) -> None:
 def test_outputs_are_the_artifacts() -> None:
     key = "${key}"
     made = {
-        "prepare": [*(artifacts.split_file(key, s) for s in ("train", "val", "test")), artifacts.statistics_file(key)],
+        "prepare": [
+            *(artifacts.split_file(key, s) for s in ("train", "val", "test")),
+            artifacts.space_file(key),
+            artifacts.statistics_file(key),
+        ],
         "experts": [artifacts.trajectories_folder(key), artifacts.expert_curves_file(key)],
         "distill": [artifacts.synthetic_file(key), artifacts.snapshots_file(key), artifacts.history_file(key)],
         "evaluate": [artifacts.metrics_file(key), artifacts.students_file(key), artifacts.predictions_file(key)],

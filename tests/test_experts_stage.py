@@ -114,7 +114,7 @@ def test_epochs_that_no_run_needs_are_said(raw: dict[str, Any], capsys: pytest.C
 def predicted(params: Params) -> dict[str, list[list[int]]]:
     images = torch.randn(10, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     statistics = artifacts.load_statistics("digits")
-    synthetic = SyntheticSet(images, torch.arange(10), torch.tensor(0.01), statistics.normalisation)
+    synthetic = SyntheticSet(images, torch.arange(10), torch.tensor(0.01))
     found, _ = evaluate.predict_all(params, "one", synthetic, statistics, CPU)
     return {split: classes.tolist() for split, classes in found.items()}
 

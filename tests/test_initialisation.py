@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,7 +11,14 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from src.ground.errors import DataError
-from src.maths.initialisation import check_ipc, random_indices, representative_indices, synthetic_labels
+from src.maths.initialisation import (
+    check_ipc,
+    herding_indices,
+    k_center_indices,
+    random_indices,
+    representative_indices,
+    synthetic_labels,
+)
 
 K = 3
 
@@ -116,3 +124,60 @@ def test_ipc_beyond_the_smallest_class_is_refused() -> None:
         check_ipc(13, counts, "run 'r'")
     for part in ("run 'r'", "ipc 13", "'one'", "12 training images", "12 or less"):
         assert part in str(caught.value)
+
+
+def greedy(points: list[Tensor], count: int, cost: Callable[[list[Tensor], Tensor], float]) -> list[int]:
+    """By trying every image at every step, the way the definitions read."""
+    chosen: list[int] = []
+    for _ in range(count):
+        left = [i for i in range(len(points)) if i not in chosen]
+        chosen.append(min(left, key=lambda i: cost([points[j] for j in chosen], points[i])))
+    return chosen
+
+
+@pytest.mark.parametrize("ipc", [1, 2, 7])
+def test_herding_follows_its_definition(ipc: int) -> None:
+    """Each choice brings the mean of the chosen as near to the class's mean as one image can."""
+    features, labels = blobs(count=15)
+    chosen = herding_indices(features, labels, K, ipc)
+    check_choice(chosen, labels, ipc)
+    for k in range(K):
+        points = list(features[labels == k].double())
+        mean = torch.stack(points).mean(0)
+        expected = greedy(points, ipc, lambda old, new: (torch.stack([*old, new]).mean(0) - mean).norm().item())  # noqa: B023
+        assert torch.equal(features[chosen[k * ipc : (k + 1) * ipc]].double(), torch.stack([points[i] for i in expected]))
+
+
+@pytest.mark.parametrize("ipc", [1, 2, 7])
+def test_k_center_follows_its_definition(ipc: int) -> None:
+    """First the image nearest to the mean, then always the one whose nearest chosen image is farthest."""
+    features, labels = blobs(count=15)
+    chosen = k_center_indices(features, labels, K, ipc)
+    check_choice(chosen, labels, ipc)
+    for k in range(K):
+        points = list(features[labels == k].double())
+        mean = torch.stack(points).mean(0)
+
+        def cost(old: list[Tensor], new: Tensor) -> float:
+            return -min((new - one).norm().item() for one in old) if old else (new - mean).norm().item()  # noqa: B023
+
+        expected = greedy(points, ipc, cost)
+        assert torch.equal(features[chosen[k * ipc : (k + 1) * ipc]].double(), torch.stack([points[i] for i in expected]))
+
+
+def test_k_center_covers_twice_as_well_as_the_best_at_worst() -> None:
+    """The greedy choice's radius is at most twice the optimum's (Gonzalez), found here by trying all pairs."""
+    points = torch.randn(12, 2, generator=seeded(3)).double()
+    labels = torch.zeros(12, dtype=torch.long)
+
+    def radius(centres: list[int]) -> float:
+        return torch.cdist(points, points[centres]).min(dim=1).values.max().item()
+
+    best = min(radius([a, b, c]) for a in range(12) for b in range(a) for c in range(b))
+    assert best <= radius(k_center_indices(points, labels, 1, 3).tolist()) <= 2 * best
+
+
+@pytest.mark.parametrize("choose", [herding_indices, k_center_indices])
+def test_equal_images_are_not_chosen_twice(choose: Callable[..., Tensor]) -> None:
+    labels = torch.arange(K).repeat(10)
+    check_choice(choose(torch.ones(30, 4), labels, K, 10), labels, 10)

@@ -107,7 +107,7 @@ def test_it_compiles_where_the_stages_compile(valid_params: dict[str, Any], monk
     monkeypatch.setattr(runtime, "compiles", stop)
     images, labels = subject.noise(subject.count)
     statistics, cpu, syn_lr = subject.statistics, torch.device("cpu"), torch.tensor(0.01)
-    synthetic = artifacts.SyntheticSet(images, labels, syn_lr, statistics.normalisation)
+    synthetic = artifacts.SyntheticSet(images, labels, syn_lr)
     stages = (
         lambda: distill._derivatives(params, "ten", FlatNetwork(subject.module()), images),
         lambda: experts.train_all(params, "smooth", statistics, artifacts.Record("", {}), cpu),

@@ -17,7 +17,6 @@ from src.ground.errors import ArtifactError
 from src.ground.params import Params, parse
 from src.io import artifacts, charts, files, page, sheets
 from src.io.artifacts import Record, Snapshots, Split, Statistics, SyntheticSet
-from src.maths.pixels import Normalisation
 from src.stages import report, results
 from src.stages.records import experts_record, synthetic_record
 
@@ -64,8 +63,7 @@ def _make_run(params: Params, name: str) -> None:
     ipc, record = params.runs[name].ipc, synthetic_record(params, name)
     labels = torch.tensor([0, 0, 0, 1, 1]) if ipc == "all" else torch.arange(2).repeat_interleave(int(ipc))
     images = torch.linspace(-3, 3, len(labels) * 16).view(-1, 1, 4, 4)
-    normalisation = Normalisation(torch.tensor([0.5]), torch.tensor([0.25]))
-    artifacts.save_synthetic(name, SyntheticSet(images, labels, torch.tensor(0.02), normalisation), record)
+    artifacts.save_synthetic(name, SyntheticSet(0.25 * images + 0.5, labels, torch.tensor(0.02)), record)
     moments = torch.arange(params.distillations[name].iterations + 1)
     artifacts.save_snapshots(name, Snapshots(moments, images.repeat(len(moments), 1, 1, 1, 1)), record_of_snapshots(record))
     history = [{"iteration": i, "matching_loss": 1 / (i + 1), "syn_lr": 0.01} for i in moments.tolist()[:-1]]

@@ -155,8 +155,9 @@ class Experts(Settings):
 class Distillation(Settings):
     """How the synthetic set is initialised and optimised: a method of the section `distill` with a run's own values."""
 
-    initialisation: Literal["representative", "random", "noise"]
-    """AST part 3: real images nearest to the K-means centres of an expert's logits; or random real ones; or noise."""
+    initialisation: Literal["representative", "random", "noise", "k_means_embeddings", "herding", "k_center"]
+    """AST part 3 (representative): real images nearest to the K-means centres of an expert's logits; random real ones; noise;
+    or, by the embeddings of an expert, those nearest to K-means centres, those of herding, or the k-center greedy ones."""
     iterations: Annotated[int, Field(ge=0)]
     """Outer steps; 0 keeps the initial images, which makes the initialisation itself a baseline."""
     syn_steps: Positive = 20

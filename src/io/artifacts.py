@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from torch import Tensor
 
 from src.ground.errors import ArtifactError
 from src.io import files
+from src.maths import pixels
 from src.maths.networks import ImageShape
-from src.maths.pixels import Normalisation
+from src.maths.pixels import Normalisation, Space, Whitening
 
 DATA = Path("data")
 METADATA_KEY = "ast"
@@ -56,38 +57,32 @@ class Statistics:
     pixel_max: int
     mean: tuple[float, ...]  # (C,) of the training split's pixels
     std: tuple[float, ...]
+    source_mean: tuple[float, ...]  # (C,) of the source's training images, before a validation split is cut off: as published
+    source_std: tuple[float, ...]
     counts: Mapping[str, Mapping[str, int]]  # split -> class name -> images
     source_sha256: str
+    skipped: tuple[str, ...]  # images that can't be read
 
     @property
     def shape(self) -> ImageShape:
         return ImageShape(self.channels, self.size, len(self.classes))
 
-    @property
-    def normalisation(self) -> Normalisation:
-        return Normalisation(torch.tensor(self.mean), torch.tensor(self.std))
-
-    def normalised(self, split: Split) -> Tensor:
-        """Network input (N, C, H, W) of a split's integers."""
-        return self.normalisation.normalise(split.images.float() / self.pixel_max)
-
 
 @dataclass(frozen=True)
 class SyntheticSet:
-    """All that training a student takes, and the way back to pixels."""
+    """All that training a student takes. In pixels, so that it means the same to whoever normalises them."""
 
-    images: Tensor  # (S, C, H, W) as networks read them
+    pixels: Tensor  # (S, C, H, W), not bound to [0, 1]
     labels: Tensor  # (S,)
     syn_lr: Tensor  # ()
-    normalisation: Normalisation
 
 
 @dataclass(frozen=True)
 class Snapshots:
-    """Synthetic images at several iterations."""
+    """Synthetic images at several iterations; none of a set that is not distilled."""
 
     iterations: Tensor  # (n,)
-    images: Tensor  # (n, S, C, H, W)
+    pixels: Tensor  # (n, S, C, H, W), or (0,)
 
 
 # -- where they lie
@@ -103,6 +98,10 @@ def split_file(dataset: str, split: str) -> Path:
 
 def statistics_file(dataset: str) -> Path:
     return dataset_folder(dataset) / "statistics.json"
+
+
+def space_file(dataset: str) -> Path:
+    return dataset_folder(dataset) / "space.safetensors"
 
 
 def trajectories_folder(experts: str) -> Path:
@@ -176,10 +175,29 @@ def load_statistics(dataset: str) -> Statistics:
     path, remedy = statistics_file(dataset), remake("prepare", dataset)
     found = files.read_json(path, remedy)
     try:
-        tuples = {name: tuple(found[name]) for name in ("classes", "mean", "std")}
+        tuples = {name: tuple(found[name]) for name in ("classes", "mean", "std", "source_mean", "source_std", "skipped")}
         return Statistics(**{**found, **tuples})
     except (KeyError, TypeError) as error:
         raise ArtifactError(f"{path} is not a statistics record ({error}): {remedy}") from None
+
+
+def save_space(dataset: str, value: Space, record: Record) -> None:
+    _save(space_file(dataset), dict(vars(value)), record)
+
+
+def load_space(dataset: str) -> Space:
+    """What networks read of this data set's pixels."""
+    path, remedy = space_file(dataset), remake("prepare", dataset)
+    with _open(path, remedy) as file:
+        kind = Whitening if "matrix" in file.keys() else Normalisation  # noqa: SIM118, not a dict
+    names = [field.name for field in fields(kind)]
+    return kind(**_load(path, "space", remedy, dict.fromkeys(names, torch.float32)))
+
+
+def load_inputs(dataset: str, split: str) -> tuple[Tensor, Tensor]:
+    """Network input (N, C, H, W) and labels (N,) of a split."""
+    found, pixel_max = load_split(dataset, split), load_statistics(dataset).pixel_max
+    return pixels.inputs(load_space(dataset), found.images, pixel_max), found.labels
 
 
 # -- experts
@@ -208,25 +226,21 @@ def check_trajectories(experts: str, count: int, record: Record) -> None:
 
 
 def save_synthetic(run: str, value: SyntheticSet, record: Record) -> None:
-    tensors = {"images": value.images, "labels": value.labels, "syn_lr": value.syn_lr}
-    tensors |= {"mean": value.normalisation.mean, "std": value.normalisation.std}
-    _save(synthetic_file(run), tensors, record)
+    _save(synthetic_file(run), dict(vars(value)), record)
 
 
 def load_synthetic(run: str) -> SyntheticSet:
-    reals = dict.fromkeys(("images", "syn_lr", "mean", "std"), torch.float32)
-    found = _load(synthetic_file(run), "synthetic set", remake("distill", run), {**reals, "labels": torch.int64})
-    return SyntheticSet(found["images"], found["labels"], found["syn_lr"], Normalisation(found["mean"], found["std"]))
+    dtypes = {"pixels": torch.float32, "labels": torch.int64, "syn_lr": torch.float32}
+    return SyntheticSet(**_load(synthetic_file(run), "synthetic set", remake("distill", run), dtypes))
 
 
 def save_snapshots(run: str, value: Snapshots, record: Record) -> None:
-    _save(snapshots_file(run), {"iterations": value.iterations, "images": value.images}, record)
+    _save(snapshots_file(run), dict(vars(value)), record)
 
 
 def load_snapshots(run: str) -> Snapshots:
-    dtypes = {"iterations": torch.int64, "images": torch.float32}
-    found = _load(snapshots_file(run), "snapshots", remake("distill", run), dtypes)
-    return Snapshots(found["iterations"], found["images"])
+    dtypes = {"iterations": torch.int64, "pixels": torch.float32}
+    return Snapshots(**_load(snapshots_file(run), "snapshots", remake("distill", run), dtypes))
 
 
 # -- tensors on disk

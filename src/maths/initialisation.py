@@ -1,12 +1,17 @@
-"""The first images of the synthetic set, chosen among the real ones. Source: AST part 3 (representative initialisation)."""
+"""The first images of the synthetic set, chosen among the real ones: where distillation starts, or a baseline by itself.
+
+Sources: AST part 3 (representative); DC-BENCH (k_means_embeddings); iCaRL, algorithm 4 (herding); Sener and Savarese, "Active
+learning for convolutional neural networks: a core-set approach", algorithm 1 (k_center).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
+from scipy.spatial.distance import cdist
 from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 from torch import Tensor
@@ -37,23 +42,63 @@ def random_indices(labels: Tensor, classes: int, ipc: int, generator: torch.Gene
     return torch.cat(chosen)
 
 
-def representative_indices(logits: Tensor, labels: Tensor, classes: int, ipc: int, seed: int) -> Tensor:
-    """(S,) indices of real images: for each class the distinct images nearest to ipc K-means centres of an expert's logits.
+def representative_indices(points: Tensor, labels: Tensor, classes: int, ipc: int, seed: int) -> Tensor:
+    """(S,) indices of real images: for each class the distinct images nearest to ipc K-means centres.
 
-    `logits` (N, K) are the expert's on all real images. Where two centres share a nearest image, the assignment of distinct
-    images with the least total squared distance is taken, so that every class has exactly ipc images, none twice.
+    `points` (N, F) are an expert's logits (AST) or embeddings (DC-BENCH) of all real images. Where two centres share a nearest
+    image, the assignment of distinct images with the least total squared distance is taken, so that every class has exactly
+    ipc images, none twice.
     """
+    return _each_class(points, labels, classes, lambda own: _nearest_to_centres(own, ipc, seed))
+
+
+def herding_indices(features: Tensor, labels: Tensor, classes: int, ipc: int) -> Tensor:
+    """(S,) indices of real images: one after the other, the image that brings the mean of those chosen nearest to its class's.
+
+    `features` (N, F) are an expert's embeddings of all real images.
+    """
+    return _each_class(features, labels, classes, lambda points: _herded(points, ipc))
+
+
+def k_center_indices(features: Tensor, labels: Tensor, classes: int, ipc: int) -> Tensor:
+    """(S,) indices of real images: the one nearest to its class's mean, then always the one farthest from all chosen ones.
+
+    `features` (N, F) are an expert's embeddings of all real images.
+    """
+    return _each_class(features, labels, classes, lambda points: _spread(points, ipc))
+
+
+def _each_class(features: Tensor, labels: Tensor, classes: int, choose: Callable[[np.ndarray], list[int]]) -> Tensor:
     chosen = []
     for k in range(classes):
         members = (labels == k).nonzero().squeeze(1)
-        points = logits[members].detach().cpu().double().numpy()  # (n, K)
-        chosen.append(members[torch.from_numpy(_nearest_to_centres(points, ipc, seed))])
+        chosen.append(members[torch.tensor(choose(features[members].detach().cpu().double().numpy()))])
     return torch.cat(chosen)
 
 
-def _nearest_to_centres(points: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Indices (count,) of distinct points, one for each K-means centre."""
+def _herded(points: np.ndarray, count: int) -> list[int]:
+    mean, total = points.mean(axis=0), np.zeros(points.shape[1])
+    chosen: list[int] = []
+    for number in range(1, count + 1):
+        distances = np.linalg.norm(mean - (total + points) / number, axis=1)
+        distances[chosen] = np.inf
+        chosen.append(int(distances.argmin()))
+        total += points[chosen[-1]]
+    return chosen
+
+
+def _spread(points: np.ndarray, count: int) -> list[int]:
+    chosen = [int(np.linalg.norm(points - points.mean(axis=0), axis=1).argmin())]
+    nearest = np.linalg.norm(points - points[chosen[0]], axis=1)  # distance to the nearest chosen one
+    for _ in range(count - 1):
+        nearest[chosen] = -1.0  # also among equal images none twice
+        chosen.append(int(nearest.argmax()))
+        nearest = np.minimum(nearest, np.linalg.norm(points - points[chosen[-1]], axis=1))
+    return chosen
+
+
+def _nearest_to_centres(points: np.ndarray, count: int, seed: int) -> list[int]:
+    """Indices of distinct points, one for each K-means centre."""
     with threadpool_limits(1):  # threads add up the centres in varying order, which changes bytes
         centres = KMeans(count, n_init=10, random_state=seed % 2**32).fit(points).cluster_centers_
-    distances = ((centres[:, None] - points[None]) ** 2).sum(-1)  # (count, n)
-    return np.asarray(linear_sum_assignment(distances)[1])
+    return [int(index) for index in linear_sum_assignment(cdist(centres, points, "sqeuclidean"))[1]]

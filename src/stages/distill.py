@@ -31,7 +31,7 @@ class History:
     """What the outer loop leaves behind beside its last state."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
-    snapshots: dict[int, Tensor] = field(default_factory=dict)  # iteration -> images (S, C, H, W)
+    snapshots: dict[int, Tensor] = field(default_factory=dict)  # iteration -> pixels (S, C, H, W)
 
 
 def run(params: Params, name: str) -> None:
@@ -50,42 +50,52 @@ def run(params: Params, name: str) -> None:
         run_log.describe(tracker, params, name)
         with cost.measured(device) as spent:
             state, history = _optimise(params, name, statistics, images, labels, tracker)
-        _save(name, state, history, labels, statistics, record)
+        _save(name, state, history, labels, record)
         cost.keep(artifacts.synthetic_file(name), spent)
-        run_log.log_outputs(tracker, params, name, statistics)
+        run_log.log_outputs(tracker, params, name)
     progress.say(f"{name}: {len(labels)} synthetic images, syn_lr {state.syn_lr.item():.4g}, in {spent.seconds:.0f} s")
 
 
 def _initial_images(params: Params, name: str, statistics: Statistics, device: torch.device) -> tuple[Tensor, Tensor]:
     """Images (S, C, H, W) and labels (S,) before the first iteration, on the device."""
     run, distil, classes = params.runs[name], params.distillations[name], len(statistics.classes)
-    split = artifacts.load_split(run.dataset, "train")
-    real = statistics.normalised(split)
+    real, real_labels = artifacts.load_inputs(run.dataset, "train")
     if run.ipc == "all":
-        order = split.labels.argsort(stable=True)
-        return real[order].to(device), split.labels[order].to(device)
+        return real.to(device), real_labels.to(device)
     initialisation.check_ipc(run.ipc, statistics.counts["train"], f"runs.{name}.ipc")
     labels = initialisation.synthetic_labels(classes, run.ipc)
     draws = generator(params.seed, "distill", "initialisation")
     if distil.initialisation == "noise":
         return torch.randn(len(labels), *real.shape[1:], generator=draws).to(device), labels.to(device)
     if distil.initialisation == "random":
-        chosen = initialisation.random_indices(split.labels, classes, run.ipc, draws)
+        chosen = initialisation.random_indices(real_labels, classes, run.ipc, draws)
     else:
-        logits = _expert_logits(params, name, statistics, real)
-        seed = seed_of(params.seed, "distill", "k-means")
-        chosen = initialisation.representative_indices(logits, split.labels, classes, run.ipc, seed)
+        chosen = _chosen_by_expert(params, name, statistics, real, real_labels)
     return real[chosen].to(device), labels.to(device)
 
 
-def _expert_logits(params: Params, name: str, statistics: Statistics, real: Tensor) -> Tensor:
-    """Logits (N, K) of the first expert at its last epoch."""
+def _chosen_by_expert(params: Params, name: str, statistics: Statistics, real: Tensor, labels: Tensor) -> Tensor:
+    """Indices (S,) of the real images that stand for the others in the eyes of the first expert at its last epoch."""
+    run, kind, classes = params.runs[name], params.distillations[name].initialisation, len(statistics.classes)
+    assert run.ipc != "all"
+    points = _seen_by_expert(params, name, statistics, real, embeddings=kind != "representative")
+    if kind == "herding":
+        return initialisation.herding_indices(points, labels, classes, run.ipc)
+    if kind == "k_center":
+        return initialisation.k_center_indices(points, labels, classes, run.ipc)
+    seed = seed_of(params.seed, "distill", "k-means")
+    return initialisation.representative_indices(points, labels, classes, run.ipc, seed)
+
+
+def _seen_by_expert(params: Params, name: str, statistics: Statistics, real: Tensor, embeddings: bool) -> Tensor:
+    """Logits (N, K) of the first expert at its last epoch, or what its last layer reads (N, F)."""
     run = params.runs[name]
     last = params.experts[run.experts].last_epoch
     theta = artifacts.read_snapshots(run.experts, 0, last, last + 1)[0]
     network = _network(params, name, statistics, torch.device("cpu"))
+    look = network.features if embeddings else network
     with torch.no_grad():
-        return torch.cat([network(theta, chunk) for chunk in real.split(1024)])
+        return torch.cat([look(theta, chunk) for chunk in real.split(1024)])
 
 
 def _network(params: Params, name: str, statistics: Statistics, device: torch.device) -> FlatNetwork:
@@ -109,13 +119,13 @@ def _optimise(
     distil = params.distillations[name]
     network = _network(params, name, statistics, images.device)
     derivatives = _derivatives(params, name, network, images)
-    state, history = distillation.start(images, distil), History()
+    state, history, space = distillation.start(images, distil), History(), artifacts.load_space(params.runs[name].dataset)
     moments = _moments(distil)
     with progress.progress(f"distill {name}", distil.iterations) as advance:
         for iteration in range(distil.iterations + 1):
             if iteration in moments:
-                history.snapshots[iteration] = state.images
-                run_log.log_images(tracker, state.images, labels, iteration, statistics)
+                history.snapshots[iteration] = space.to_pixels(state.images.cpu())
+                run_log.log_images(tracker, history.snapshots[iteration], labels, iteration)
             if iteration < distil.iterations:
                 state, row = _iterate(params, name, network, derivatives, state, labels, iteration)
                 history.rows.append(row)
@@ -179,9 +189,10 @@ def _row(figures: Figures) -> dict[str, float]:
     }
 
 
-def _save(name: str, state: State, history: History, labels: Tensor, statistics: Statistics, record: artifacts.Record) -> None:
-    synthetic = SyntheticSet(state.images, labels, state.syn_lr, statistics.normalisation)
-    kept = Snapshots(torch.tensor(list(history.snapshots)), torch.stack(list(history.snapshots.values())))
+def _save(name: str, state: State, history: History, labels: Tensor, record: artifacts.Record) -> None:
+    pixels = history.snapshots.pop(0) if not history.rows else history.snapshots[len(history.rows)]  # (S, C, H, W)
+    moments = [*history.snapshots.values()]  # none of a set that is not distilled
+    kept = Snapshots(torch.tensor([*history.snapshots]).long(), torch.stack(moments) if moments else pixels.new_empty(0))
     artifacts.save_snapshots(name, kept, artifacts.Record("snapshots", record.settings, record.inputs))
     files.write_csv(artifacts.history_file(name), history.rows, HISTORY_COLUMNS)
-    artifacts.save_synthetic(name, synthetic, record)
+    artifacts.save_synthetic(name, SyntheticSet(pixels, labels, state.syn_lr), record)

@@ -35,7 +35,7 @@ class Training:
     dataset: str
     settings: Protocol
     spec: Network
-    statistics: Statistics
+    shape: ImageShape
     seed: int
     way: Way
     images: Array  # (S, C, H, W), synthetic
@@ -56,7 +56,7 @@ def run(params: Params, name: str) -> None:
     with tracking.track(settings.dataset, name, "run", find, add) as tracker:
         tracker.params({"evaluate": protocol_settings})
         run_log.describe(tracker, params, name)
-        run_log.log_outputs(tracker, params, name, statistics)
+        run_log.log_outputs(tracker, params, name)
         with cost.measured(device) as spent:
             predicted, peak = predict_all(params, name, synthetic, statistics, device)
         spent.peak_memory_mib = max(spent.peak_memory_mib, peak)
@@ -75,13 +75,13 @@ def predict_all(
     """Each split's classes (G, N) as predicted by students trained to the end, and the largest memory of a process in MiB."""
     run = params.runs[name]
     settings, spec = params.evaluate[run.evaluate], params.networks[run.network]
-    forward = _forward_flops(spec, statistics.shape)
+    space, forward = artifacts.load_space(run.dataset), _forward_flops(spec, statistics.shape)
     way = protocol.choose(params.runtime, device, settings, len(synthetic.labels), forward)
     if way.note:
         progress.say(f"{name}: {way.note}")
     training = Training(
-        run.dataset, settings, spec, statistics, params.seed, way,
-        synthetic.images.numpy(), synthetic.labels.numpy(), synthetic.syn_lr.item(),
+        run.dataset, settings, spec, statistics.shape, params.seed, way,
+        space.normalise(synthetic.pixels).numpy(), synthetic.labels.numpy(), synthetic.syn_lr.item(),
     )  # fmt: skip
     groups = 1 if way.together else settings.students
     processes = workers.processes(params.runtime, device, groups, way.flops)
@@ -98,7 +98,7 @@ def _forward_flops(spec: Network, shape: ImageShape) -> int:
 
 def _train_group(training: Training, index: int, device: torch.device, advance: Advance) -> dict[str, Array]:
     """Train one student or all, wherever joblib puts them; the classes (g, N) they then predict of each split."""
-    seed, shape = training.seed, training.statistics.shape
+    seed, shape = training.seed, training.shape
     group = range(training.settings.students) if training.way.together else (index,)
     fresh = [networks.build(training.spec, shape, generator(seed, "evaluate", s, "initialisation")) for s in group]
     thetas = torch.stack([networks.flatten(student) for student in fresh]).to(device)  # (g, P)
@@ -120,7 +120,7 @@ def _derivative(spec: Network, shape: ImageShape, device: torch.device, way: Way
 
 def _predict(training: Training, split: str, network: FlatNetwork, thetas: Tensor) -> Array:
     """Predicted classes (g, N) of every student."""
-    images = training.statistics.normalised(artifacts.load_split(training.dataset, split)).to(thetas.device)
+    images = artifacts.load_inputs(training.dataset, split)[0].to(thetas.device)
     return torch.stack([scores.predictions(functools.partial(network, theta), images) for theta in thetas]).cpu().numpy()
 
 

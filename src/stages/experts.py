@@ -81,7 +81,7 @@ def train_all(
 ) -> tuple[list[dict[str, Any]], float]:
     """Train every expert; the curves' rows, ordered by expert and epoch, and the largest memory of a process in MiB."""
     settings, spec, shape = params.experts[name], params.networks[params.experts[name].network], statistics.shape
-    train, val = (_arrays(settings.dataset, split, statistics) for split in ("train", "val"))
+    train, val = (_arrays(settings.dataset, split) for split in ("train", "val"))
     flops = settings.count * _flops(settings, spec, shape, len(train[1]))
     compiled, reason = runtime.compiles(params.runtime, flops)
     if reason:
@@ -96,9 +96,9 @@ def train_all(
     return [row for rows in found for row in rows], peak
 
 
-def _arrays(dataset: str, split: str, statistics: Statistics) -> tuple[Array, Array]:
-    found = artifacts.load_split(dataset, split)
-    return statistics.normalised(found).numpy(), found.labels.numpy()
+def _arrays(dataset: str, split: str) -> tuple[Array, Array]:
+    images, labels = artifacts.load_inputs(dataset, split)
+    return images.numpy(), labels.numpy()
 
 
 def _flops(settings: Experts, spec: Network, shape: ImageShape, images: int) -> float:

@@ -1,4 +1,4 @@
-"""prepare: real images of a source -> train, validation and test splits, and statistics of the training split."""
+"""prepare: real images of a source -> train, validation and test splits, their statistics, and the space of the networks."""
 
 from __future__ import annotations
 
@@ -14,56 +14,100 @@ from src.ground.seeding import seed_of
 from src.ground.settings import Dataset
 from src.io import artifacts, progress
 from src.io.artifacts import Record, Split, Statistics
-from src.io.sources import SOURCES, RealImages
+from src.io.sources import reading
+from src.io.sources.reading import RealSplit, Source
 from src.maths import initialisation, pixels
+from src.maths.pixels import Space
+
+Indices = np.ndarray  # of a split's images, sorted
 
 
 def run(params: Params, name: str) -> None:
     """Prepare the data set `name`."""
     settings = params.dataset(name)
-    real = SOURCES[settings.source]()
-    splits = _split(name, real, settings, params.seed)
-    statistics = _statistics(real, splits)
+    source = reading.read(settings, name)
+    _check_digest(settings, name, source)
+    splits = _splits(name, source, settings, seed_of(params.seed, "prepare", name) % 2**32)
+    statistics = _statistics(source, splits)
     _check_runs(params, name, statistics)
+    space = _space(settings, splits["train"], source.pixel_max)
     record = Record("split", {"seed": params.seed, "prepare": settings.model_dump()}, {"source": statistics.source_sha256})
     for split, value in splits.items():
         artifacts.save_split(name, split, value, record)
+    artifacts.save_space(name, space, Record("space", record.settings, record.inputs))
     artifacts.save_statistics(name, statistics)
-    sizes = ", ".join(f"{len(value.labels)} {split}" for split, value in splits.items())
-    progress.say(f"{name}: {len(real.classes)} classes of {real.images.shape[-1]}x{real.images.shape[-2]} images: {sizes}")
+    _say(name, statistics)
 
 
-def _split(name: str, real: RealImages, settings: Dataset, seed: int) -> Mapping[str, Split]:
-    """Stratified by class, so that every split has the classes in the same proportions."""
-    everything, labels = np.arange(len(real.labels)), real.labels.numpy()
-    state = seed_of(seed, "prepare", name) % 2**32
+def _check_digest(settings: Dataset, name: str, source: Source) -> None:
+    found = source.sha256()
+    if settings.sha256 is not None and settings.sha256 != found:
+        raise DataError(
+            f"prepare.{name}.sha256: the images of '{settings.source}' are not those of the record, their digest is {found}: "
+            "bring the old images back, or put the new digest there (null takes any)"
+        )
+
+
+def _splits(name: str, source: Source, settings: Dataset, state: int) -> Mapping[str, Split]:
+    """Train, validation and test; what the source does not have is cut from its training images."""
+    given = source.splits["train"]
+    train, cut = np.arange(len(given.labels)), {}
+    rest = 1.0  # fraction of the images that is left
+    for split, fraction in (("test", settings.test_fraction), ("val", settings.val_fraction)):
+        if split not in source.splits:
+            train, cut[split] = _cut(name, train, given.labels.numpy(), fraction / rest, state)
+            rest -= fraction
+    if settings.train_images is not None:
+        train = _keep(name, train, given.labels.numpy(), settings.train_images, state)
+    parts = {"train": _take(given, train)}
+    return parts | {s: _take(given, cut[s]) if s in cut else Split(**vars(source.splits[s])) for s in ("val", "test")}
+
+
+def _cut(name: str, index: Indices, labels: Indices, size: float | int, state: int) -> tuple[Indices, Indices]:
+    """Both parts have the classes in the same proportions; `size` is the fraction, or the number, that is cut."""
     try:
-        rest, test = train_test_split(everything, test_size=settings.test_fraction, stratify=labels, random_state=state)
-        share = settings.val_fraction / (1 - settings.test_fraction)
-        train, val = train_test_split(rest, test_size=share, stratify=labels[rest], random_state=state)
+        kept, cut = train_test_split(index, test_size=size, stratify=labels[index], random_state=state)
     except ValueError as error:
-        raise DataError(f"prepare.{name}: can't be split by class ({error}): use other fractions") from None
-    return {
-        split: Split(real.images[np.sort(index)], real.labels[np.sort(index)])
-        for split, index in (("train", train), ("val", val), ("test", test))
-    }
+        raise DataError(f"prepare.{name}: can't be split by class ({error}): use other fractions or numbers") from None
+    return np.sort(kept), np.sort(cut)
 
 
-def _statistics(real: RealImages, splits: Mapping[str, Split]) -> Statistics:
-    normalisation = pixels.fit(splits["train"].images.float() / real.pixel_max)
+def _keep(name: str, index: Indices, labels: Indices, count: int, state: int) -> Indices:
+    """So many images, the classes in the same proportions."""
+    if count >= len(index):
+        raise DataError(f"prepare.{name}.train_images: {count} is not below the {len(index)} training images: set null for all")
+    return _cut(name, index, labels, len(index) - count, state)[0]
+
+
+def _take(given: RealSplit, index: Indices) -> Split:
+    return Split(given.images[index], given.labels[index])
+
+
+def _space(settings: Dataset, train: Split, pixel_max: int) -> Space:
+    if settings.whitening == "zca":
+        return pixels.fit_whitening(train.images, pixel_max, settings.zca_eps)
+    return pixels.fit_normalisation(train.images, pixel_max)
+
+
+def _statistics(source: Source, splits: Mapping[str, Split]) -> Statistics:
+    own = pixels.fit_normalisation(splits["train"].images, source.pixel_max)
+    whole = pixels.fit_normalisation(source.splits["train"].images, source.pixel_max)
     counts = {}
     for split, value in splits.items():
-        numbers = torch.bincount(value.labels, minlength=len(real.classes)).tolist()
-        counts[split] = dict(zip(real.classes, numbers, strict=True))
+        numbers = torch.bincount(value.labels, minlength=len(source.classes)).tolist()
+        counts[split] = dict(zip(source.classes, numbers, strict=True))
     return Statistics(
-        classes=real.classes,
-        channels=real.images.shape[1],
-        size=real.images.shape[-1],
-        pixel_max=real.pixel_max,
-        mean=tuple(normalisation.mean.tolist()),
-        std=tuple(normalisation.std.tolist()),
+        classes=source.classes,
+        channels=splits["train"].images.shape[1],
+        size=splits["train"].images.shape[-1],
+        pixel_max=source.pixel_max,
+        mean=tuple(own.mean.tolist()),
+        std=tuple(own.std.tolist()),
+        source_mean=tuple(whole.mean.tolist()),
+        source_std=tuple(whole.std.tolist()),
         counts=counts,
-        source_sha256=real.sha256(),
+        source_sha256=source.sha256(),
+        skipped=source.skipped,
     )
 
 
@@ -72,3 +116,10 @@ def _check_runs(params: Params, name: str, statistics: Statistics) -> None:
     for run_name, settings in params.runs.items():
         if settings.dataset == name and settings.ipc != "all":
             initialisation.check_ipc(settings.ipc, statistics.counts["train"], f"runs.{run_name}.ipc")
+
+
+def _say(name: str, statistics: Statistics) -> None:
+    sizes = ", ".join(f"{sum(counts.values()):,} {split}" for split, counts in statistics.counts.items())
+    skipped = f"; {len(statistics.skipped)} broken images left out" if statistics.skipped else ""
+    shape = f"{statistics.channels}x{statistics.size}x{statistics.size}"
+    progress.say(f"{name}: {len(statistics.classes)} classes of {shape} images: {sizes}{skipped}")

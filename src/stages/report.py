@@ -73,16 +73,15 @@ def _panels(groups: Sequence[Group]) -> tuple[Panel, ...]:
 
 def _pictures(result: Result) -> Pictures:
     synthetic, classes = artifacts.load_synthetic(result.run), artifacts.load_statistics(result.dataset).classes
-    pixels = synthetic.normalisation.to_pixels(synthetic.images)
-    return Pictures(result, sheets(pixels, synthetic.labels, classes), out_of_range(pixels), len(classes))
+    shown = sheets(synthetic.pixels, synthetic.labels, classes)
+    return Pictures(result, shown, out_of_range(synthetic.pixels), len(classes))
 
 
 def _film(result: Result) -> Film:
     """The first image of each class; of many classes, those of the first sheet."""
     synthetic, classes = artifacts.load_synthetic(result.run), artifacts.load_statistics(result.dataset).classes
     snapshots = artifacts.load_snapshots(result.run)
-    moments = [synthetic.normalisation.to_pixels(images) for images in snapshots.images]
-    frames = tuple(sheets(pixels, synthetic.labels, classes, rows=1)[0] for pixels in moments)
+    frames = tuple(sheets(pixels, synthetic.labels, classes, rows=1)[0] for pixels in snapshots.pixels)
     return Film(result, tuple(snapshots.iterations.tolist()), frames)
 
 

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from src.ground.params import Params
 from src.io import artifacts, cost, files, pictures
-from src.io.artifacts import Statistics
 from src.io.tracking import Tracker
 
 NOT_CURVES = ("iteration", "expert", "start_epoch")
@@ -38,21 +37,20 @@ def log_row(tracker: Tracker, row: dict[str, Any]) -> None:
     tracker.metrics(figures, int(row["iteration"]))
 
 
-def log_images(tracker: Tracker, images: Tensor, labels: Tensor, iteration: int, statistics: Statistics) -> None:
-    """The synthetic images (S, C, H, W) of one iteration, in pixel space."""
-    shown = statistics.normalisation.to_pixels(images.cpu())
-    tracker.image("synthetic", pictures.grid(shown, labels.cpu()), iteration)
+def log_images(tracker: Tracker, pixels: Tensor, labels: Tensor, iteration: int) -> None:
+    """The synthetic images (S, C, H, W) of one iteration."""
+    tracker.image("synthetic", pictures.grid(pixels, labels.cpu()), iteration)
 
 
-def log_outputs(tracker: Tracker, params: Params, name: str, statistics: Statistics) -> None:
+def log_outputs(tracker: Tracker, params: Params, name: str) -> None:
     """Whatever `distill` left on disk: curves, pictures, files with their digests, cost."""
     rows = files.read_csv(artifacts.history_file(name), artifacts.remake("distill", name))
     for row in rows:
         log_row(tracker, row)
-    snapshots = artifacts.load_snapshots(name)
-    labels = artifacts.load_synthetic(name).labels
-    for iteration, images in zip(snapshots.iterations.tolist(), snapshots.images, strict=True):
-        log_images(tracker, images, labels, iteration, statistics)
+    snapshots, synthetic = artifacts.load_snapshots(name), artifacts.load_synthetic(name)
+    moments = list(zip(snapshots.iterations.tolist(), snapshots.pixels, strict=True))
+    for iteration, pixels in moments or [(0, synthetic.pixels)]:
+        log_images(tracker, pixels, synthetic.labels, iteration)
     if rows:
         _log_figure(tracker, rows)
     for path in (artifacts.synthetic_file(name), artifacts.snapshots_file(name), artifacts.history_file(name)):
