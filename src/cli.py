@@ -98,6 +98,20 @@ def evaluate(run: RunOption = None) -> None:
 
 
 @app.command()
+def export(
+    run: Annotated[str, typer.Option(help="A run of the section `runs`.")],
+    to: Annotated[Path, typer.Option(file_okay=False, help="Folder to write to, new or empty.")],
+) -> None:
+    """Write a run's synthetic set to a folder, as tensors of pixels and as PNG files, for use elsewhere."""
+    from src.ground.params import load
+
+    params = load()
+    from src.stages import export as exporting
+
+    exporting.run(params, run, to)
+
+
+@app.command()
 def report() -> None:
     """Compare all runs in one page, data/report/report.html, and a table, data/report/report.md."""
     from src.ground.params import load
