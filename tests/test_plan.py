@@ -67,7 +67,7 @@ def test_numbers_follow_from_the_settings(valid_params: dict[str, Any]) -> None:
     _, subject, found = planned(valid_params, **chosen)
     assert found.parameters == FlatNetwork(subject.module()).dimension
     assert found.buffer == pytest.approx(2 * (5 + 1) * found.parameters * 4 / 2**20)
-    assert found.stored == pytest.approx(2 * 4 * found.parameters * 4 / 2**20)
+    assert found.stored == pytest.approx(4 * found.parameters * 4 / 2**20)
     assert found.iteration == pytest.approx(found.step * 3 * (40 + 40 + 20 + 40) / 40)
     assert found.distil == pytest.approx(7 * found.iteration)
     assert min(found.step, found.experts, found.evaluate) > 0

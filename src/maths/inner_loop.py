@@ -10,11 +10,11 @@ m_{t+1} and nu what step t + 1 passed back to m_{t+1}, from lam = nu = 0, for t 
 
     lam += 2 * beta_k * (theta_{t+1} - theta*_k) / D_k     if n_k = t + 1
     a    = nu - alpha * lam
-    dL/dalpha -= <lam, m_{t+1}>
+    dL/dalpha -= <lam, m_{t+1}>                            with m_{t+1} = (theta_t - theta_{t+1}) / alpha
     (h, q) = gradient of <grad L_t(theta, X), a> with respect to (theta, X) at theta_t, a held constant
     lam += h;   dL/dX += q;   nu = mu * a
 
-It is exact, Hessian terms included, and keeps 2 P numbers a step: the graph of one step lives at a time.
+It is exact, Hessian terms included, and keeps P numbers a step: the graph of one step lives at a time.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def matching_gradient(
 ) -> MatchingGradient:
     """Run the student from theta_start (P,) and differentiate its distance to the way points; the last ends the loop."""
     images, labels, syn_lr, theta_start = (x.detach() for x in (images, labels, syn_lr, theta_start))
-    thetas, momenta = _forward(derivatives, images, labels, syn_lr, theta_start, steps, rule)
+    thetas = _forward(derivatives, images, labels, syn_lr, theta_start, steps, rule)
     terms = torch.stack([point.distance(thetas[point.step]) for point in way_points])
     pulls = {point.step: point.pull(thetas[point.step]) for point in way_points}
     grad_images, grad_syn_lr = torch.zeros_like(images), torch.zeros_like(syn_lr)
@@ -91,7 +91,7 @@ def matching_gradient(
         if t + 1 in pulls:
             lam = lam + pulls[t + 1]
         a = nu - syn_lr * lam
-        grad_syn_lr -= lam.dot(momenta[t])
+        grad_syn_lr -= lam.dot(thetas[t] - thetas[t + 1]) / syn_lr
         h, q, *r = _second_order(derivatives, thetas[t], images, labels, steps[t], rule, a)
         lam, nu = lam + h, rule.momentum * a
         grad_images += q
@@ -108,18 +108,20 @@ def _forward(
     theta: Tensor,
     steps: Sequence[InnerStep],
     rule: InnerRule,
-) -> tuple[list[Tensor], list[Tensor]]:
-    """theta_0 .. theta_N and m_1 .. m_N, each (P,)."""
-    thetas, momenta = [theta], []
-    momentum = torch.zeros_like(theta)
-    for step in steps:
+) -> Tensor:
+    """theta_0 .. theta_N, (N + 1, P).
+
+    One block from the start: kept one by one between a step's large temporaries, they would cut the heap into pieces that
+    fit nothing, and memory would grow with the steps after all.
+    """
+    thetas, momentum = theta.new_zeros(len(steps) + 1, len(theta)), torch.zeros_like(theta)
+    thetas[0] = theta
+    for t, step in enumerate(steps):
         batch = augmentation.apply(step.draw, images[step.index])
-        gradient = rule.coefficient * derivatives.first(theta, batch, labels[step.index])
-        momentum = rule.momentum * momentum + gradient + rule.weight_decay * theta
-        theta = theta - syn_lr * momentum
-        thetas.append(theta)
-        momenta.append(momentum)
-    return thetas, momenta
+        gradient = rule.coefficient * derivatives.first(thetas[t], batch, labels[step.index])
+        momentum = rule.momentum * momentum + gradient + rule.weight_decay * thetas[t]
+        thetas[t + 1] = thetas[t] - syn_lr * momentum
+    return thetas
 
 
 def _second_order(

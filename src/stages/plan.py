@@ -35,7 +35,7 @@ class Plan:
     iteration: float
     distil: float
     memory: float  # peak of distil
-    stored: float  # of it, thetas and momenta of the inner loop
+    stored: float  # of it, the thetas of the inner loop
     buffer: float  # of the expert buffer on disk
     experts: float
     evaluate: float
@@ -55,8 +55,8 @@ def measure(asked: Runtime, subject: Subject) -> Plan:
     derivatives, compiled = plan_steps.derivatives(asked, subject, network)
     step = plan_steps.inner_step(subject, network, derivatives) if distil.iterations else 0.0
     floats = network.dimension * FLOAT / MIB
-    stored = 2 * floats * distil.syn_steps if distil.iterations else 0.0
-    loop = runtime.peak_memory_mib(subject.device) + max(stored - 2 * floats * TIMED_STEPS, 0.0)
+    stored = floats * distil.syn_steps if distil.iterations else 0.0
+    loop = runtime.peak_memory_mib(subject.device) + max(stored - floats * TIMED_STEPS, 0.0)
     loading = before + LOADING_COPIES * subject.real * subject.noise(1)[0].numel() * FLOAT / MIB
     iteration = step * _batches(subject) * distil.trajectories_per_iteration
     return Plan(
@@ -95,7 +95,7 @@ def _table(subject: Subject, plan: Plan) -> Table:
         table.add_row("an iteration", f"{duration(plan.iteration)}: {distil.syn_steps} inner steps{several}")
         table.add_row("distilling", f"{duration(plan.distil)}: {distil.iterations:,} iterations")
         table.add_row("peak memory of distilling", f"about {plan.memory:,.0f} MiB")
-        table.add_row("of it, the stored inner loop", f"{plan.stored:,.1f} MiB: 2P numbers a step")
+        table.add_row("of it, the stored inner loop", f"{plan.stored:,.1f} MiB: P numbers a step")
     else:
         table.add_row("distilling", "0 iterations: the initial images are kept")
     table.add_row("evaluating", f"{duration(plan.evaluate)}: {students.students} students, {students.epochs:,} epochs")
