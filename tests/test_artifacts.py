@@ -105,7 +105,7 @@ def test_foreign_and_not_finite_are_refused() -> None:
     broken = synthetic()
     broken.pixels[0, 0, 0, 0] = float("nan")
     artifacts.save_synthetic("r", broken, RECORD)
-    with pytest.raises(ArtifactError, match="'images' that are not finite"):
+    with pytest.raises(ArtifactError, match="'pixels' that are not finite"):
         artifacts.load_synthetic("r")
 
 
