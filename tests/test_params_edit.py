@@ -1,0 +1,210 @@
+"""Additions to params.yaml: new lines and nothing else, or the file as it was and a sentence."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from src.ground.errors import ParamsError, UserError
+from src.ground.params import load
+from src.io import params_edit
+from tests.imports import ROOT
+
+RUN = {
+    "dataset": "digits",
+    "network": "N",
+    "experts": "E",
+    "ipc": 2,
+    "distill": {"method": "mtt", "iterations": 3, "lr_img": 2.0},
+    "evaluate": "mtt",
+}
+ADDITIONS: dict[str, dict[str, Any]] = {
+    "prepare": {"own": {"source": "a folder/of images", "whitening": "zca", "size": 64, "skip_broken": True, "sha256": None}},
+    "networks": {"N": {"depth": 1, "width": 8}},
+    "experts": {
+        "E": {"dataset": "digits", "network": "N", "count": 1, "epochs": 3, "lr": 5e-4, "augmentation": ("crop", "scale")}
+    },
+    "distill": {"steep": {"lr_img": 1e20, "lr_lr": 2.5e-7}},
+    "runs": {"new": RUN},
+}
+
+
+@pytest.fixture
+def params(tmp_path: Path) -> Path:
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    return tmp_path / "params.yaml"
+
+
+def written(path: Path, text: str) -> Path:
+    path.write_bytes(text.encode())
+    return path
+
+
+def document(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    return found
+
+
+def test_every_line_of_the_real_file_stays(params: Path) -> None:
+    before = params.read_bytes().splitlines(keepends=True)
+    added = params_edit.add(ADDITIONS, params)
+    assert added == ["prepare.own", "networks.N", "experts.E", "distill.steep", "runs.new"]
+    after = params.read_bytes().splitlines(keepends=True)
+    place, new = 0, []
+    for line in after:
+        if place < len(before) and line == before[place]:
+            place += 1
+        else:
+            new.append(line)
+    assert place == len(before)
+    assert len(new) == sum(1 + len(entry) for section in ADDITIONS.values() for entry in section.values())
+
+
+def test_additions_stand_at_the_end_of_their_section_and_read_back(params: Path) -> None:
+    before = document(params)
+    params_edit.add(ADDITIONS, params)
+    after = document(params)
+    for section, entries in ADDITIONS.items():
+        assert list(after[section]) == [*before[section], *entries]
+    assert after["experts"]["E"]["augmentation"] == ["crop", "scale"]
+    assert after["runs"]["new"] == RUN
+    assert load(params).distillations["new"].lr_img == 2.0
+    text = params.read_text(encoding="utf-8")
+    assert "    lr: 5.0e-4\n    augmentation: [crop, scale]\n" in text
+    assert "    lr_img: 1.0e+20\n    lr_lr: 2.5e-7\n" in text
+    assert "    distill: {method: mtt, iterations: 3, lr_img: 2.0}\n" in text
+    assert "    source: a folder/of images\n    whitening: zca\n    size: 64\n    skip_broken: true\n    sha256: null\n" in text
+
+
+@pytest.mark.parametrize(
+    "value", ["true", "null", "1", "1.5", "0x1f", "a: b", "a #b", "it's", '"', "- a", "a\nb", "é ü", "", "~"]
+)
+def test_text_reads_back_as_the_same_text(value: str, params: Path) -> None:
+    params_edit.add({"prepare": {"own": {"source": value}}}, params)
+    assert document(params)["prepare"]["own"]["source"] == value
+
+
+@pytest.mark.parametrize("value", [1e-5, 1e-3, 0.0123, 1.0, 100.0, 123456.75, 1e16, 3.2e-17])
+def test_reals_have_a_dot_and_all_their_digits(value: float, params: Path) -> None:
+    params_edit.add({"distill": {"m": {"lr_img": value}}}, params)
+    assert document(params)["distill"]["m"]["lr_img"] == value
+    assert "." in params.read_text(encoding="utf-8").split("lr_img: ")[1].split()[0]
+
+
+LAYOUT = """\
+# top
+prepare:
+    digits:     # four spaces
+        source:   'digits'
+        # val_fraction: 0.5
+
+    # another one
+networks: {D2: {depth: 2, width: 8}}
+experts:
+  smooth: { dataset: digits, network: D2,
+    count: 2, epochs: 5, lr: 1e-3 }  # two lines
+
+distill: {ast: {initialisation: noise, iterations: 1}}
+evaluate:
+  mtt:
+    {}
+seed: 0
+runs:
+  one: {dataset: digits, network: D2, experts: smooth, ipc: all, distill: {method: ast, iterations: 0}, evaluate: mtt}
+report:
+  title: |
+    Two lines
+    of text"""
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_other_layouts_stay_as_they_are(newline: str, tmp_path: Path) -> None:
+    layout = LAYOUT.replace("\n", newline)
+    path = written(tmp_path / "params.yaml", layout)
+    new = {"prepare": {"own": {"source": "x"}}, "experts": {"E": {**ADDITIONS["experts"]["E"], "network": "D2"}}}
+    params_edit.add({**new, "evaluate": {"long": {"epochs": 9}}}, path)
+    expected = (
+        layout.replace("    # another one\n", "    # another one\n    own:\n      source: x\n", 1)
+        if newline == "\n"
+        else layout.replace("    # another one\r\n", "    # another one\r\n    own:\r\n      source: x\r\n", 1)
+    )
+    text = path.read_bytes().decode()
+    assert text.replace(newline, "").startswith("# topprepare:    digits:     # four spaces        source:   'digits'")
+    assert "\n" not in text.replace("\r\n", "") if newline == "\r\n" else "\r" not in text
+    assert set(layout.split(newline)) <= set(text.split(newline))
+    assert expected.count("own:") == text.count("own:") == 1
+    assert document(path)["experts"]["E"]["lr"] == 5e-4
+    assert document(path)["evaluate"] == {"mtt": {}, "long": {"epochs": 9}}
+
+
+def test_sections_in_braces_are_refused(tmp_path: Path) -> None:
+    path = written(tmp_path / "params.yaml", LAYOUT)
+    with pytest.raises(UserError, match="has networks in braces, to which no line can be added"):
+        params_edit.add({"networks": {"N": {"depth": 1, "width": 8}}}, path)
+    assert path.read_text() == LAYOUT
+
+
+def test_equal_settings_are_left_alone(params: Path) -> None:
+    before = params.read_bytes()
+    same = {
+        "networks": {"ConvNetD2W32": {"depth": 2, "width": 32}},  # the rest are defaults
+        "distill": {"real": {"iterations": 0, "initialisation": "random", "augmentation": []}},
+        "prepare": {"digits": {"source": "digits"}},
+    }
+    assert params_edit.add(same, params) == []
+    assert params.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("section", "entry", "sentence"),
+    [
+        (
+            "networks",
+            {"ConvNetD2W32": {"depth": 2, "width": 64}},
+            r"networks.ConvNetD2W32 \(width is 32, would be 64\): rename",
+        ),
+        ("distill", {"ast": {"syn_steps": 20}}, r"distill.ast \(initialisation is representative, would be null; "),
+        ("prepare", {"digits": {"source": "digits", "sizes": 3}}, r"prepare.digits \(.*sizes is null, would be 3"),
+    ],
+)
+def test_other_settings_of_a_known_name_are_refused(section: str, entry: dict[str, Any], sentence: str, params: Path) -> None:
+    before = params.read_bytes()
+    with pytest.raises(UserError, match=sentence):
+        params_edit.add({section: entry, "evaluate": {"fresh": {}}}, params)
+    assert params.read_bytes() == before
+
+
+def test_the_file_is_only_replaced_by_a_valid_one(params: Path) -> None:
+    before = params.read_bytes()
+    with pytest.raises(ParamsError, match="runs.new.network: 'N' is not in the section networks"):
+        params_edit.add({"runs": {"new": RUN}}, params)
+    with pytest.raises(ParamsError, match="prepare.own.size: input should be greater than or equal to 1"):
+        params_edit.add({"prepare": {"own": {"source": "x", "size": 0}}}, params)
+    assert params.read_bytes() == before
+    assert list(params.parent.iterdir()) == [params]
+
+
+def test_anchors_that_would_change_elsewhere_are_refused(params: Path) -> None:
+    text = params.read_text(encoding="utf-8")
+    text = text.replace("distill: {method: ast, iterations: 300", "distill: &own {method: ast, iterations: 300", 1)
+    text = text.replace("{method: ast, iterations: 200, lr_img: 3.0, max_start_epoch: 5}", "*own")
+    written(params, text)
+    params_edit.add({"evaluate": {"fresh": {}}}, params)  # elsewhere they do no harm
+    shared = params.read_text(encoding="utf-8").replace("evaluate:\n", "evaluate: &all\n", 1)
+    assert params_edit.add({"evaluate": {"other": {}}}, written(params, shared)) == ["evaluate.other"]
+
+
+def test_one_value_is_changed_in_place_or_added(params: Path) -> None:
+    before = params.read_text(encoding="utf-8")
+    params_edit.set_value(("experts", "digits-plain", "lr"), 0.1, params)
+    assert params.read_text(encoding="utf-8") == before.replace("    lr: 0.05\n", "    lr: 0.1\n", 1)
+    params_edit.set_value(("experts", "digits-plain", "lr"), 0.05, params)
+    params_edit.set_value(("prepare", "digits", "sha256"), 64 * "b", params)
+    line = "    test_fraction: 0.2\n"
+    assert params.read_text(encoding="utf-8") == before.replace(line, f"{line}    sha256: {64 * 'b'}\n", 1)
+    with pytest.raises(ParamsError, match="experts.digits-plain.lr"):
+        params_edit.set_value(("experts", "digits-plain", "lr"), -1.0, params)
