@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
-from ruamel.yaml.nodes import MappingNode, Node
+from ruamel.yaml.nodes import CollectionNode, MappingNode, Node
 
 from src.ground.errors import UserError
 from src.ground.params import NAMED_SECTIONS, PARAMS_FILE, load, parse
@@ -153,8 +153,10 @@ def _column(node: MappingNode, place: str, path: Path) -> int:
 
 def _end(text: str, node: Node) -> int:
     """Where the line after a mapping's last one starts, comments that belong to it included."""
-    while isinstance(node, MappingNode) and not node.flow_style:
-        node = node.value[-1][1]
+    while isinstance(node, CollectionNode) and not node.flow_style:
+        key, node = node.value[-1] if isinstance(node, MappingNode) else (None, node.value[-1])
+        if key is not None and node.start_mark.index < key.start_mark.index:
+            node = key  # the value is an alias: it stands where its anchor is
     last = len(text[: node.end_mark.index].rstrip())  # a block scalar's mark stands after its line's end
     end = text.find("\n", last) + 1 or len(text)
     comments = FOLLOWING_COMMENTS.match(text, end)
