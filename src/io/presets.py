@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 
 FOLDER = Path(__file__).parent.parent / "presets"
 Tree = dict[str, Any]
+Sections = Mapping[str, Mapping[str, Tree]]  # section of params.yaml -> name -> settings
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Preset:
 
     name: str
     family: str  # the data set as papers call it; its entry of `prepare` may be one of several
-    method: str  # AST, MTT, or a baseline
+    method: str  # the recipe: ast, mtt, random or whole
     ipc: int | str  # images per class, or 'all'
     status: str  # published, or ours: a starting point
     source: str
@@ -28,7 +29,7 @@ class Preset:
     note: str
     published: Mapping[str, float]  # method -> test accuracy in percent, of the same data set and ipc
     compare: str | None  # the method of `published` that this preset is best compared with
-    sections: Mapping[str, Mapping[str, Tree]]  # section of params.yaml -> name -> settings
+    sections: Sections
 
     @property
     def experts(self) -> int:
@@ -45,19 +46,46 @@ class Preset:
 
 @cache
 def load() -> Mapping[str, Preset]:
-    """All presets by name, in the order of the file."""
-    blocks, accuracies = _read("presets.yaml"), _read("accuracies.yaml")
+    """All presets by name: by data set, images per class and recipe."""
+    blocks, accuracies = _blocks(), _read("accuracies.yaml")
     presets = [
         _preset(blocks, accuracies, dataset, recipe, ipc, cell)
         for dataset, recipes in blocks["cells"].items()
         for recipe, cells in recipes.items()
         for ipc, cell in cells.items()
     ]
+    families = [dataset["family"] for dataset in blocks["datasets"].values()]
+    presets.sort(key=lambda preset: (families.index(preset.family), float("inf") if preset.ipc == "all" else preset.ipc))
     return {preset.name: preset for preset in presets}
 
 
-def own_images(name: str, prepare: Tree, network: Tree, experts: Tree, distill: Tree) -> Preset:
-    raise NotImplementedError
+def compose(name: str, recipe: str, dataset: str, described: Tree, ipc: int | str, own: Tree, experts: Tree) -> Sections:
+    """The sections of params.yaml for a run: the recipe's blocks with the run's `own` values of `distill`.
+
+    `described` is a data set as in the block `datasets`; `experts` are values that go before the recipe's.
+    """
+    blocks = _blocks()
+    kind, network, augmentation = blocks["recipes"][recipe], described["network"], described["augmentation"]
+    suffix = "" if "flip" in augmentation else "-no-flip"
+    buffer, method, protocol = f"{dataset}-{kind['experts']}", kind["method"], f"{kind['evaluate']}{suffix}"
+    shared = blocks["methods"][method]
+    if shared["iterations"]:  # a baseline augments nothing
+        method, shared = f"{method}{suffix}", {**shared, "augmentation": augmentation}
+    trained = {"dataset": dataset, "network": network, **blocks["experts"][kind["experts"]], **experts}
+    run = {"dataset": dataset, "network": network, "experts": buffer, "ipc": ipc}
+    return {
+        "prepare": {dataset: described["prepare"]},
+        "networks": {network: blocks["networks"][network]},
+        "experts": {buffer: {**trained, "augmentation": augmentation}},
+        "distill": {method: shared},
+        "evaluate": {protocol: {**blocks["protocols"][kind["evaluate"]], "augmentation": augmentation}},
+        "runs": {name: {**run, "distill": {"method": method, **own}, "evaluate": protocol}},
+    }
+
+
+@cache
+def _blocks() -> Tree:
+    return _read("presets.yaml")
 
 
 def _read(file: str) -> Tree:
@@ -66,14 +94,15 @@ def _read(file: str) -> Tree:
 
 
 def _preset(blocks: Tree, accuracies: Tree, dataset: str, recipe: str, ipc: int | str, cell: Tree) -> Preset:
-    kind, family = blocks["recipes"][recipe], blocks["datasets"][dataset]["family"]
+    kind, described = blocks["recipes"][recipe], blocks["datasets"][dataset]
+    family = described["family"]
     parts = (family, recipe) if ipc == "all" else (family, f"ipc{ipc}", recipe)
     name = "-".join((*parts, cell["variant"]) if "variant" in cell else parts)
-    published = accuracies.get(family, {}).get(ipc, {})
+    published = accuracies[family].get(ipc, {})
     return Preset(
         name=name,
         family=family,
-        method=kind["title"],
+        method=recipe,
         ipc=ipc,
         status=cell.get("status", kind["status"]),
         source=kind["source"],
@@ -81,5 +110,5 @@ def _preset(blocks: Tree, accuracies: Tree, dataset: str, recipe: str, ipc: int 
         note=cell.get("note", ""),
         published=published,
         compare=next((method for method in kind["compare"] if method in published), None),
-        sections=_sections(blocks, dataset, kind, name, ipc, cell["distill"]),
+        sections=compose(name, recipe, dataset, described, ipc, cell["distill"], {}),
     )
