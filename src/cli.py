@@ -118,6 +118,41 @@ def ui(
     tracking.serve(port)
 
 
+preset_app = typer.Typer(help="Ready settings of published experiments, to add to params.yaml.", no_args_is_help=True)
+app.add_typer(preset_app, name="preset")
+PresetArgument = Annotated[str, typer.Argument(help="A preset, as `preset list` names it.", show_default=False)]
+
+
+@preset_app.command("list")
+def preset_list(
+    dataset: Annotated[str | None, typer.Option(help="Only presets of this data set, such as cifar10.")] = None,
+    method: Annotated[str | None, typer.Option(help="Only presets of this method: ast, mtt, random or whole.")] = None,
+) -> None:
+    """Show all presets with the accuracy to compare with and the experts they need."""
+    from src.stages import presets
+
+    presets.show_all(dataset, method)
+
+
+@preset_app.command("show")
+def preset_show(name: PresetArgument) -> None:
+    """Show where a preset comes from and what it would add to params.yaml."""
+    from src.stages import presets
+
+    presets.show(name)
+
+
+@preset_app.command("add")
+def preset_add(
+    name: PresetArgument,
+    experts: Annotated[int | None, typer.Option(min=1, help="Experts to train; the preset's number where left out.")] = None,
+) -> None:
+    """Add a preset to params.yaml, whose comments and order stay."""
+    from src.stages import presets
+
+    presets.add(name, experts)
+
+
 bench_app = typer.Typer(help="Measure this engine beside the plain way that public trajectory-matching code works.")
 app.add_typer(bench_app, name="bench")
 

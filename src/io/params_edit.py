@@ -27,7 +27,7 @@ Section = Mapping[str, Mapping[str, Any]]  # name -> settings
 Additions = Mapping[str, Section]  # section -> its new names
 
 WIDTH = 128  # of a line that keeps a mapping in braces
-PLAIN = re.compile(r"[\w./][\w./ +-]*")  # text that may stand without quotes, if it reads back as text
+PLAIN = re.compile(r"(?!(?i:y|n|yes|no|on|off)$)[\w./][\w./ +-]*")  # no quotes, if it reads back; YAML 1.1 has words for true
 FOLLOWING_COMMENTS = re.compile(r"(?:[ \t]+#[^\n]*(?:\n|\Z))*")  # indented: they belong to the lines before them
 
 

@@ -55,8 +55,13 @@ def load() -> Mapping[str, Preset]:
         for ipc, cell in cells.items()
     ]
     families = [dataset["family"] for dataset in blocks["datasets"].values()]
-    presets.sort(key=lambda preset: (families.index(preset.family), float("inf") if preset.ipc == "all" else preset.ipc))
-    return {preset.name: preset for preset in presets}
+    recipes = list(blocks["recipes"])
+
+    def place(preset: Preset) -> tuple[int, float, int]:
+        ipc = float("inf") if preset.ipc == "all" else float(preset.ipc)
+        return families.index(preset.family), ipc, recipes.index(preset.method)
+
+    return {preset.name: preset for preset in sorted(presets, key=place)}
 
 
 def compose(name: str, recipe: str, dataset: str, described: Tree, ipc: int | str, own: Tree, experts: Tree) -> Sections:
@@ -98,15 +103,15 @@ def _preset(blocks: Tree, accuracies: Tree, dataset: str, recipe: str, ipc: int 
     family = described["family"]
     parts = (family, recipe) if ipc == "all" else (family, f"ipc{ipc}", recipe)
     name = "-".join((*parts, cell["variant"]) if "variant" in cell else parts)
-    published = accuracies[family].get(ipc, {})
+    published, status = accuracies[family].get(ipc, {}), cell.get("status", kind["status"])
     return Preset(
         name=name,
         family=family,
         method=recipe,
         ipc=ipc,
-        status=cell.get("status", kind["status"]),
+        status=status,
         source=kind["source"],
-        ours=kind["ours"],
+        ours=kind["ours"] if status == kind["status"] else "a starting point, to be tuned",
         note=cell.get("note", ""),
         published=published,
         compare=next((method for method in kind["compare"] if method in published), None),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from difflib import get_close_matches
 from textwrap import wrap
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -13,6 +15,7 @@ from src.io import params_edit, presets
 from src.io.presets import Preset, Sections
 
 LIST = "`python -m src.cli preset list` shows all"
+FILE_WIDTH = 120  # characters of the table where it is not shown on a terminal
 
 
 def show_all(dataset: str | None, method: str | None) -> None:
@@ -21,16 +24,15 @@ def show_all(dataset: str | None, method: str | None) -> None:
     for value, have in ((dataset, {p.family for p in known}), (method, {p.method for p in known})):
         if value is not None and value not in have:
             raise UserError(f"no preset is for '{value}': choose one of {', '.join(sorted(have))}")
-    table = Table("preset", "data set", "ipc", "method", "status", "published, %", "experts x epochs")
+    table = Table("preset", "data set", "ipc", "method", "status", "published, %", "experts x epochs", box=box.SIMPLE_HEAD)
     for preset in known:
         if dataset in (None, preset.family) and method in (None, preset.method):
             accuracy = f"{preset.compare} {preset.published[preset.compare]}" if preset.compare else "-"
             experts = f"{preset.experts} x {preset.epochs}" if preset.experts else "-"
             table.add_row(preset.name, preset.family, str(preset.ipc), preset.method, preset.status, accuracy, experts)
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else FILE_WIDTH)
     console.print(table)
-    console.print("epochs: those that are matched, max_start_epoch - 1 + expert_epochs; experts.NAME.stop_epoch ends there",
-                  style="dim", soft_wrap=True)  # fmt: skip
+    console.print("epochs: those that are matched, max_start_epoch - 1 + expert_epochs", style="dim")
 
 
 def show(name: str) -> None:
@@ -60,15 +62,20 @@ def _find(name: str) -> Preset:
     known = presets.load()
     if name not in known:
         near = get_close_matches(name, known, n=3, cutoff=0.5)
-        raise UserError(f"no preset is named '{name}': {f'did you mean {", ".join(near)}? ' if near else ''}{LIST}")
+        meant = f"did you mean {', '.join(near)}? " if near else ""
+        raise UserError(f"no preset is named '{name}': {meant}{LIST}")
     return known[name]
 
 
 def _about(preset: Preset) -> list[str]:
     """What a person should know of a preset, a sentence a line."""
     ipc = "all images" if preset.ipc == "all" else f"{preset.ipc} image{'s' if preset.ipc != 1 else ''} per class"
-    lines = [f"{preset.name}: {preset.method} on {preset.family}, {ipc}; {preset.status}", f"Source: {preset.source}."]
-    lines.append(f"Ours: {preset.ours}." if preset.status == "published" else "Ours: a starting point, to be tuned.")
+    origin = "Source" if preset.status == "published" else "Method"
+    lines = [
+        f"{preset.name}: {preset.method} on {preset.family}, {ipc}; {preset.status}",
+        f"{origin}: {preset.source}.",
+        f"Ours: {preset.ours}.",
+    ]
     if preset.note:
         lines.append(f"Note: {preset.note}.")
     if preset.published:
