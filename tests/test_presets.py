@@ -86,13 +86,17 @@ def test_every_preset_is_valid_by_itself(name: str) -> None:
 
 def test_all_presets_fit_into_one_file(folder: Path) -> None:
     """Shared names mean the same everywhere, and nothing collides with the repository's own settings."""
+    together: dict[str, dict[str, Any]] = {}
     for preset in PRESETS.values():
-        assert f"runs.{preset.name}" in params_edit.add(preset.sections)
+        for section, entries in preset.sections.items():
+            for name, settings in entries.items():
+                assert together.setdefault(section, {}).setdefault(name, settings) == settings
+    digits = load()
+    assert len(params_edit.add(together)) == sum(len(entries) for entries in together.values()) - 1  # `real` is there
     params = load()
-    assert {*PRESETS, "digits-ipc1-ast"} <= set(params.runs)
-    for name, preset in PRESETS.items():
-        assert params_edit.add(preset.sections) == []
-        assert params.runs[name] == parsed(name)[1].runs[name]
+    assert list(params.runs) == [*digits.runs, *PRESETS]
+    assert all(params.distillations[name] == parsed(name)[1].distillations[name] for name in PRESETS)
+    assert params_edit.add(together) == []
 
 
 @pytest.mark.parametrize("name", CELLS)
