@@ -1,4 +1,4 @@
-"""init: looks at images of your own and adds a first run on them to params.yaml. No stage of the pipeline: it makes no artifact."""
+"""init: looks at images of your own and adds a first run on them to params.yaml. No stage: it makes no artifact."""
 
 from __future__ import annotations
 
