@@ -1,4 +1,4 @@
-"""`init`: what it says of a folder of images, what it adds to params.yaml, and that it adds nothing where something is wrong."""
+"""`init`: what it says of a folder of images and adds to params.yaml, and that it adds nothing where something is wrong."""
 
 from __future__ import annotations
 
@@ -157,8 +157,8 @@ def test_splits_of_the_source_are_kept_whole(monkeypatch: pytest.MonkeyPatch, ca
     ("words", "sentence"),
     [
         ("init --data nowhere --name own --size 16", "nowhere"),
-        ("init --data images --name -own --size 16", "'-own' can't be a name"),
-        ("init --data digits --name digits --size 16", "params.yaml has digits with size None as prepare.digits"),
+        ("init --data images --name own! --size 16", "'own!' can't be a name: take letters"),
+        ("init --data digits --name digits --size 16", "another prepare.digits, with source digits and size null: take"),
     ],
 )
 def test_what_is_wrong_is_a_sentence(

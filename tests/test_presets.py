@@ -72,7 +72,7 @@ def test_every_preset_is_valid_by_itself(name: str) -> None:
     preset, params = parsed(name)
     assert list(params.runs) == [name]
     run, experts = params.runs[name], params.experts[params.runs[name].experts]
-    assert params.prepare[run.dataset].source == preset.family
+    assert params.prepare[run.dataset].source == preset.family.replace("-", "_")
     assert name.startswith(preset.family)
     assert preset.status in ("published", "ours")
     assert preset.source

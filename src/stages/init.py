@@ -55,8 +55,8 @@ def _settings(params: Params, data: str, name: str, size: int, skip_broken: bool
         return Dataset(source=source, size=size, skip_broken=skip_broken)
     if (known.source, known.size) != (source, size):
         raise UserError(
-            f"params.yaml has {known.source} with size {known.size} as prepare.{name}, not {source} with size {size}: "
-            "take another --name, or the same --data and --size"
+            f"params.yaml has another prepare.{name}, with source {known.source} and size {known.size or 'null'}: "
+            "take another --name, or that --data and --size"
         )
     if skip_broken and not known.skip_broken:
         raise UserError(f"params.yaml has prepare.{name} without skip_broken: set prepare.{name}.skip_broken: true there")
