@@ -13,6 +13,7 @@ from src.ground.settings import Dataset
 from src.io import params_edit, presets, progress
 from src.io.presets import Sections, Tree
 from src.io.sources.inspection import Inspection, inspect
+from src.io.sources.named import KNOWN
 from src.stages.presets import report_added
 
 DEPTHS = ((15, 2), (48, 3), (95, 4), (191, 5))  # largest side in pixels, blocks: pooling ends at 2x2 to 6x6; then 6
@@ -21,7 +22,8 @@ AUGMENTATION = ["color", "crop", "cutout", "flip", "scale", "rotate"]
 STEPS = 16  # of an expert's epoch, at least, where batches of 16 images and more allow it
 EXPERTS: Tree = {"count": 10, "epochs": 20, "clipping_epochs": 4}  # a fifth of the epochs is clipped, as in AST
 FIRST_RUN: Tree = {"iterations": 1000, "syn_steps": 20, "expert_epochs": 2, "max_start_epoch": 10, "lr_lr": 1e-5}
-SHOWN_CLASSES = 20
+SHOWN_CLASSES, SHOWN_SIZES, SHOWN_BROKEN = 20, 3, 5
+COLOURS = {1: "grey", 3: "in colour"}  # by channels
 
 
 def run(data: str, name: str, size: int, ipc: int, skip_broken: bool, update: bool) -> None:
@@ -66,8 +68,10 @@ def _settings(params: Params, data: str, name: str, size: int, skip_broken: bool
 def _source(data: str) -> str:
     """A path inside the repository relative to its top, so that it holds for everybody; all else as it was given."""
     path, top = Path(data), Path.cwd()
-    inside = path.exists() and path.resolve().is_relative_to(top.resolve())
-    return path.resolve().relative_to(top.resolve()).as_posix() if inside else data
+    if data in KNOWN or not path.exists() or not path.resolve().is_relative_to(top.resolve()):
+        return data
+    inside = path.resolve().relative_to(top.resolve()).as_posix()
+    return f"./{inside}" if inside in KNOWN else inside  # a folder of that name, not the known data set
 
 
 def _show(settings: Dataset, found: Inspection) -> None:
@@ -81,18 +85,26 @@ def _show(settings: Dataset, found: Inspection) -> None:
     table.add_row(f"{len(found.classes)} classes", *(f"{sum(count.values()):,}" for count in found.counts.values()))
     console = Console(highlight=False)
     console.print(table)
-    sizes = ", ".join(f"{width}x{height} ({count:,})" for (width, height), count in found.sizes.most_common(3))
-    more = f", and {len(found.sizes) - 3} more" if len(found.sizes) > 3 else ""
-    colour = "grey" if found.channels == 1 else "colour"
-    console.print(f"{colour}; sizes {sizes}{more}; becomes {settings.size}x{settings.size}", markup=False, soft_wrap=True)
+    sizes = ", ".join(f"{count:,} of {width}x{height}" for (width, height), count in found.sizes.most_common(SHOWN_SIZES))
+    more = f", {len(found.sizes) - SHOWN_SIZES} other sizes," if len(found.sizes) > SHOWN_SIZES else ""
+    colours = " and ".join(f"{found.channels[key]:,} {word}" for key, word in COLOURS.items() if found.channels[key])
+    line = f"{colours}; {sizes}{more} pixels, which become {settings.size}x{settings.size}"
+    console.print(line, markup=False, soft_wrap=True)
 
 
 def _check(settings: Dataset, found: Inspection, name: str, ipc: int) -> None:
     """Say all problems. Raises DataError where one keeps the images from being used."""
     for problem in found.problems:
         progress.say(f"problem: {problem}")
-    if found.broken and not settings.skip_broken:
-        raise DataError(f"{len(found.broken)} images of {name} can't be read: repair or remove them, or add --skip-broken")
+    if found.broken:
+        listed = ", ".join(found.broken[:SHOWN_BROKEN]) + (", ..." if len(found.broken) > SHOWN_BROKEN else "")
+        if not settings.skip_broken:
+            raise DataError(
+                f"{len(found.broken)} of the images can't be read ({listed}): repair or remove them, or add --skip-broken"
+            )
+        progress.say(f"left out, as they can't be read: {listed}")
+    if found.sha256 is None:
+        raise DataError(f"the images can't be used as {name}: {found.problems[-1]}")
     for class_name, count in found.counts["train"].items():
         left = _left(settings, found, count)
         if left < ipc:
