@@ -133,7 +133,12 @@ def test_broken_images(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     assert "--skip-broken" in error
     assert command(f"{words} --skip-broken", monkeypatch) == 0
     assert load().prepare["own"].skip_broken
-    assert "set prepare.own.skip_broken: true there" not in refused(f"{words} --size 32", monkeypatch, capsys)
+    capsys.readouterr()
+    write_images(Path("images"), {"a": 10})
+    assert command("init --data images --name whole --size 16", monkeypatch) == 0
+    Path("images/a/3.png").write_bytes(b"no image")
+    error = refused("init --data images --name whole --size 16 --skip-broken --update", monkeypatch, capsys)
+    assert "set prepare.whole.skip_broken: true there" in error
 
 
 def test_a_class_below_ipc(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -165,6 +170,12 @@ def test_what_is_wrong_is_a_sentence(
     words: str, sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert sentence in refused(words, monkeypatch, capsys)
+
+
+def test_a_folder_named_as_a_known_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    write_images(Path("mnist"), {"a": 6, "b": 6})
+    assert command("init --data ./mnist --name own --size 16", monkeypatch) == 0
+    assert load().prepare["own"].source == "./mnist"
 
 
 def test_the_network_follows_the_size() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from src.ground.errors import DataError, UserError
@@ -76,9 +77,9 @@ def _source(data: str) -> str:
 
 def _show(settings: Dataset, found: Inspection) -> None:
     """A table of what was found: classes with their images, sizes, channels."""
-    table = Table(settings.source, *found.counts)
+    table = Table(escape(settings.source), *found.counts)
     for name in found.classes[:SHOWN_CLASSES]:
-        table.add_row(name, *(f"{count[name]:,}" for count in found.counts.values()))
+        table.add_row(escape(name), *(f"{count[name]:,}" for count in found.counts.values()))
     if len(found.classes) > SHOWN_CLASSES:
         table.add_row(f"... {len(found.classes) - SHOWN_CLASSES} more classes")
     table.add_section()
@@ -93,25 +94,23 @@ def _show(settings: Dataset, found: Inspection) -> None:
 
 
 def _check(settings: Dataset, found: Inspection, name: str, ipc: int) -> None:
-    """Say all problems. Raises DataError where one keeps the images from being used."""
+    """Say all problems. Raises DataError where one keeps the images from being used with so many per class."""
     for problem in found.problems:
         progress.say(f"problem: {problem}")
+    listed = ", ".join(found.broken[:SHOWN_BROKEN]) + (", ..." if len(found.broken) > SHOWN_BROKEN else "")
+    if found.broken and not settings.skip_broken:
+        text = f"{len(found.broken)} of the images can't be read ({listed})"
+        raise DataError(f"{text}: repair or remove them, or leave them out with --skip-broken")
     if found.broken:
-        listed = ", ".join(found.broken[:SHOWN_BROKEN]) + (", ..." if len(found.broken) > SHOWN_BROKEN else "")
-        if not settings.skip_broken:
-            raise DataError(
-                f"{len(found.broken)} of the images can't be read ({listed}): repair or remove them, or add --skip-broken"
-            )
         progress.say(f"left out, as they can't be read: {listed}")
     if found.sha256 is None:
         raise DataError(f"the images can't be used as {name}: {found.problems[-1]}")
-    for class_name, count in found.counts["train"].items():
-        left = _left(settings, found, count)
-        if left < ipc:
-            raise DataError(
-                f"the class '{class_name}' keeps {left} of its {count} images for training, fewer than {ipc} per class: "
-                "add images, or lower --ipc"
-            )
+    counts = found.counts["train"]
+    smallest = min(counts, key=lambda class_name: counts[class_name])
+    left = _left(settings, found, counts[smallest])
+    if left < ipc:
+        text = f"the class '{smallest}' keeps {left} of its {counts[smallest]} images for training, fewer than {ipc} per class"
+        raise DataError(f"{text}: add images, or lower --ipc")
 
 
 def _left(settings: Dataset, found: Inspection, count: int) -> int:
