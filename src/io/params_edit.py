@@ -73,7 +73,7 @@ def text_of(additions: Additions) -> str:
 
 def _new(section: str, known: Section, entries: Section, path: Path) -> dict[str, Mapping[str, Any]]:
     """The entries whose names are not known yet."""
-    for name in known.keys() & entries.keys():
+    for name in [name for name in entries if name in known]:
         changes = _differences(_meaning(section, known[name]), _meaning(section, entries[name]))
         if changes:
             raise UserError(

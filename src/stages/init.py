@@ -120,8 +120,8 @@ def _left(settings: Dataset, found: Inspection, count: int) -> int:
 
 def _fractions(settings: Dataset, found: Inspection) -> Tree:
     """The fractions of the splits that the source does not have."""
-    fractions = {"val": settings.val_fraction, "test": settings.test_fraction}
-    return {f"{split}_fraction": value for split, value in fractions.items() if split not in found.counts}
+    fractions = settings.model_dump(include={"val_fraction", "test_fraction"})
+    return {field: value for field, value in fractions.items() if field.removesuffix("_fraction") not in found.counts}
 
 
 def _sections(params: Params, settings: Dataset, found: Inspection, name: str, run_name: str, ipc: int) -> Sections:
