@@ -65,7 +65,9 @@ def set_value(place: tuple[str, str, str], value: str | float | bool | None, pat
 
 def text_of(additions: Additions) -> str:
     """The additions as they would stand in the file."""
-    return "".join(f"{line}\n" for section, entries in additions.items() for line in (f"{section}:", *_lines(entries, 2)))
+    return "".join(
+        f"{line}\n" for line in _lines({section: entries for section, entries in additions.items() if entries}, 0, 2)
+    )
 
 
 # -- what is new
@@ -140,7 +142,7 @@ def _child(node: MappingNode, name: str) -> MappingNode:
 def _inserted(text: str, section: str, entries: Section, path: Path) -> str:
     """The text with the entries at the end of the section."""
     node = _child(_tree(text), section)
-    return _with_lines(text, _end(text, node), list(_lines(entries, _column(node, section, path))))
+    return _with_lines(text, _end(text, node), list(_lines(entries, _column(node, section, path), 1)))
 
 
 def _column(node: MappingNode, place: str, path: Path) -> int:
@@ -173,13 +175,13 @@ def _with_lines(text: str, place: int, lines: list[str]) -> str:
 # -- settings as YAML, in the manner of params.yaml
 
 
-def _lines(settings: Mapping[str, Any], indent: int, block: bool = True) -> Iterator[str]:
-    """One line a setting; mappings take lines of their own in a block, or where a line would be too long."""
+def _lines(settings: Mapping[str, Any], indent: int, blocks: int) -> Iterator[str]:
+    """One line a setting; mappings stand in braces but for so many levels of `blocks`, and where a line would be too long."""
     for name, value in settings.items():
         line = f"{indent * ' '}{_flow(name)}: {_flow(value)}"
-        if isinstance(value, Mapping) and value and (block or len(line) > WIDTH):
+        if isinstance(value, Mapping) and value and (blocks or len(line) > WIDTH):
             yield f"{indent * ' '}{_flow(name)}:"
-            yield from _lines(value, indent + 2, block=False)
+            yield from _lines(value, indent + 2, max(blocks - 1, 0))
         else:
             yield line
 
