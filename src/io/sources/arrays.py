@@ -26,11 +26,14 @@ CHANNELS = (1, 3)
 
 def read(path: Path) -> Raw:
     """Raises DataError unless the file is sound and holds such arrays."""
+    keys = {"classes", *(key for _, *pair in PAIRS for key in pair)}
     try:
+        with zipfile.ZipFile(path):  # which NumPy does not insist on
+            pass
         with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files if key in {"classes", *(k for _, *keys in PAIRS for k in keys)}}
+            arrays = {key: file[key] for key in file.files if key in keys}
             return _raw(path, arrays, file.files)
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError, TypeError) as error:
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         if "allow_pickle" in str(error):
             remedy = "save plain arrays of numbers, and classes as an array of texts"
             raise DataError(f"{path} holds Python objects, which are not loaded as they could run code: {remedy}") from None

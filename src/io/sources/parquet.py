@@ -10,6 +10,7 @@ import io
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -43,8 +44,8 @@ def files(folder: Path) -> tuple[Path, ...]:
 
 
 def read(paths: Sequence[Path]) -> Raw:
-    """One file is the training split; several are told apart by their names. Raises DataError."""
-    groups = {"train": list(paths)} if len(paths) == 1 else _grouped(paths)
+    """Files are told apart by their names; one alone may have any. Raises DataError."""
+    groups = _grouped(paths)
     columns = _columns(groups["train"][0])
     splits = {split: _split(group, columns) for split, group in groups.items()}
     return Raw(columns.classes or numbered({split: value.labels for split, value in splits.items()}), splits)
@@ -57,7 +58,7 @@ def _grouped(paths: Sequence[Path]) -> Mapping[str, list[Path]]:
         raise DataError(f"Parquet files lie in several folders ({folders}): name the one to read")
     groups: dict[str, list[Path]] = {}
     for path in sorted(paths, key=lambda path: natural(path.name)):
-        split = SPLITS.get(re.split("[-_.]", path.name)[0].casefold())
+        split = SPLITS.get(re.split("[-_.]", path.name)[0].casefold(), "train" if len(paths) == 1 else None)
         if split is None:
             raise DataError(f"the name of {path} says no split: call it train-..., test-... or validation-...")
         groups.setdefault(split, []).append(path)
@@ -122,8 +123,10 @@ def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
         return None
 
 
-def _opened(path: Path) -> pq.ParquetFile:
+@contextmanager
+def _opened(path: Path) -> Iterator[pq.ParquetFile]:
     try:
-        return pq.ParquetFile(path)
-    except pa.ArrowException as error:
-        raise DataError(f"{path} is damaged or no Parquet file ({error}): write or download it again") from None
+        with pq.ParquetFile(path) as file:
+            yield file
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path} can't be read as Parquet ({error}): write or download it again") from None
