@@ -29,8 +29,9 @@ def read(path: Path) -> Raw:
 
 
 def _read_folder(folder: Path) -> Raw:
+    above = folder.parent if folder.name in published.FOLDERS else folder
     for reader in published.READERS.values():
-        found = reader(folder)
+        found = reader(above)
         if found is not None:
             return found
     if idx.is_here(folder):

@@ -93,16 +93,16 @@ def _tiny(tree: Tree) -> Raw:
     lacking = [table for table in tables if table not in files]
     if lacking:
         raise DataError(f"{tree.title} lacks {lacking[0]}: download Tiny ImageNet again")
-    texts = {name: stream.read().decode() for name, stream in tree.streams(tables)}
-    words, ids = ({row[0]: row[1] for row in _rows(texts[table])} for table in tables)
+    texts = {name: stream.read().decode(errors="replace") for name, stream in tree.streams(tables)}
+    words, ids = (dict(line.split("\t")[:2] for line in texts[table].splitlines() if "\t" in line) for table in tables)
     train: dict[str, list[str]] = {}
     test: dict[str, list[str]] = {}
     for path in sorted((path for path in files if path.casefold().endswith(images.SUFFIXES)), key=natural):
-        _, split, folder, *rest = path.split("/")
-        if split == "train":
-            train.setdefault(folder, []).append(path)
-        elif split == "val":
-            test.setdefault(ids.get(rest[-1], "unknown"), []).append(path)
+        match path.split("/"):
+            case [_, "train", wnid, _, _]:
+                train.setdefault(wnid, []).append(path)
+            case [_, "val", _, name]:
+                test.setdefault(ids.get(name, "unknown"), []).append(path)
     return _named(tree, train, test, words)
 
 
@@ -118,7 +118,3 @@ def _named(tree: Tree, train: Mapping[str, list[str]], test: Mapping[str, list[s
 
 def _split(tree: Tree, order: Sequence[str], paths: Mapping[str, list[str]]) -> Encoded:
     return layouts.encoded(tree, [paths.get(wnid, ()) for wnid in order])
-
-
-def _rows(text: str) -> list[list[str]]:
-    return [line.split("\t") for line in text.splitlines() if "\t" in line]

@@ -51,9 +51,9 @@ def grouped(tree: Tree) -> Mapping[str, Classes]:
 
 def _top(files: Sequence[str], folders: Iterable[str]) -> str:
     """The one folder that all else lies in, with a slash, where there is one above the classes; else nothing."""
-    firsts = {path.split("/")[0] for path in (*files, *folders)}
+    first, *others = {path.split("/")[0] for path in (*files, *folders)}
     deep = all(path.count("/") >= 2 for path in files)
-    return f"{firsts.pop()}/" if deep and len(firsts) == 1 and not firsts & set(SPLITS) else ""
+    return "" if others or not deep or first.casefold() in SPLITS else f"{first}/"
 
 
 def _splits(tree: Tree, listing: Listing, top: str) -> Mapping[str, str]:

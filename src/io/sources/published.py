@@ -26,6 +26,7 @@ IDX_CLASSES: Mapping[str, tuple[str, ...]] = {
     "kmnist": ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
 }  # fmt: skip
 SPLITS = ("train", "test")
+FOLDERS = frozenset({"cifar-10-batches-py", "cifar-100-python", "stl10_binary", imagenet.TINY})
 
 
 def read_cifar10(folder: Path) -> Raw | None:

@@ -59,7 +59,7 @@ def numbered(labels: Mapping[str, Labels]) -> tuple[str, ...]:
 def check(raw: Raw) -> None:
     """Raises DataError unless classes and labels can be trained on."""
     if len(raw.classes) < 2:
-        raise DataError(f"has {len(raw.classes)} class ({', '.join(raw.classes)}): training needs 2 or more")
+        raise DataError(f"the source has {len(raw.classes)} class ({', '.join(raw.classes)}): training needs 2 or more")
     _check_names(raw.classes)
     for split, value in raw.splits.items():
         _check_labels(split, value, len(raw.classes))
