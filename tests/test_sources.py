@@ -91,7 +91,7 @@ def test_the_digest_in_the_settings_must_be_the_sources(tmp_path: Path) -> None:
 
 def test_names_sort_by_the_numbers_in_them() -> None:
     names = ["b2.png", "b10.png", "a/2.png", "a/10.png", "007", "7", "a", "10", "B1"]
-    assert sorted(names, key=natural) == ["7", "007", "10", "B1", "a", "a/2.png", "a/10.png", "b2.png", "b10.png"]
+    assert sorted(names, key=natural) == ["007", "7", "10", "B1", "a", "a/2.png", "a/10.png", "b2.png", "b10.png"]
 
 
 def test_class_folders_alone_are_training_images(tmp_path: Path) -> None:

@@ -158,9 +158,8 @@ def test_tiny_imagenet_as_published(packed: bool) -> None:
     files = {f"{top}/train/{wnid}/images/{wnid}_{n}.JPEG": pictures.png(images[n]) for n, wnid in enumerate(("n2", "n1", "n3"))}
     files |= {f"{top}/val/images/val_{n}.JPEG": pictures.png(images[n + 3]) for n in range(3)}
     files |= {f"{top}/test/images/test_0.JPEG": b"unlabelled"}
-    files |= {
-        f"{top}/val/val_annotations.txt": b"val_0.JPEG\tn3\t0\t0\t9\t9\nval_1.JPEG\tn1\t0\t0\t9\t9\nval_2.JPEG\tn2\t0\t0\t9\t9\n"
-    }
+    table = "".join(f"val_{n}.JPEG\t{wnid}\t0\t0\t9\t9\n" for n, wnid in enumerate(("n3", "n1", "n2")))
+    files |= {f"{top}/val/val_annotations.txt": table.encode()}
     files |= {f"{top}/words.txt": b"n1\tgoldfish, Carassius auratus\nn2\tcrane\nn3\tcrane\nn4\tother\n"}
     folder = Path("data/sources/tiny_imagenet")
     folder.mkdir(parents=True)

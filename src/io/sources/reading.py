@@ -66,9 +66,7 @@ def read(settings: Dataset, name: str) -> Source:
 
 def surveyed(found: Raw, name: str) -> Mapping[str, Survey]:
     """The headers of all splits, train first."""
-    return {
-        split: decoding.survey(found.splits[split], f"{name} {split}") for split in SPLITS if split in found.splits
-    }
+    return {split: decoding.survey(found.splits[split], f"{name} {split}") for split in SPLITS if split in found.splits}
 
 
 def decoded(found: Raw, surveys: Mapping[str, Survey], settings: Dataset, name: str) -> Source:
