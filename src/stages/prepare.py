@@ -14,14 +14,15 @@ from src.ground.seeding import seed_of
 from src.ground.settings import Dataset
 from src.io import artifacts, progress
 from src.io.artifacts import Record, Split, Statistics
-from src.io.sources import SOURCES, RealImages
+from src.io.sources import reading
+from src.io.sources.reading import RealSplit, Source
 from src.maths import initialisation, pixels
 
 
 def run(params: Params, name: str) -> None:
     """Prepare the data set `name`."""
     settings = params.dataset(name)
-    real = SOURCES[settings.source]()
+    real = reading.read(settings, name)
     splits = _split(name, real, settings, params.seed)
     statistics = _statistics(real, splits)
     _check_runs(params, name, statistics)
@@ -30,26 +31,34 @@ def run(params: Params, name: str) -> None:
         artifacts.save_split(name, split, value, record)
     artifacts.save_statistics(name, statistics)
     sizes = ", ".join(f"{len(value.labels)} {split}" for split, value in splits.items())
-    progress.say(f"{name}: {len(real.classes)} classes of {real.images.shape[-1]}x{real.images.shape[-2]} images: {sizes}")
+    height, width = splits["train"].images.shape[-2:]
+    progress.say(f"{name}: {len(real.classes)} classes of {width}x{height} images: {sizes}")
 
 
-def _split(name: str, real: RealImages, settings: Dataset, seed: int) -> Mapping[str, Split]:
-    """Stratified by class, so that every split has the classes in the same proportions."""
-    everything, labels = np.arange(len(real.labels)), real.labels.numpy()
+def _split(name: str, real: Source, settings: Dataset, seed: int) -> Mapping[str, Split]:
+    """The source's own splits, and those it lacks cut off its training split."""
     state = seed_of(seed, "prepare", name) % 2**32
+    splits, rest, left = dict(real.splits), real.splits["train"], 1.0
+    for split, fraction in (("test", settings.test_fraction), ("val", settings.val_fraction)):
+        if split not in splits:
+            rest, splits[split] = _cut(name, rest, fraction / left, state)
+            left -= fraction
+    splits["train"] = rest
+    return {split: Split(splits[split].images, splits[split].labels) for split in ("train", "val", "test")}
+
+
+def _cut(name: str, real: RealSplit, share: float, state: int) -> tuple[RealSplit, RealSplit]:
+    """Stratified by class, so that both parts have the classes in the same proportions."""
+    labels = real.labels.numpy()
     try:
-        rest, test = train_test_split(everything, test_size=settings.test_fraction, stratify=labels, random_state=state)
-        share = settings.val_fraction / (1 - settings.test_fraction)
-        train, val = train_test_split(rest, test_size=share, stratify=labels[rest], random_state=state)
+        parts = train_test_split(np.arange(len(labels)), test_size=share, stratify=labels, random_state=state)
     except ValueError as error:
         raise DataError(f"prepare.{name}: can't be split by class ({error}): use other fractions") from None
-    return {
-        split: Split(real.images[np.sort(index)], real.labels[np.sort(index)])
-        for split, index in (("train", train), ("val", val), ("test", test))
-    }
+    rest, cut = (RealSplit(real.images[np.sort(index)], real.labels[np.sort(index)]) for index in parts)
+    return rest, cut
 
 
-def _statistics(real: RealImages, splits: Mapping[str, Split]) -> Statistics:
+def _statistics(real: Source, splits: Mapping[str, Split]) -> Statistics:
     normalisation = pixels.fit(splits["train"].images.float() / real.pixel_max)
     counts = {}
     for split, value in splits.items():
@@ -57,8 +66,8 @@ def _statistics(real: RealImages, splits: Mapping[str, Split]) -> Statistics:
         counts[split] = dict(zip(real.classes, numbers, strict=True))
     return Statistics(
         classes=real.classes,
-        channels=real.images.shape[1],
-        size=real.images.shape[-1],
+        channels=splits["train"].images.shape[1],
+        size=splits["train"].images.shape[-1],
         pixel_max=real.pixel_max,
         mean=tuple(normalisation.mean.tolist()),
         std=tuple(normalisation.std.tolist()),
