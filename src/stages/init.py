@@ -86,10 +86,10 @@ def _show(settings: Dataset, found: Inspection) -> None:
     table.add_row(f"{len(found.classes)} classes", *(f"{sum(count.values()):,}" for count in found.counts.values()))
     console = Console(highlight=False)
     console.print(table)
-    sizes = ", ".join(f"{count:,} of {width}x{height}" for (width, height), count in found.sizes.most_common(SHOWN_SIZES))
-    more = f", {len(found.sizes) - SHOWN_SIZES} other sizes," if len(found.sizes) > SHOWN_SIZES else ""
+    sizes = ", ".join(f"{width}x{height} ({count:,})" for (width, height), count in found.sizes.most_common(SHOWN_SIZES))
+    more = f" and {len(found.sizes) - SHOWN_SIZES} other sizes" if len(found.sizes) > SHOWN_SIZES else ""
     colours = " and ".join(f"{found.channels[key]:,} {word}" for key, word in COLOURS.items() if found.channels[key])
-    line = f"{colours}; {sizes}{more} pixels, which become {settings.size}x{settings.size}"
+    line = f"{colours}; {sizes}{more}, which become {settings.size}x{settings.size}"
     console.print(line, markup=False, soft_wrap=True)
 
 
