@@ -73,6 +73,7 @@ class Tar:
     def listing(self) -> Listing:
         with _damage(self.path), tarfile.open(self.path) as archive:
             members = [(self._name(member), member.isdir()) for member in archive]
+            _check_end(archive)
         return _listing(members)
 
     def streams(self, files: Iterable[str]) -> Iterator[tuple[str, BinaryIO]]:
@@ -98,6 +99,14 @@ def _safe(archive: Path, member: str) -> str:
     if path.is_absolute() or ".." in path.parts or (path.parts and path.parts[0].endswith(":")):
         raise DataError(f"{archive} holds '{member}', a path that leads out of the archive: pack it again from its top folder")
     return str(path)
+
+
+def _check_end(archive: tarfile.TarFile) -> None:
+    """An archive cut off between two members looks whole, but for the zeros that end it."""
+    if archive.fileobj is not None:
+        archive.fileobj.seek(archive.offset)
+        if not archive.fileobj.read(1):
+            raise tarfile.ReadError("its end is missing")
 
 
 def _is_litter(path: str) -> bool:

@@ -40,7 +40,7 @@ def encoded(tree: Tree, classes: Sequence[Sequence[str]]) -> Encoded:
 def grouped(tree: Tree) -> Mapping[str, Classes]:
     """Images by split and class folder, train first, classes in natural order. Raises DataError where folders say neither."""
     listing = tree.listing()
-    files = [path for path in listing.files if path.casefold().endswith(images.SUFFIXES)]
+    files = sorted((path for path in listing.files if path.casefold().endswith(images.SUFFIXES)), key=natural)
     if not files:
         text = f"{tree.title} holds no image ({', '.join(images.SUFFIXES)}), nor any other form of data set"
         raise DataError(f"{text}: put {FORM} there")
@@ -87,7 +87,7 @@ def _children(folders: Iterable[str], below: str) -> set[str]:
 
 
 def _classes(tree: Tree, below: str, files: Iterable[str], folders: Iterable[str]) -> Classes:
-    """The images of one split by class folder, both in natural order."""
+    """The images of one split by class folder, in natural order."""
     found: dict[str, list[str]] = {name: [] for name in sorted(folders, key=natural)}
     for path in files:
         if path.startswith(below):
@@ -95,5 +95,4 @@ def _classes(tree: Tree, below: str, files: Iterable[str], folders: Iterable[str
     for name, paths in found.items():
         if not paths:
             raise DataError(f"the class folder {below}{name} in {tree.title} holds no image: add some, or remove the folder")
-        paths.sort(key=natural)
     return found

@@ -17,7 +17,7 @@ from src.io.sources.raw import Plain, Raw
 
 FOLDER = DATA / "sources"
 VARIABLE = "AST_DATA"  # names a folder of data sets
-SYSTEM = {"fashion_mnist": Path("/usr/share/dataset-fashion-mnist")}  # of Debian's package
+SYSTEM = {"fashion_mnist": Path("/usr/share/datasets/fashion-mnist")}  # of Debian's package dataset-fashion-mnist
 READERS: Mapping[str, Callable[[Path], Raw | None]] = {
     **published.READERS,
     **{name: partial(imagenet.read_subset, subset=name) for name in imagenet.SUBSETS},
