@@ -184,7 +184,7 @@ def test_equal_settings_are_left_alone(params: Path) -> None:
             r"networks.ConvNetD2W32 \(width is 32, would be 64\): ",
         ),
         ("distill", {"ast": {"syn_steps": 20}}, r"distill.ast \(expert_epochs is 3, would be 2; "),
-        ("prepare", {"digits": {"source": "digits", "sizes": 3}}, r"prepare.digits \("),
+        ("runs", {"digits-whole": {**RUN, "network": "ConvNetD2W32", "experts": "digits-plain"}}, r"digits-whole \(.*distill"),
     ],
 )
 def test_other_settings_of_a_known_name_are_refused(section: str, entry: dict[str, Any], sentence: str, params: Path) -> None:
@@ -200,6 +200,8 @@ def test_the_file_is_only_replaced_by_a_valid_one(params: Path) -> None:
         params_edit.add({"runs": {"new": RUN}}, params)
     with pytest.raises(ParamsError, match=r"prepare\.own\.size: input should be greater than or equal to 1"):
         params_edit.add({"prepare": {"own": {"source": "x", "size": 0}}}, params)
+    with pytest.raises(ParamsError, match="sizes: unknown key"):
+        params_edit.add({"prepare": {"digits": {"source": "digits", "sizes": 3}}}, params)
     assert params.read_bytes() == before
     assert list(params.parent.iterdir()) == [params]
 

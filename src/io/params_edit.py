@@ -13,19 +13,19 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import CollectionNode, MappingNode, Node
 
 from src.ground.errors import UserError
-from src.ground.params import NAMED_SECTIONS, PARAMS_FILE, load, parse
+from src.ground.params import PARAMS_FILE, Params, load, parse
 from src.ground.settings import Distillation
 from src.io import files
 
 Section = Mapping[str, Mapping[str, Any]]  # name -> settings
 Additions = Mapping[str, Section]  # section -> its new names
 
+BESIDE = ".new"  # behind a name that stands there already, while its settings are compared
 WIDTH = 128  # of a line that keeps a mapping in braces
 PLAIN = re.compile(r"(?!(?i:y|n|yes|no|on|off)$)[\w./][\w./ +-]*")  # no quotes, if it reads back; YAML 1.1 has words for true
 FOLLOWING_COMMENTS = re.compile(r"(?:[ \t]+#[^\n]*(?:\n|\Z))*")  # indented: they belong to the lines before them
@@ -40,10 +40,14 @@ def add(additions: Additions, path: Path = PARAMS_FILE) -> list[str]:
     load(path)  # reports a file that is wrong already
     text = _read(path)
     raw, additions = _document(text), _document(text_of(additions))
-    new = {section: _new(section, raw[section], entries, path) for section, entries in additions.items()}
+    _refuse_others(raw, additions, path)
+    new = {
+        section: {name: settings for name, settings in entries.items() if name not in raw[section]}
+        for section, entries in additions.items()
+    }
     for section, entries in new.items():
         text = _inserted(text, section, entries, path) if entries else text
-    _replace(path, text, {**raw, **{section: {**raw[section], **entries} for section, entries in new.items()}})
+    _replace(path, text, _joined(raw, new))
     return [f"{section}.{name}" for section, entries in new.items() for name in entries]
 
 
@@ -70,31 +74,39 @@ def text_of(additions: Additions) -> str:
     )
 
 
-# -- what is new
+# -- names that stand there already
 
 
-def _new(section: str, known: Section, entries: Section, path: Path) -> dict[str, Mapping[str, Any]]:
-    """The entries whose names are not known yet."""
-    for name in [name for name in entries if name in known]:
-        changes = _differences(_meaning(section, known[name]), _meaning(section, entries[name]))
-        if changes:
-            raise UserError(
-                f"{path} has other settings at {section}.{name} ({'; '.join(changes)}): rename them there, or make them equal"
-            )
-    return {name: value for name, value in entries.items() if name not in known}
+def _refuse_others(raw: Section, additions: Additions, path: Path) -> None:
+    """Raises UserError where a known name would get other settings; defaults that are left out are equal to those written."""
+    beside = {
+        section: {f"{name}{BESIDE}" if name in raw[section] else name: settings for name, settings in entries.items()}
+        for section, entries in additions.items()
+    }
+    document = _joined(raw, beside)
+    params = parse(document, str(path))
+    for section, entries in additions.items():
+        for name in [name for name in entries if name in raw[section]]:
+            old, new = (_meaning(params, document, section, one) for one in (name, f"{name}{BESIDE}"))
+            changes = "; ".join(_differences(old, new))
+            if changes:
+                text = f"{path} has other settings at {section}.{name} ({changes})"
+                raise UserError(f"{text}: rename them there, or make them equal")
 
 
-def _meaning(section: str, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+def _joined(raw: Section, additions: Additions) -> dict[str, Any]:
+    """The document with the additions."""
+    return {**raw, **{section: {**raw[section], **entries} for section, entries in additions.items()}}
+
+
+def _meaning(params: Params, document: Mapping[str, Any], section: str, name: str) -> Mapping[str, Any]:
     """All fields of an entry, defaults included; a method need not be complete."""
-    if section == "distill":
-        defaults = {name: field.default for name, field in Distillation.model_fields.items() if not field.is_required()}
-        own = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
-        return {**defaults, **own}
-    try:
-        found: dict[str, Any] = TypeAdapter(NAMED_SECTIONS[section]).validate_python(settings).model_dump()
-    except ValidationError:
-        return settings  # what is wrong with it is said when the whole is checked
-    return found
+    if section != "distill":
+        found: dict[str, Any] = getattr(params, section)[name].model_dump()
+        return found
+    defaults = {field: info.default for field, info in Distillation.model_fields.items() if not info.is_required()}
+    own = document[section][name].items()
+    return {**defaults, **{field: tuple(value) if isinstance(value, list) else value for field, value in own}}
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
