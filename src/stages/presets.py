@@ -83,8 +83,8 @@ def _about(preset: Preset) -> list[str]:
         lines.append(f"Published test accuracy, %: {figures}.")
     if preset.experts:
         (buffer,) = preset.sections["experts"]
-        lines.append(f"Matches {preset.experts} experts up to epoch {preset.epochs}: experts.{buffer}.stop_epoch "
-                     f"{preset.epochs} saves the rest.")  # fmt: skip
+        enough = f"experts.{buffer}.stop_epoch {preset.epochs} would do for it"
+        lines.append(f"Matches {preset.experts} experts up to epoch {preset.epochs}: {enough}.")
     return lines
 
 
