@@ -42,7 +42,7 @@ def flat(mode: str, colour: object) -> Image.Image:
 
 
 def decoded(content: bytes, channels: int = 3) -> NDArray[np.uint8]:
-    return images.decode(content, channels, 4)
+    return images.decode(content, images.Shape(channels, 4))
 
 
 def is_grey(content: bytes) -> bool:
@@ -100,12 +100,12 @@ def test_exif_orientation_is_applied() -> None:
 
 def test_an_image_of_the_size_asked_for_is_untouched_and_others_are_cut_at_the_centre() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8)
-    assert np.array_equal(images.fit(Image.fromarray(pixels), 3, 6), pixels)
+    assert np.array_equal(images.fit(Image.fromarray(pixels), images.Shape(3, 6)), pixels)
     wide = np.concatenate([np.zeros((6, 2, 3), np.uint8), pixels, np.zeros((6, 2, 3), np.uint8)], axis=1)
-    assert np.array_equal(images.fit(Image.fromarray(wide), 3, 6), pixels)
+    assert np.array_equal(images.fit(Image.fromarray(wide), images.Shape(3, 6)), pixels)
     halves = np.zeros((8, 16, 3), np.uint8)
     halves[:, 4:12] = 255
-    assert (images.fit(Image.fromarray(halves), 3, 4)[:, 1:3] >= 240).all()
+    assert (images.fit(Image.fromarray(halves), images.Shape(3, 4))[:, 1:3] >= 240).all()
 
 
 def test_a_source_is_grey_where_all_its_images_are(tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import pickle
 import urllib.request
 from pathlib import Path
 from urllib.error import URLError
@@ -9,7 +12,9 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
+from scipy.io import savemat
 from sklearn.datasets import load_digits
+from torchvision import datasets
 
 from src.ground.errors import DataError
 from src.io.sources import imagenet, named, reading
@@ -89,6 +94,60 @@ def test_pickles_that_are_not_the_published_ones_are_not_opened() -> None:
     with pytest.raises(DataError, match=r"prepare\.mine: .*cifar-10-batches-py.* not opened: remove the folder"):
         read("cifar10")
     assert not Path("opened").exists()
+
+
+def published(folder: Path, kind: type, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write files, and let torchvision take them for the published ones."""
+    pictures.write_folder(folder, files)
+    digests = {name.split("/")[-1]: hashlib.md5(content).hexdigest() for name, content in files.items()}
+    if hasattr(kind, "split_list"):
+        lists = {s: ["", f"{s}_32x32.mat", digests[f"{s}_32x32.mat"]] for s in ("train", "test")}
+        monkeypatch.setattr(kind, "split_list", {**lists, "extra": lists["test"]})
+    else:
+        for name in ("train_list", "test_list"):
+            monkeypatch.setattr(kind, name, [[file, digests[file]] for file, _ in getattr(kind, name) if file in digests])
+
+
+def test_cifar_is_unpacked_from_the_published_archive(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, labels = ten_classes()["train"]
+    big = np.resize(images, (30, 32, 32, 3))
+    batch = pickle.dumps({"data": big.transpose(0, 3, 1, 2).reshape(30, -1), "labels": labels.tolist()})
+    meta = pickle.dumps({"label_names": [f"class {n}" for n in range(10)]})
+    below = datasets.CIFAR10.base_folder
+    files = {f"{below}/{name}": batch for name in ("data_batch_1", "test_batch")} | {f"{below}/batches.meta": meta}
+    published(Path("unpacked"), datasets.CIFAR10, files, monkeypatch)
+    monkeypatch.setattr(datasets.CIFAR10, "meta", {**datasets.CIFAR10.meta, "md5": hashlib.md5(meta).hexdigest()})
+    folder = Path("data/sources/cifar10")
+    folder.mkdir(parents=True)
+    archive = pictures.write_tar(folder / "cifar-10-python.tar.gz", files)
+    with pytest.raises(DataError, match=r"cifar-10-python\.tar\.gz is damaged or not the published archive"):
+        read("cifar10")
+    monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    found, order = read("cifar10"), np.argsort(labels, kind="stable")
+    assert found.classes[3] == "class 3"
+    assert np.array_equal(found.splits["test"].images.numpy(), big[order].transpose(0, 3, 1, 2))
+    assert {path.name for path in folder.iterdir()} == {below, archive.name}
+    for path in ("unpacked", f"unpacked/{below}", "cifar10"):
+        assert read(path).sha256() == found.sha256()
+
+
+def test_svhn_and_stl10_as_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, labels = ten_classes()["train"]
+    small, big = (np.resize(images, (30, side, side, 3)) for side in (32, 96))
+    file = io.BytesIO()
+    savemat(file, {"X": small.transpose(1, 2, 3, 0), "y": np.where(labels == 0, 10, labels)[:, None].astype(np.uint8)})
+    published(Path("svhn"), datasets.SVHN, dict.fromkeys(("train_32x32.mat", "test_32x32.mat"), file.getvalue()), monkeypatch)
+    below = datasets.STL10.base_folder
+    binary = {"X": big.transpose(0, 3, 2, 1).tobytes(), "y": (labels + 1).astype(np.uint8).tobytes()}  # columns first, from one
+    files = {f"{below}/{split}_{axis}.bin": content for split in ("train", "test") for axis, content in binary.items()}
+    files |= {f"{below}/unlabeled_X.bin": b""}
+    names = "\n".join(f"class {n}" for n in range(10)).encode()
+    published(Path("stl"), datasets.STL10, {**files, f"{below}/class_names.txt": names}, monkeypatch)
+    order = np.argsort(labels, kind="stable")
+    for source, expected in (("svhn", small), ("stl", big)):
+        found = read(f"./{source}")
+        assert np.array_equal(found.splits["train"].images.numpy(), expected[order].transpose(0, 3, 1, 2))
+        assert found.splits["test"].labels.tolist() == labels[order].tolist()
 
 
 @pytest.mark.parametrize("name", ["cifar10", "mnist", "svhn", "stl10", "tiny_imagenet", "imagenette"])

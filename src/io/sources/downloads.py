@@ -38,6 +38,7 @@ CLASSES: Mapping[str, str] = {
     "cifar100": "CIFAR100",
     "stl10": "STL10",
 }  # of torchvision.datasets
+PACKED = {"cifar10": "cifar-10-python.tar.gz", "cifar100": "cifar-100-python.tar.gz", "stl10": "stl10_binary.tar.gz"}
 
 
 def can_fetch(name: str) -> bool:
@@ -48,17 +49,32 @@ def fetch(name: str, folder: Path) -> None:
     """Download the known data set into `folder`, which is made, whole or not at all. Raises DataError."""
     progress.say(f"{name}: not on this machine, downloading it to {folder}")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{name}.", suffix=".tmp"))
     try:
-        with _bounded_silence():
+        with _bounded_silence(), _temporary(folder) as temporary:
             _download(name, temporary)
-        temporary.chmod(0o755)
-        temporary.replace(folder)
+            temporary.chmod(0o755)
+            temporary.replace(folder)
     except (OSError, RuntimeError, http.client.HTTPException) as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise DataError(f"{name} is not on this machine, and can't be downloaded ({reason})") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def is_packed(name: str, folder: Path) -> bool:
+    """Whether the folder holds the archive that the known data set is published as, put there by hand."""
+    return name in PACKED and (folder / PACKED[name]).is_file()
+
+
+def unpack(name: str, folder: Path) -> None:
+    """Unpack such an archive beside itself. Raises DataError where it is not the published one."""
+    from torchvision import datasets
+    from torchvision.datasets.utils import check_integrity, extract_archive
+
+    archive, published = folder / PACKED[name], getattr(datasets, CLASSES[name])
+    if not check_integrity(str(archive), published.tgz_md5):
+        raise DataError(f"{archive} is damaged or not the published archive, and is not opened: download it again")
+    with _temporary(archive) as temporary:
+        extract_archive(str(archive), str(temporary))
+        (temporary / published.base_folder).replace(folder / published.base_folder)
 
 
 def _download(name: str, folder: Path) -> None:
@@ -82,3 +98,13 @@ def _bounded_silence() -> Iterator[None]:
         yield
     finally:
         socket.setdefaulttimeout(before)
+
+
+@contextmanager
+def _temporary(target: Path) -> Iterator[Path]:
+    """A folder beside `target`, removed with what is left in it."""
+    folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

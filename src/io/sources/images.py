@@ -43,6 +43,14 @@ class Header:
     grey: bool
 
 
+@dataclass(frozen=True)
+class Shape:
+    """What all images are brought to: 1 channel or 3, a square of `size` pixels."""
+
+    channels: int
+    size: int
+
+
 def header(stream: BinaryIO) -> Header:
     """Read no more than it takes to know mode and size. Raises BrokenImageError."""
     with _broken():
@@ -50,21 +58,21 @@ def header(stream: BinaryIO) -> Header:
     return Header(*image.size, grey=image.mode in GREY_MODES | DEEP_GREY_MODES)
 
 
-def decode(content: bytes, channels: int, size: int) -> Bytes:
+def decode(content: bytes, shape: Shape) -> Bytes:
     """The whole image, upright, as integers (size, size, channels). Raises BrokenImageError."""
     with _broken():
         image: Image.Image = _open(io.BytesIO(content))
         image.load()
         if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
             image = ImageOps.exif_transpose(image)
-        return fit(_eight_bit(image), channels, size)
+        return fit(_eight_bit(image), shape)
 
 
-def fit(image: Image.Image, channels: int, size: int) -> Bytes:
+def fit(image: Image.Image, shape: Shape) -> Bytes:
     """An image of mode L or RGB as integers (size, size, channels): luma for grey, centre cut for a square."""
-    mode = "L" if channels == 1 else "RGB"
-    square = _square(image if image.mode == mode else image.convert(mode), size)
-    return np.asarray(square).reshape(size, size, channels)
+    mode = "L" if shape.channels == 1 else "RGB"
+    square = _square(image if image.mode == mode else image.convert(mode), shape.size)
+    return np.asarray(square).reshape(shape.size, shape.size, shape.channels)
 
 
 def _square(image: Image.Image, size: int) -> Image.Image:

@@ -49,6 +49,8 @@ def _find(name: str) -> Raw | None:
     """From the first place on this machine that has it; in a folder of its own name any form will do."""
     for base in _bases():
         own = base / name
+        if downloads.is_packed(name, own) and not any((own / folder).is_dir() for folder in published.FOLDERS):
+            downloads.unpack(name, own)
         found = READERS[name](own) or (_any_form(name, own) if _is_filled(own) else None) or READERS[name](base)
         if found is not None:
             return found

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from src.ground.errors import DataError
 from src.io.sources.layouts import SPLITS
 from src.io.sources.raw import Encoded, Labels, Raw, numbered
-from src.io.sources.trees import natural
+from src.io.sources.trees import hidden, natural
 
 IMAGES = ("image", "img")
 LABELS = ("label", "labels", "fine_label")
@@ -40,7 +40,8 @@ class Columns:
 
 def files(folder: Path) -> tuple[Path, ...]:
     """Parquet files in the folder or in one of its folders."""
-    return tuple(path for pattern in ("*.parquet", "*/*.parquet") for path in folder.glob(pattern))
+    found = (path for pattern in ("*.parquet", "*/*.parquet") for path in folder.glob(pattern))
+    return tuple(path for path in found if not any(hidden(part) for part in path.relative_to(folder).parts))
 
 
 def read(paths: Sequence[Path]) -> Raw:

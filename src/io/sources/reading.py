@@ -15,6 +15,7 @@ from src.ground.errors import DataError
 from src.ground.settings import Dataset
 from src.io.sources import decoding, named, raw
 from src.io.sources.decoding import Decoded, Survey
+from src.io.sources.images import Shape
 from src.io.sources.raw import Raw
 
 SPLITS = ("train", "val", "test")
@@ -58,7 +59,7 @@ def read(settings: Dataset, name: str) -> Source:
         raw.check(found)
         surveys = surveyed(found, name)
         source = decoded(found, surveys, settings, name)
-    if settings.sha256 not in (None, source.sha256()):
+    if settings.sha256 is not None and settings.sha256 != source.sha256():
         text = f"prepare.{name}: the source {settings.source} has the sha256 {source.sha256()}"
         raise DataError(f"{text}, not prepare.{name}.sha256: restore its images, or change the setting")
     return source
@@ -71,20 +72,25 @@ def surveyed(found: Raw, name: str) -> Mapping[str, Survey]:
 
 def decoded(found: Raw, surveys: Mapping[str, Survey], settings: Dataset, name: str) -> Source:
     """Raises DataError where images are broken, unless the settings skip these, or differ in size."""
-    channels, size = channels_of(surveys, settings), size_of(found, surveys, settings, name)
+    shape = Shape(channels_of(surveys, settings), size_of(found, surveys, settings, name))
     splits = {
-        split: decoding.decode(found.splits[split], surveys[split], channels, size, found.pixel_max, f"{name} {split}")
-        for split in surveys
+        split: decoding.decode(found.splits[split], survey, shape, found.pixel_max, f"{name} {split}")
+        for split, survey in surveys.items()
     }
     broken = broken_of(found, splits)
     if broken and not settings.skip_broken:
         raise DataError(_sentence(broken, name))
-    raw.check_every_class(found.classes, splits["train"].labels)
-    empty = [split for split, value in splits.items() if not len(value.labels)]
-    if empty:
-        raise DataError(f"the {empty[0]} split has no image that can be read: repair its images, or remove it")
+    _check_left(found, splits)
     tensors = {split: RealSplit(torch.from_numpy(v.images), torch.from_numpy(v.labels)) for split, v in splits.items()}
     return Source(found.classes, found.pixel_max, tensors, tuple(broken))
+
+
+def _check_left(found: Raw, splits: Mapping[str, Decoded]) -> None:
+    """What is left without the broken images must still be a data set."""
+    raw.check_every_class(found.classes, splits["train"].labels)
+    for split, value in splits.items():
+        if not len(value.labels):
+            raise DataError(f"the {split} split has no image that can be read: repair its images, or remove it")
 
 
 def _sentence(broken: Mapping[str, str], name: str) -> str:
