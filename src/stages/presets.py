@@ -25,6 +25,7 @@ def show_all(dataset: str | None, method: str | None) -> None:
         if value is not None and value not in have:
             raise UserError(f"no preset is for '{value}': choose one of {', '.join(sorted(have))}")
     table = Table("preset", "data set", "ipc", "method", "status", "published, %", "experts x epochs", box=box.SIMPLE_HEAD)
+    table.columns[0].no_wrap = True  # a preset's name is what the other commands take
     for preset in known:
         if dataset in (None, preset.family) and method in (None, preset.method):
             accuracy = f"{preset.compare} {preset.published[preset.compare]}" if preset.compare else "-"
