@@ -39,7 +39,11 @@ def show_all(dataset: str | None, method: str | None) -> None:
 def show(name: str) -> None:
     """Print where a preset comes from and what it would add, as YAML."""
     preset = _find(name)
-    print("\n".join(f"# {line}" for text in _about(preset) for line in wrap(text, 110, subsequent_indent="  ")))
+    print(
+        "\n".join(
+            f"# {line}" for text in _about(preset) for line in wrap(text, 110, subsequent_indent="  ", break_on_hyphens=False)
+        )
+    )
     print(params_edit.text_of(preset.sections), end="")
 
 
