@@ -26,7 +26,6 @@ def run(params: Params, name: str) -> None:
     """Prepare the data set `name`."""
     settings = params.dataset(name)
     source = reading.read(settings, name)
-    _check_digest(settings, name, source)
     splits = _splits(name, source, settings, seed_of(params.seed, "prepare", name) % 2**32)
     statistics = _statistics(source, splits)
     _check_runs(params, name, statistics)
@@ -37,15 +36,6 @@ def run(params: Params, name: str) -> None:
     artifacts.save_space(name, space, Record("space", record.settings, record.inputs))
     artifacts.save_statistics(name, statistics)
     _say(name, statistics)
-
-
-def _check_digest(settings: Dataset, name: str, source: Source) -> None:
-    found = source.sha256()
-    if settings.sha256 is not None and settings.sha256 != found:
-        raise DataError(
-            f"prepare.{name}.sha256: the images of '{settings.source}' are not those of the record, their digest is {found}: "
-            "bring the old images back, or put the new digest there (null takes any)"
-        )
 
 
 def _splits(name: str, source: Source, settings: Dataset, state: int) -> Mapping[str, Split]:

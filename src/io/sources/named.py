@@ -1,0 +1,89 @@
+"""The source that settings name: a known data set, looked for on this machine before it is downloaded, or a path."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from sklearn.datasets import load_digits
+
+from src.ground.errors import DataError
+from src.io.artifacts import DATA
+from src.io.sources import downloads, forms, idx, imagenet, published
+from src.io.sources.raw import Plain, Raw
+
+FOLDER = DATA / "sources"
+VARIABLE = "AST_DATA"  # names a folder of data sets
+SYSTEM = {"fashion_mnist": Path("/usr/share/datasets/fashion-mnist")}  # of Debian's package dataset-fashion-mnist
+READERS: Mapping[str, Callable[[Path], Raw | None]] = {
+    **published.READERS,
+    **{name: partial(imagenet.read_subset, subset=name) for name in imagenet.SUBSETS},
+}
+KNOWN = ("digits", *READERS)
+
+
+def read(source: str) -> Raw:
+    """The known data set of this name, else what the path holds. Raises DataError."""
+    if source == "digits":
+        return read_digits()
+    if source in READERS:
+        return _find(source) or _fetched(source)
+    path = Path(source).expanduser()
+    if not path.exists() and path.name == source:
+        known = ", ".join(KNOWN)
+        raise DataError(f"'{source}' is no known data set ({known}), nor a path that exists: name one, or give a path")
+    return forms.read(path)
+
+
+def read_digits() -> Raw:
+    """scikit-learn's digits: 1,797 grey images of 8x8 with 17 levels, installed with the package."""
+    found = load_digits()
+    split = Plain(found.images.astype(np.uint8)[..., None], found.target.astype(np.int64))
+    return Raw(tuple(str(name) for name in found.target_names), {"train": split}, pixel_max=16)
+
+
+def _find(name: str) -> Raw | None:
+    """From the first place on this machine that has it; in a folder of its own name any form will do."""
+    for base in _bases():
+        own = base / name
+        if downloads.is_packed(name, own) and not any((own / folder).is_dir() for folder in published.FOLDERS):
+            downloads.unpack(name, own)
+        found = READERS[name](own) or (_any_form(name, own) if _is_filled(own) else None) or READERS[name](base)
+        if found is not None:
+            return found
+    return _any_form(name, SYSTEM[name]) if name in SYSTEM and SYSTEM[name].is_dir() else None
+
+
+def _bases() -> Iterator[Path]:
+    yield FOLDER
+    if os.environ.get(VARIABLE):
+        yield Path(os.environ[VARIABLE]).expanduser()
+
+
+def _is_filled(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
+
+
+def _any_form(name: str, folder: Path) -> Raw:
+    classes = published.IDX_CLASSES.get(name)
+    return idx.read(folder, classes) if classes and idx.is_here(folder) else forms.read(folder)
+
+
+def _fetched(name: str) -> Raw:
+    """Downloaded to its folder of data/sources. Raises DataError, with what to provide instead, where that can't be."""
+    places = f"put it into {FOLDER / name}, or name the folder above such a one in the environment variable {VARIABLE}"
+    if not downloads.can_fetch(name):
+        text = f"{name} is a subset of ImageNet, whose licence forbids downloads"
+        places = f"into {FOLDER / imagenet.IMAGENET}, or into imagenet of the folder that {VARIABLE} names"
+        raise DataError(f"{text}: put ImageNet's train/WNID and val/WNID folders {places}")
+    try:
+        downloads.fetch(name, FOLDER / name)
+    except DataError as error:
+        raise DataError(f"{error}: {places}, as published, or as {forms.ACCEPTED}") from None
+    found = READERS[name](FOLDER / name)
+    if found is None:
+        raise DataError(f"the download of {name} lacks its files: remove {FOLDER / name}, and try again")
+    return found

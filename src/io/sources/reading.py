@@ -1,0 +1,145 @@
+"""Reading a source whole: find its form, look at its images, bring them to one shape and to one order."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from src.ground.errors import DataError
+from src.ground.settings import Dataset
+from src.io.sources import decoding, named, raw
+from src.io.sources.decoding import Decoded, Survey
+from src.io.sources.images import Shape
+from src.io.sources.raw import Raw
+
+SPLITS = ("train", "val", "test")
+NAMED_BROKEN = 5  # of the broken images an error sentence names so many
+
+
+@dataclass(frozen=True)
+class RealSplit:
+    """Real images of one split: integers (N, C, H, W), pixel = integer / pixel_max; labels (N,), ascending."""
+
+    images: Tensor  # uint8
+    labels: Tensor  # int64
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set, by class and within a class in the source's own order, so that no form of storing it changes a byte."""
+
+    classes: tuple[str, ...]
+    pixel_max: int
+    splits: Mapping[str, RealSplit]  # train always; val and test where the source has them
+    skipped: tuple[str, ...]  # broken images that were left out
+
+    def sha256(self) -> str:
+        """Digest of classes, splits, shapes, images and labels."""
+        shapes = {split: list(value.images.shape) for split, value in self.splits.items()}
+        digest = hashlib.sha256(json.dumps({"classes": self.classes, "shapes": shapes}, sort_keys=True).encode())
+        for _, value in sorted(self.splits.items()):
+            digest.update(value.images.numpy().data)
+            digest.update(value.labels.numpy().data)
+        return digest.hexdigest()
+
+
+def read(settings: Dataset, name: str) -> Source:
+    """The source of the data set `name` of the section prepare, downloaded where it must be.
+
+    Raises DataError where the source is missing, broken, not what its sha256 says, or not of one shape.
+    """
+    with naming(name):
+        found = named.read(settings.source)
+        raw.check(found)
+        surveys = surveyed(found, name)
+        source = decoded(found, surveys, settings, name)
+    if settings.sha256 is not None and settings.sha256 != source.sha256():
+        text = f"prepare.{name}: the source {settings.source} has the sha256 {source.sha256()}"
+        raise DataError(f"{text}, not prepare.{name}.sha256: restore its images, or change the setting")
+    return source
+
+
+def surveyed(found: Raw, name: str) -> Mapping[str, Survey]:
+    """The headers of all splits, train first."""
+    return {split: decoding.survey(found.splits[split], f"{name} {split}") for split in SPLITS if split in found.splits}
+
+
+def decoded(found: Raw, surveys: Mapping[str, Survey], settings: Dataset, name: str) -> Source:
+    """Raises DataError where images are broken, unless the settings skip these, or differ in size."""
+    shape = Shape(channels_of(surveys, settings), size_of(found, surveys, settings, name))
+    splits = {
+        split: decoding.decode(found.splits[split], survey, shape, found.pixel_max, f"{name} {split}")
+        for split, survey in surveys.items()
+    }
+    broken = broken_of(found, splits)
+    if broken and not settings.skip_broken:
+        raise DataError(_sentence(broken, name))
+    _check_left(found, splits)
+    tensors = {split: RealSplit(torch.from_numpy(v.images), torch.from_numpy(v.labels)) for split, v in splits.items()}
+    return Source(found.classes, found.pixel_max, tensors, tuple(broken))
+
+
+def _check_left(found: Raw, splits: Mapping[str, Decoded]) -> None:
+    """What is left without the broken images must still be a data set."""
+    raw.check_every_class(found.classes, splits["train"].labels)
+    for split, value in splits.items():
+        if not len(value.labels):
+            raise DataError(f"the {split} split has no image that can be read: repair its images, or remove it")
+
+
+def _sentence(broken: Mapping[str, str], name: str) -> str:
+    listed = ", ".join(f"{image} ({reason})" for image, reason in list(broken.items())[:NAMED_BROKEN])
+    count = "1 image" if len(broken) == 1 else f"{len(broken)} images"
+    more = ", ..." if len(broken) > NAMED_BROKEN else ""
+    remedy = f"repair or remove them, or leave them out with prepare.{name}.skip_broken: true"
+    return f"{count} can't be read, {listed}{more}: {remedy}"
+
+
+def broken_of(found: Raw, splits: Mapping[str, Survey | Decoded]) -> Mapping[str, str]:
+    """The name of each broken image, and why it can't be read."""
+    return {
+        decoding.name_of(split, found.splits[split], place): value.broken[place]
+        for split, value in splits.items()
+        for place in sorted(value.broken)
+    }
+
+
+def channels_of(surveys: Mapping[str, Survey], settings: Dataset) -> int:
+    """As the settings say, else 1 where every image is grey, else 3."""
+    grey = all(header.grey for survey in surveys.values() for header in survey.headers.values())
+    return settings.channels or (1 if grey else 3)
+
+
+def size_of(found: Raw, surveys: Mapping[str, Survey], settings: Dataset, name: str) -> int:
+    """Side of the square images, pixels. Raises DataError where it is not set, and the images have no common one."""
+    if settings.size is not None:
+        return settings.size
+    first: tuple[int, int] | None = None
+    for split, survey in surveys.items():
+        for place in sorted(survey.headers):
+            width, height = survey.headers[place].width, survey.headers[place].height
+            first = first or (width, height)
+            if width != height or (width, height) != first:
+                odd = decoding.name_of(split, found.splits[split], place)
+                rule = "is not square" if width != height else f"differs from the first image's {first[0]}x{first[1]}"
+                raise DataError(f"{odd} has {width}x{height} pixels, which {rule}: set prepare.{name}.size to resize all")
+    return first[0] if first else 1
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Puts the place in params.yaml before the sentences of errors; what the file system refuses becomes a sentence."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"prepare.{name}: {error}") from None
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        reason = f"{where}{error.strerror or error}"
+        raise DataError(f"prepare.{name}: the source can't be read ({reason}): permit reading it, or repair it") from None

@@ -1,0 +1,100 @@
+"""presets: shows ready settings and adds them to params.yaml. No stage of the pipeline: it makes no artifact."""
+
+from __future__ import annotations
+
+import sys
+from difflib import get_close_matches
+from textwrap import wrap
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from src.ground.errors import UserError
+from src.io import params_edit, presets
+from src.io.presets import Preset, Sections
+
+LIST = "`python -m src.cli preset list` shows all"
+FILE_WIDTH = 120  # characters of the table where it is not shown on a terminal
+
+
+def show_all(dataset: str | None, method: str | None) -> None:
+    """Print a table of the presets of a data set and a method; of all where None."""
+    known = presets.load().values()
+    for value, have in ((dataset, {p.family for p in known}), (method, {p.method for p in known})):
+        if value is not None and value not in have:
+            raise UserError(f"no preset is for '{value}': choose one of {', '.join(sorted(have))}")
+    table = Table("preset", "data set", "ipc", "method", "status", "published, %", "experts x epochs", box=box.SIMPLE_HEAD)
+    table.columns[0].no_wrap = True  # a preset's name is what the other commands take
+    for preset in known:
+        if dataset in (None, preset.family) and method in (None, preset.method):
+            accuracy = f"{preset.compare} {preset.published[preset.compare]}" if preset.compare else "-"
+            experts = f"{preset.experts} x {preset.epochs}" if preset.experts else "-"
+            table.add_row(preset.name, preset.family, str(preset.ipc), preset.method, preset.status, accuracy, experts)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else FILE_WIDTH)
+    console.print(table)
+    console.print("epochs: those that are matched, max_start_epoch - 1 + expert_epochs", style="dim")
+
+
+def show(name: str) -> None:
+    """Print where a preset comes from and what it would add, as YAML."""
+    preset = _find(name)
+    print(
+        "\n".join(
+            f"# {line}" for text in _about(preset) for line in wrap(text, 110, subsequent_indent="  ", break_on_hyphens=False)
+        )
+    )
+    print(params_edit.text_of(preset.sections), end="")
+
+
+def add(name: str, experts: int | None) -> None:
+    """Add a preset to params.yaml, with another number of experts unless None, and print what was added."""
+    preset = _find(name)
+    added = params_edit.add(preset.sections if experts is None else _with_experts(preset, experts))
+    report_added(added, name)
+
+
+def report_added(added: list[str], run: str) -> None:
+    """Say what was added for a run, and how to go on."""
+    if added:
+        print(f"added to params.yaml: {', '.join(added)}")
+    else:
+        print(f"params.yaml has all of {run} already")
+    print(f"next: dvc repro evaluate@{run}")
+
+
+def _find(name: str) -> Preset:
+    known = presets.load()
+    if name not in known:
+        near = get_close_matches(name, known, n=3, cutoff=0.5)
+        meant = f"did you mean {', '.join(near)}? " if near else ""
+        raise UserError(f"no preset is named '{name}': {meant}{LIST}")
+    return known[name]
+
+
+def _about(preset: Preset) -> list[str]:
+    """What a person should know of a preset, a sentence a line."""
+    ipc = "all images" if preset.ipc == "all" else f"{preset.ipc} image{'s' if preset.ipc != 1 else ''} per class"
+    origin = "Source" if preset.status == "published" else "Method"
+    lines = [
+        f"{preset.name}: {preset.method} on {preset.family}, {ipc}; {preset.status}",
+        f"{origin}: {preset.source}.",
+        f"Ours: {preset.ours}.",
+    ]
+    if preset.note:
+        lines.append(f"Note: {preset.note}.")
+    if preset.published:
+        figures = ", ".join(f"{method} {value}" for method, value in preset.published.items())
+        lines.append(f"Published test accuracy, %: {figures}.")
+    if preset.experts:
+        (buffer,) = preset.sections["experts"]
+        enough = f"experts.{buffer}.stop_epoch {preset.epochs} would do for it"
+        lines.append(f"Matches {preset.experts} experts up to epoch {preset.epochs}: {enough}.")
+    return lines
+
+
+def _with_experts(preset: Preset, count: int) -> Sections:
+    if not preset.experts:
+        raise UserError(f"{preset.name} matches no experts: leave --experts out")
+    experts = {name: {**settings, "count": count} for name, settings in preset.sections["experts"].items()}
+    return {**preset.sections, "experts": experts}

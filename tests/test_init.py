@@ -1,0 +1,187 @@
+"""`init`: what it says of a folder of images and adds to params.yaml, and that it adds nothing where something is wrong."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from src import cli
+from src.ground.params import load
+from src.stages import init
+from tests.imports import ROOT
+
+COLOUR = (200, 30, 30)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository with nothing but params.yaml."""
+    top = tmp_path / "repository"
+    top.mkdir()
+    monkeypatch.chdir(top)
+    monkeypatch.setenv("COLUMNS", "200")
+    shutil.copy(ROOT / "params.yaml", top)
+    return top
+
+
+def write_images(top: Path, counts: dict[str, int], size: tuple[int, int] = (20, 16)) -> Path:
+    """Folders of classes with so many noisy PNG images."""
+    draws = np.random.default_rng(0)
+    for name, count in counts.items():
+        (top / name).mkdir(parents=True, exist_ok=True)
+        for place in range(count):
+            pixels = draws.integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(top / name / f"{place}.png")
+    return top
+
+
+def command(words: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(sys, "argv", ["src.cli", *words.split()])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    return int(stop.value.code or 0)
+
+
+def refused(words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a command that must fail with a sentence and write nothing; returns the sentence."""
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    assert command(words, monkeypatch) == 1
+    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    return error
+
+
+def test_a_folder_becomes_a_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    write_images(Path("images/flowers"), {"daisy": 12, "rose": 10})
+    before = Path("params.yaml").read_text(encoding="utf-8")
+    assert command("init --data ./images/flowers/ --name flowers --size 16 --ipc 2", monkeypatch) == 0
+    shown = capsys.readouterr().out
+    assert all(words in shown for words in ("daisy", "rose", "12", "10", "22", "20x16", "2 classes"))
+    assert "next: dvc repro evaluate@flowers-ipc2-ast" in shown
+    params = load()
+    dataset, run = params.prepare["flowers"], params.runs["flowers-ipc2-ast"]
+    assert (dataset.source, dataset.size, dataset.skip_broken) == ("images/flowers", 16, False)
+    assert dataset.sha256 is not None
+    assert (run.dataset, run.network, run.experts, run.ipc) == ("flowers", "ConvNetD3W128", "flowers-smooth", 2)
+    experts = params.experts["flowers-smooth"]
+    assert (experts.count, experts.lr, experts.gradient_penalty, experts.batch_size) == (10, 0.003, 2.0, 16)
+    assert params.distillations["flowers-ipc2-ast"].initialisation == "representative"
+    text = Path("params.yaml").read_text(encoding="utf-8")
+    assert set(before.splitlines()) <= set(text.splitlines())
+    assert "# AST parts 1 and 2" in text
+
+
+def test_the_digest_is_that_of_prepare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What init writes is what prepare checks."""
+    from src.io.sources import reading
+
+    write_images(Path("images"), {"a": 6, "b": 6})
+    assert command("init --data images --name own --size 8", monkeypatch) == 0
+    settings = load().prepare["own"]
+    assert reading.read(settings, "own").sha256() == settings.sha256
+
+
+def test_a_second_run_shares_what_is_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    write_images(Path("images"), {"a": 10, "b": 10})
+    assert command("init --data images --name own --size 16", monkeypatch) == 0
+    tuned = Path("params.yaml").read_text(encoding="utf-8").replace("lr: 0.003", "lr: 0.004")
+    Path("params.yaml").write_text(tuned, encoding="utf-8")
+    capsys.readouterr()
+    assert command("init --data images --name own --size 16 --ipc 3", monkeypatch) == 0
+    assert "added to params.yaml: runs.own-ipc3-ast\n" in capsys.readouterr().out
+    assert load().experts["own-smooth"].lr == 0.004
+    assert command("init --data images --name own --size 16", monkeypatch) == 0
+    assert "has all of own-ipc1-ast already" in capsys.readouterr().out
+
+
+def test_a_path_outside_stays_as_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_images(tmp_path / "images", {"a": 6, "b": 6})
+    assert command("init --data ../images --name near --size 16", monkeypatch) == 0
+    assert command(f"init --data {tmp_path}/images --name far --size 16", monkeypatch) == 0
+    assert load().prepare["near"].source == "../images"
+    assert load().prepare["far"].source == f"{tmp_path}/images"
+    assert load().prepare["near"].sha256 == load().prepare["far"].sha256
+
+
+def test_changed_images_need_update(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    words = "init --data images --name own --size 16"
+    write_images(Path("images"), {"a": 10, "b": 10})
+    assert command(words, monkeypatch) == 0
+    before = load().prepare["own"].sha256
+    text = Path("params.yaml").read_text(encoding="utf-8")
+    Image.new("RGB", (16, 16), COLOUR).save("images/a/3.png")
+    capsys.readouterr()
+    assert "add --update to take them" in refused(words, monkeypatch, capsys)
+    assert command(f"{words} --update", monkeypatch) == 0
+    after = load().prepare["own"].sha256
+    assert after != before
+    assert Path("params.yaml").read_text(encoding="utf-8") == text.replace(str(before), str(after))
+
+
+def test_broken_images(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    words = "init --data images --name own --size 16"
+    write_images(Path("images"), {"a": 10, "b": 10})
+    Path("images/a/3.png").write_bytes(b"no image")
+    error = refused(words, monkeypatch, capsys)
+    assert "3.png" in error
+    assert "--skip-broken" in error
+    assert command(f"{words} --skip-broken", monkeypatch) == 0
+    assert load().prepare["own"].skip_broken
+    capsys.readouterr()
+    write_images(Path("images"), {"a": 10})
+    assert command("init --data images --name whole --size 16", monkeypatch) == 0
+    Path("images/a/3.png").write_bytes(b"no image")
+    error = refused("init --data images --name whole --size 16 --skip-broken --update", monkeypatch, capsys)
+    assert "set prepare.whole.skip_broken: true there" in error
+
+
+def test_a_class_below_ipc(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    write_images(Path("images"), {"many": 20, "few": 5})
+    error = refused("init --data images --name own --size 16 --ipc 4", monkeypatch, capsys)
+    assert "the class 'few' keeps 3 of its 5 images for training, fewer than 4 per class" in error
+    assert command("init --data images --name own --size 16 --ipc 3", monkeypatch) == 0
+
+
+def test_splits_of_the_source_are_kept_whole(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for split in ("train", "test"):
+        write_images(Path("images") / split, {"a": 5, "b": 5})
+    assert "keeps 4 of its 5" in refused("init --data images --name own --size 16 --ipc 5", monkeypatch, capsys)
+    assert command("init --data images --name own --size 16 --ipc 4", monkeypatch) == 0
+    text = Path("params.yaml").read_text(encoding="utf-8").split("  own:\n")[1].split("networks:")[0]
+    assert "val_fraction: 0.2" in text
+    assert "test_fraction" not in text
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("init --data nowhere --name own --size 16", "nowhere"),
+        ("init --data images --name own! --size 16", "'own!' can't be a name: take letters"),
+        ("init --data digits --name digits --size 16", "another prepare.digits, with source digits and size null: take"),
+    ],
+)
+def test_what_is_wrong_is_a_sentence(
+    words: str, sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sentence in refused(words, monkeypatch, capsys)
+
+
+def test_a_folder_named_as_a_known_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    write_images(Path("mnist"), {"a": 6, "b": 6})
+    assert command("init --data ./mnist --name own --size 16", monkeypatch) == 0
+    assert load().prepare["own"].source == "./mnist"
+
+
+def test_the_network_follows_the_size() -> None:
+    depths = {8: 2, 15: 2, 16: 3, 28: 3, 32: 3, 48: 3, 64: 4, 96: 5, 128: 5, 224: 6, 256: 6}
+    assert {size: init._network(size) for size in depths} == {size: f"ConvNetD{depth}W128" for size, depth in depths.items()}
+
+
+def test_the_batch_follows_the_images() -> None:
+    assert [init._batch(images) for images in (10, 512, 1077, 5000, 50_000)] == [16, 32, 64, 256, 256]

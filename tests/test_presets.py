@@ -1,0 +1,231 @@
+"""Presets: every one is valid and adds itself to params.yaml; the published ones say what their papers say."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from src import cli
+from src.ground.params import load, parse
+from src.ground.settings import Distillation
+from src.io import params_edit, presets
+from tests.imports import ROOT
+
+PRESETS = presets.load()
+DSA = ("color", "crop", "cutout", "flip", "scale", "rotate")
+
+# steps, M, start epochs below, lr_img, lr_lr, batch, lr_init, ZCA, and the published accuracy to compare with
+CELLS: dict[str, tuple[Any, ...]] = {
+    "cifar10-ipc1-mtt": (50, 2, 2, 100, 1e-7, None, 0.01, True, 46.2),
+    "cifar10-ipc10-mtt": (30, 2, 20, 100, 1e-5, None, 0.001, True, 65.4),
+    "cifar10-ipc50-mtt": (30, 2, 40, 1000, 1e-5, None, 0.001, False, 71.6),
+    "cifar100-ipc1-mtt": (20, 3, 20, 1000, 1e-5, None, 0.01, True, 24.3),
+    "cifar100-ipc10-mtt": (20, 2, 20, 1000, 1e-5, None, 0.01, False, 39.7),
+    "cifar100-ipc50-mtt": (80, 2, 40, 1000, 1e-5, 125, 0.01, False, 47.7),
+    "tiny-imagenet-ipc1-mtt": (10, 2, 10, 10000, 1e-4, None, 0.01, False, 8.8),
+    "tiny-imagenet-ipc10-mtt": (20, 2, 40, 10000, 1e-4, 200, 0.01, False, 23.2),
+    "tiny-imagenet-ipc50-mtt": (20, 2, 40, 10000, 1e-4, 300, 0.01, False, 28.0),
+    "cifar10-ipc10-ast": (30, 2, 20, 100, 1e-6, None, 0.01, True, 65.4),
+    "cifar100-ipc1-ast": (20, 3, 20, 1000, 1e-5, None, 0.01, True, 24.3),
+    "cifar100-ipc1-ast-no-zca": (40, 3, 15, 100, 1e-5, None, 0.01, False, 24.3),
+    "cifar100-ipc10-ast": (20, 2, 30, 1000, 1e-5, 128, 0.01, False, 39.7),
+    "cifar100-ipc50-ast": (80, 2, 40, 1000, 1e-5, 700, 0.01, False, 47.7),
+    "tiny-imagenet-ipc1-ast": (10, 2, 10, 10000, 1e-4, None, 0.01, False, 8.8),
+}
+# representative, balance, intermediate, perturb
+PARTS = {
+    "cifar10-ipc10-ast": (False, True, True, True),
+    "cifar100-ipc1-ast": (True, True, True, True),
+    "cifar100-ipc1-ast-no-zca": (True, True, True, True),
+    "cifar100-ipc10-ast": (True, False, True, True),
+    "cifar100-ipc50-ast": (True, False, False, False),
+    "tiny-imagenet-ipc1-ast": (False, False, True, True),
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    return tmp_path
+
+
+def command(words: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(sys, "argv", ["src.cli", *words.split()])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    return int(stop.value.code or 0)
+
+
+def parsed(name: str) -> tuple[presets.Preset, Any]:
+    preset = PRESETS[name]
+    return preset, parse({"seed": 0, **preset.sections})
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_valid_by_itself(name: str) -> None:
+    preset, params = parsed(name)
+    assert list(params.runs) == [name]
+    run, experts = params.runs[name], params.experts[params.runs[name].experts]
+    assert params.prepare[run.dataset].source == preset.family.replace("-", "_")
+    assert name.startswith(preset.family)
+    assert preset.status in ("published", "ours")
+    assert preset.source
+    if preset.experts:
+        distil: Distillation = params.distillations[name]
+        assert preset.epochs == distil.max_start_epoch - 1 + distil.expert_epochs
+        assert (preset.experts, experts.count, experts.epochs, distil.iterations) == (100, 100, 50, 5000)
+        assert experts.augmentation == distil.augmentation == params.evaluate[run.evaluate].augmentation
+        assert ("flip" in distil.augmentation) == (preset.family not in ("mnist", "svhn"))
+
+
+def test_all_presets_fit_into_one_file(folder: Path) -> None:
+    """Shared names mean the same everywhere, and nothing collides with the repository's own settings."""
+    together: dict[str, dict[str, Any]] = {}
+    for preset in PRESETS.values():
+        for section, entries in preset.sections.items():
+            for name, settings in entries.items():
+                assert together.setdefault(section, {}).setdefault(name, settings) == settings
+    digits = load()
+    assert len(params_edit.add(together)) == sum(len(entries) for entries in together.values()) - 1  # `real` is there
+    params = load()
+    assert list(params.runs) == [*digits.runs, *PRESETS]
+    assert all(params.distillations[name] == parsed(name)[1].distillations[name] for name in PRESETS)
+    assert params_edit.add(together) == []
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_published_settings(name: str) -> None:
+    preset, params = parsed(name)
+    distil, run = params.distillations[name], params.runs[name]
+    steps, epochs, start, lr_img, lr_lr, batch, lr_init, zca, accuracy = CELLS[name]
+    assert (distil.syn_steps, distil.expert_epochs, distil.max_start_epoch) == (steps, epochs, start)
+    assert (distil.lr_img, distil.lr_lr, distil.lr_init, distil.batch_syn) == (lr_img, lr_lr, lr_init, batch)
+    assert (distil.iterations, distil.outer_momentum, distil.augmentation) == (5000, 0.5, DSA)
+    assert (params.prepare[run.dataset].whitening, params.prepare[run.dataset].zca_eps) == ("zca" if zca else "none", 0.1)
+    assert params.networks[run.network].depth == (4 if name.startswith("tiny") else 3)
+    assert params.networks[run.network].width == 128
+    assert (preset.status, preset.compare, preset.published["MTT"]) == ("published", "MTT", accuracy)
+    assert not [method for method in preset.published if "AST" in method]
+
+
+def test_no_other_cell_is_called_published() -> None:
+    assert {name for name, preset in PRESETS.items() if preset.status == "published"} == set(CELLS)
+
+
+@pytest.mark.parametrize("name", [name for name in CELLS if "-mtt" in name])
+def test_mtt_has_no_part_of_ast(name: str) -> None:
+    _, params = parsed(name)
+    distil, experts = params.distillations[name], params.experts[params.runs[name].experts]
+    assert (distil.initialisation, distil.balanced_loss, distil.intermediate_loss) == ("random", False, "off")
+    assert (distil.weight_perturbation, distil.inner_momentum) == (0, 0)
+    assert (experts.optimiser, experts.lr, experts.momentum, experts.weight_decay, experts.batch_size) == (
+        "sgd",
+        0.01,
+        0,
+        0,
+        256,
+    )
+    assert (experts.clipping_loss, experts.gradient_penalty, experts.lr_drop_factor) == (False, 0, 1)
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_parts_of_ast(name: str) -> None:
+    _, params = parsed(name)
+    distil, experts = params.distillations[name], params.experts[params.runs[name].experts]
+    representative = distil.initialisation == "representative"
+    parts = (representative, distil.balanced_loss, distil.intermediate_loss != "off", distil.weight_perturbation == 1)
+    assert parts == PARTS[name]
+    assert distil.inner_momentum == 0.9
+    assert (experts.lr, experts.momentum, experts.weight_decay, experts.lr_drop_factor) == (0.003, 0.9, 1e-3, 0.6)
+    assert (experts.clipping_loss, experts.clipping_start, experts.clipping_end, experts.clipping_epochs) == (
+        True,
+        0.5,
+        0.95,
+        10,
+    )
+    assert (experts.gradient_penalty, experts.gradient_penalty_axes) == (2, "channels")
+
+
+COMPARED = [
+    ("cifar10-ipc10-random", "random", 31.0), ("cifar100-whole", "whole", 56.2), ("tiny-imagenet-ipc50-random", "random", 15.0),
+    ("fashion-mnist-ipc10-ast", "DSA", 84.6), ("mnist-ipc50-ast", "DSA", 99.2), ("svhn-ipc1-ast", "DSA", 27.5),
+    ("imagenette-ipc10-ast", "MTT", 63.0), ("imagewoof-ipc1-mtt", "MTT", 28.6), ("cifar10-ipc50-ast", "MTT", 71.6),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "method", "accuracy"), COMPARED)
+def test_accuracies_to_compare_with(name: str, method: str, accuracy: float) -> None:
+    preset = PRESETS[name]
+    assert (preset.status, preset.compare, preset.published[method]) == ("ours", method, accuracy)
+
+
+def test_baselines_match_no_experts() -> None:
+    _, params = parsed("cifar10-whole")
+    assert (params.runs["cifar10-whole"].ipc, params.distillations["cifar10-whole"].iterations) == ("all", 0)
+    assert PRESETS["cifar10-whole"].experts == PRESETS["mnist-ipc1-random"].experts == 0
+
+
+def test_list(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("preset list", monkeypatch) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in PRESETS)
+    assert command("preset list --dataset cifar100 --method ast", monkeypatch) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if "ast" in line]
+    assert [row[0] for row in rows] == [name for name in PRESETS if name.startswith("cifar100-ipc") and "-ast" in name]
+    assert rows[0] == ["cifar100-ipc1-ast", "cifar100", "1", "ast", "published", "MTT", "24.3", "100", "x", "22"]
+
+
+def test_show_is_the_yaml_that_add_adds(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "tiny-imagenet-ipc10-ast"
+    assert command(f"preset show {name}", monkeypatch) == 0
+    shown = capsys.readouterr().out
+    assert YAML(typ="safe").load(shown) == PRESETS[name].sections
+    assert "arXiv 2310.10541" in shown
+    assert "a starting point, to be tuned" in shown
+    assert "MTT 23.2" in shown
+    assert command(f"preset add {name}", monkeypatch) == 0
+    said = capsys.readouterr().out
+    assert "prepare.tiny-imagenet, networks.ConvNetD4W128, experts.tiny-imagenet-smooth, distill.ast-published" in said
+    assert f"dvc repro evaluate@{name}" in said
+    text = Path("params.yaml").read_text(encoding="utf-8")
+    assert all(line in text for line in params_edit.text_of(PRESETS[name].sections).splitlines())
+    assert "# AST parts 1 and 2" in text
+    assert command(f"preset add {name}", monkeypatch) == 0
+    assert f"has all of {name} already" in capsys.readouterr().out
+    assert Path("params.yaml").read_text(encoding="utf-8") == text
+
+
+def test_fewer_experts(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("preset add cifar10-ipc10-ast --experts 5", monkeypatch) == 0
+    assert load().experts["cifar10-zca-smooth"].count == 5
+    capsys.readouterr()
+    before = Path("params.yaml").read_bytes()
+    assert command("preset add cifar10-ipc1-ast", monkeypatch) == 1
+    assert "experts.cifar10-zca-smooth (count is 5, would be 100)" in capsys.readouterr().err
+    assert command("preset add cifar10-whole --experts 5", monkeypatch) == 1
+    assert "matches no experts" in capsys.readouterr().err
+    assert Path("params.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("preset show cifar10-ipc11-ast", "no preset is named 'cifar10-ipc11-ast': did you mean cifar10-ipc1-ast, "),
+        ("preset add qqq", "no preset is named 'qqq': `python -m src.cli preset list` shows all"),
+        ("preset list --dataset cifar", "no preset is for 'cifar': choose one of cifar10, cifar100, fashion-mnist"),
+        ("preset list --method ftd", "no preset is for 'ftd': choose one of ast, mtt, random, whole"),
+    ],
+)
+def test_unknown_names(words: str, sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(words, monkeypatch) == 1
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert "Traceback" not in error

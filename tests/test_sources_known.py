@@ -1,0 +1,244 @@
+"""Known data sets: where they are looked for, their published layouts, and what is said when they can't be had."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+import urllib.request
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+from scipy.io import savemat
+from sklearn.datasets import load_digits
+from torchvision import datasets
+
+from src.ground.errors import DataError
+from src.io.sources import imagenet, named, reading
+from src.io.sources.reading import Source
+from tests import pictures
+from tests.pictures import dataset
+
+
+def read(source: str, **settings: object) -> Source:
+    return reading.read(dataset(source, **settings), "mine")
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an empty folder, on a machine without network or data sets."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise URLError("no network")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(named.VARIABLE, raising=False)
+    monkeypatch.setattr(named, "SYSTEM", {})
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+
+
+def ten_classes() -> pictures.Splits:
+    rng = np.random.default_rng(1)
+    labels = np.tile(np.arange(10), 3)
+    return {split: (rng.integers(0, 256, (30, 5, 5, 3), dtype=np.uint8), labels) for split in ("train", "test")}
+
+
+def test_digits_are_sorted_by_class() -> None:
+    found, digits = read("digits"), load_digits()
+    order = np.argsort(digits.target, kind="stable")
+    assert (found.classes, found.pixel_max, list(found.splits)) == (tuple("0123456789"), 16, ["train"])
+    assert np.array_equal(found.splits["train"].images[:, 0].numpy(), digits.images[order])
+    assert found.splits["train"].labels.tolist() == digits.target[order].tolist()
+
+
+def test_resized_digits_stay_within_their_levels() -> None:
+    images = read("digits", size=12, channels=3).splits["train"].images
+    assert images.shape == (1797, 3, 12, 12)
+    assert images.max() == 16
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_idx_files_and_torchvisions_layout(packed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = ten_classes()
+    grey = {split: (images[..., :1], labels) for split, (images, labels) in made.items()}
+    np.savez("made.npz", x_train=grey["train"][0], y_train=grey["train"][1], x_test=grey["test"][0], y_test=grey["test"][1])
+    expected = read("./made.npz")
+    for folder in ("plain", "layout/FashionMNIST/raw", "elsewhere/mnist", "data/sources/fashion_mnist"):
+        pictures.write_idx(Path(folder), made, packed)
+    monkeypatch.setenv(named.VARIABLE, str(tmp_path / "elsewhere"))
+    found = {source: read(source) for source in ("plain", "layout", "mnist", "fashion_mnist")}
+    assert found["plain"].classes == found["mnist"].classes == expected.classes
+    assert found["layout"].classes == found["fashion_mnist"].classes
+    assert found["layout"].classes[0] == "T-shirt/top"
+    for source in found.values():
+        assert torch.equal(source.splits["train"].images, expected.splits["train"].images)
+        assert torch.equal(source.splits["test"].labels, expected.splits["test"].labels)
+
+
+def test_a_known_name_takes_any_form_from_its_folder() -> None:
+    made = pictures.splits()
+    folder = Path("data/sources/cifar10")
+    folder.mkdir(parents=True)
+    pictures.write_npz(folder / "cifar10.npz", made)
+    assert read("cifar10").sha256() == read(str(folder / "cifar10.npz")).sha256()
+
+
+def test_pickles_that_are_not_the_published_ones_are_not_opened() -> None:
+    folder = Path("data/sources/cifar10/cifar-10-batches-py")
+    folder.mkdir(parents=True)
+    for name in ("batches.meta", "test_batch", *(f"data_batch_{n}" for n in range(1, 6))):
+        (folder / name).write_bytes(b"cos\nsystem\n(S'touch opened'\ntR.")
+    with pytest.raises(DataError, match=r"prepare\.mine: .*cifar-10-batches-py.* not opened: remove the folder"):
+        read("cifar10")
+    assert not Path("opened").exists()
+
+
+def published(folder: Path, kind: type, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write files, and let torchvision take them for the published ones."""
+    pictures.write_folder(folder, files)
+    digests = {name.split("/")[-1]: hashlib.md5(content).hexdigest() for name, content in files.items()}
+    if hasattr(kind, "split_list"):
+        lists = {s: ["", f"{s}_32x32.mat", digests[f"{s}_32x32.mat"]] for s in ("train", "test")}
+        monkeypatch.setattr(kind, "split_list", {**lists, "extra": lists["test"]})
+    else:
+        for name in ("train_list", "test_list"):
+            monkeypatch.setattr(kind, name, [[file, digests[file]] for file, _ in getattr(kind, name) if file in digests])
+
+
+def test_cifar_is_unpacked_from_the_published_archive(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, labels = ten_classes()["train"]
+    big = np.resize(images, (30, 32, 32, 3))
+    batch = pickle.dumps({"data": big.transpose(0, 3, 1, 2).reshape(30, -1), "labels": labels.tolist()})
+    meta = pickle.dumps({"label_names": [f"class {n}" for n in range(10)]})
+    below = datasets.CIFAR10.base_folder
+    files = {f"{below}/{name}": batch for name in ("data_batch_1", "test_batch")} | {f"{below}/batches.meta": meta}
+    published(Path("unpacked"), datasets.CIFAR10, files, monkeypatch)
+    monkeypatch.setattr(datasets.CIFAR10, "meta", {**datasets.CIFAR10.meta, "md5": hashlib.md5(meta).hexdigest()})
+    folder = Path("data/sources/cifar10")
+    folder.mkdir(parents=True)
+    archive = pictures.write_tar(folder / "cifar-10-python.tar.gz", files)
+    with pytest.raises(DataError, match=r"cifar-10-python\.tar\.gz is damaged or not the published archive"):
+        read("cifar10")
+    monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    found, order = read("cifar10"), np.argsort(labels, kind="stable")
+    assert found.classes[3] == "class 3"
+    assert np.array_equal(found.splits["test"].images.numpy(), big[order].transpose(0, 3, 1, 2))
+    assert {path.name for path in folder.iterdir()} == {below, archive.name}
+    for path in ("unpacked", f"unpacked/{below}", "cifar10"):
+        assert read(path).sha256() == found.sha256()
+
+
+def test_svhn_and_stl10_as_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, labels = ten_classes()["train"]
+    small, big = (np.resize(images, (30, side, side, 3)) for side in (32, 96))
+    file = io.BytesIO()
+    savemat(file, {"X": small.transpose(1, 2, 3, 0), "y": np.where(labels == 0, 10, labels)[:, None].astype(np.uint8)})
+    published(Path("svhn"), datasets.SVHN, dict.fromkeys(("train_32x32.mat", "test_32x32.mat"), file.getvalue()), monkeypatch)
+    below = datasets.STL10.base_folder
+    binary = {"X": big.transpose(0, 3, 2, 1).tobytes(), "y": (labels + 1).astype(np.uint8).tobytes()}  # columns first, from one
+    files = {f"{below}/{split}_{axis}.bin": content for split in ("train", "test") for axis, content in binary.items()}
+    files |= {f"{below}/unlabeled_X.bin": b""}
+    names = "\n".join(f"class {n}" for n in range(10)).encode()
+    published(Path("stl"), datasets.STL10, {**files, f"{below}/class_names.txt": names}, monkeypatch)
+    order = np.argsort(labels, kind="stable")
+    for source, expected in (("svhn", small), ("stl", big)):
+        found = read(f"./{source}")
+        assert np.array_equal(found.splits["train"].images.numpy(), expected[order].transpose(0, 3, 1, 2))
+        assert found.splits["test"].labels.tolist() == labels[order].tolist()
+
+
+@pytest.mark.parametrize("name", ["cifar10", "mnist", "svhn", "stl10", "tiny_imagenet", "imagenette"])
+def test_without_network_it_says_what_to_provide_and_where(name: str) -> None:
+    with pytest.raises(DataError) as caught:
+        read(name)
+    sentence = str(caught.value)
+    assert sentence.startswith(f"prepare.mine: {name} is not on this machine, and can't be downloaded (")
+    assert "no network" in sentence
+    assert f"put it into data/sources/{name}" in sentence
+    assert "AST_DATA" in sentence
+    assert "image folder" in sentence
+    assert "\n" not in sentence
+    assert not list(Path("data/sources").iterdir())
+
+
+def test_a_download_with_another_digest_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision.datasets import utils
+
+    def fake(url: str, filename: str) -> None:
+        Path(filename).write_bytes(b"something else")
+
+    monkeypatch.setattr(utils, "_get_redirect_url", lambda url, max_hops: url)
+    monkeypatch.setattr(utils, "_urlretrieve", fake)
+    with pytest.raises(DataError, match=r"can't be downloaded \(File not found or corrupted"):
+        read("imagenette")
+    assert not list(Path("data/sources").iterdir())
+
+
+def test_a_subset_of_imagenet_is_read_from_imagenets_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match=r"licence forbids .*data/sources/imagenet, .*AST_DATA"):
+        read("imagefruit")
+    ids = tuple(imagenet.SUBSETS["imagefruit"])
+    images, _ = pictures.splits(names=("train",))["train"]
+    files = {f"train/{wnid}/{wnid}_1.JPEG": pictures.png(images[n]) for n, wnid in enumerate((*ids, "n00000001"))}
+    files |= {f"val/{wnid}/ILSVRC2012_val_1.JPEG": pictures.png(images[n + 12]) for n, wnid in enumerate(ids)}
+    pictures.write_folder(tmp_path / "elsewhere/imagenet", files)
+    monkeypatch.setenv(named.VARIABLE, str(tmp_path / "elsewhere"))
+    found = read("imagefruit")
+    assert found.classes[:2] == ("pineapple", "banana")
+    assert np.array_equal(found.splits["train"].images.numpy(), images[:10].transpose(0, 3, 1, 2))
+    assert np.array_equal(found.splits["test"].images.numpy(), images[12:22].transpose(0, 3, 1, 2))
+    (tmp_path / "elsewhere/imagenet/val" / ids[3] / "ILSVRC2012_val_1.JPEG").unlink()
+    with pytest.raises(DataError, match=rf"val/{ids[3]}"):
+        read("imagefruit")
+
+
+def test_fast_ais_archive_is_read_where_it_lies() -> None:
+    ids = tuple(imagenet.SUBSETS["imagewoof"])
+    images, _ = pictures.splits(names=("train",))["train"]
+    files = {
+        f"imagewoof2-160/{s}/{wnid}/{wnid}_1.JPEG": pictures.png(images[n])
+        for s in ("train", "val")
+        for n, wnid in enumerate(ids)
+    }
+    Path("data/sources/imagewoof").mkdir(parents=True)
+    pictures.write_tar(Path("data/sources/imagewoof/imagewoof2-160.tgz"), {**files, "imagewoof2-160/noisy_imagewoof.csv": b"x"})
+    found = read("imagewoof")
+    assert found.classes == tuple(imagenet.SUBSETS["imagewoof"].values())
+    assert np.array_equal(found.splits["test"].images.numpy(), images[:10].transpose(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_tiny_imagenet_as_published(packed: bool) -> None:
+    images, _ = pictures.splits(names=("train",))["train"]
+    top = imagenet.TINY
+    files = {f"{top}/train/{wnid}/images/{wnid}_{n}.JPEG": pictures.png(images[n]) for n, wnid in enumerate(("n2", "n1", "n3"))}
+    files |= {f"{top}/val/images/val_{n}.JPEG": pictures.png(images[n + 3]) for n in range(3)}
+    files |= {f"{top}/test/images/test_0.JPEG": b"unlabelled"}
+    table = "".join(f"val_{n}.JPEG\t{wnid}\t0\t0\t9\t9\n" for n, wnid in enumerate(("n3", "n1", "n2")))
+    files |= {f"{top}/val/val_annotations.txt": table.encode()}
+    files |= {f"{top}/words.txt": b"n1\tgoldfish, Carassius auratus\nn2\tcrane\nn3\tcrane\nn4\tother\n"}
+    folder = Path("data/sources/tiny_imagenet")
+    folder.mkdir(parents=True)
+    _ = pictures.write_zip(folder / f"{top}.zip", files) if packed else pictures.write_folder(folder, files)
+    found = read("tiny_imagenet")
+    assert found.classes == ("goldfish", "crane n2", "crane n3")
+    assert np.array_equal(found.splits["train"].images.numpy(), images[[1, 0, 2]].transpose(0, 3, 1, 2))
+    assert np.array_equal(found.splits["test"].images.numpy(), images[[4, 5, 3]].transpose(0, 3, 1, 2))
+    assert not packed or found.sha256() == read(str(folder)).sha256()
+
+
+def test_every_subset_has_ten_classes_of_imagenet() -> None:
+    assert {len(ids) for ids in imagenet.SUBSETS.values()} == {10}
+    every = [wnid for ids in imagenet.SUBSETS.values() for wnid in ids]
+    assert all(len(wnid) == 9 and wnid[0] == "n" and wnid[1:].isdigit() for wnid in every)
+    names = {(wnid, name) for ids in imagenet.SUBSETS.values() for wnid, name in ids.items()}
+    assert len({wnid for wnid, _ in names}) == len({name for _, name in names}) == len(names)
+
+
+@pytest.mark.parametrize(("source", "words"), [("cifar", "cifar10, cifar100"), ("some/where", "some/where does not exist")])
+def test_an_unknown_name_or_path(source: str, words: str) -> None:
+    with pytest.raises(DataError, match=rf"^prepare\.mine: .*{words}.*path"):
+        read(source)
