@@ -11,7 +11,7 @@ from torch import Tensor
 
 from src.ground.errors import DataError
 
-BLOCK = 4096  # images that are real numbers at the same time
+BLOCK = 1024  # images that are real numbers at the same time
 WHITENED_MOST = 4096  # numbers of an image, D: 32x32 in colour, 64x64 in grey; two matrices of D x D and a minute
 
 
