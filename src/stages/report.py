@@ -74,7 +74,7 @@ def _panels(groups: Sequence[Group]) -> tuple[Panel, ...]:
 def _pictures(result: Result) -> Pictures:
     synthetic, classes = artifacts.load_synthetic(result.run), artifacts.load_statistics(result.dataset).classes
     pixels = synthetic.normalisation.to_pixels(synthetic.images)
-    return Pictures(result, sheets(pixels, synthetic.labels, classes), out_of_range(pixels), len(classes))
+    return Pictures(result, sheets(pixels, synthetic.classes, classes), out_of_range(pixels), len(classes))
 
 
 def _film(result: Result) -> Film:
@@ -82,7 +82,7 @@ def _film(result: Result) -> Film:
     synthetic, classes = artifacts.load_synthetic(result.run), artifacts.load_statistics(result.dataset).classes
     snapshots = artifacts.load_snapshots(result.run)
     moments = [synthetic.normalisation.to_pixels(images) for images in snapshots.images]
-    frames = tuple(sheets(pixels, synthetic.labels, classes, rows=1)[0] for pixels in moments)
+    frames = tuple(sheets(pixels, synthetic.classes, classes, rows=1)[0] for pixels in moments)
     return Film(result, tuple(snapshots.iterations.tolist()), frames)
 
 

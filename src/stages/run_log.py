@@ -25,7 +25,7 @@ def describe(tracker: Tracker, params: Params, name: str) -> None:
     """Parameters of everything up to the synthetic set, inputs and links."""
     run = params.runs[name]
     distil = {"method": run.distill.method, **params.distillations[name].model_dump()}
-    tracker.params({"seed": params.seed, "run": run.model_dump(exclude={"distill", "evaluate"}), "distill": distil})
+    tracker.params({"seed": params.seed, "run": run.model_dump(exclude={"distill", "evaluate", "cross"}), "distill": distil})
     tracker.params({"experts": params.experts[run.experts].model_dump()})
     tracker.params({"network": params.networks[run.network].model_dump()})
     tracker.dataset(run.dataset, artifacts.split_file(run.dataset, "train"), "training")
@@ -50,7 +50,7 @@ def log_outputs(tracker: Tracker, params: Params, name: str, statistics: Statist
     for row in rows:
         log_row(tracker, row)
     snapshots = artifacts.load_snapshots(name)
-    labels = artifacts.load_synthetic(name).labels
+    labels = artifacts.load_synthetic(name).classes
     for iteration, images in zip(snapshots.iterations.tolist(), snapshots.images, strict=True):
         log_images(tracker, images, labels, iteration, statistics)
     if rows:
