@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from src.ground.errors import UserError
 from src.ground.settings import FAMILIES, MLP, VGG11, AlexNet, ConvNet, LeNet, Network, ResNet18
+from src.maths import protocol
+from src.maths.derivatives import Derivatives
 from src.maths.networks import FlatNetwork, ImageShape, build, flatten
 
 SIZES = (8, 28, 32, 64, 128, 224)
@@ -187,6 +189,19 @@ def test_the_flat_view_is_the_network(family: str) -> None:
     flat, theta = FlatNetwork(network), flatten(other)
     torch.testing.assert_close(flat(theta, x), other(x))
     assert flat.dimension == len(theta)
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_students_have_the_same_gradients_side_by_side(family: str) -> None:
+    """Also where layers work in place, which vmap must not be upset by."""
+    students = [made(SMALL[family], size=16, seed=seed).double() for seed in range(2)]
+    thetas, batches = torch.stack([flatten(student) for student in students]), images(6, size=16).double().view(2, 3, 3, 16, 16)
+    labels, derivatives = torch.tensor([[0, 1, 2], [3, 4, 5]]), Derivatives(FlatNetwork(students[0]))
+    together = protocol.side_by_side(derivatives.loss)(thetas, batches, labels)
+    torch.testing.assert_close(together, protocol.one_by_one(derivatives.first)(thetas, batches, labels), rtol=1e-9, atol=1e-12)
+    F.cross_entropy(students[1](batches[1]), labels[1]).backward()
+    expected = torch.cat([parameter.grad.flatten() for parameter in students[1].parameters()])
+    torch.testing.assert_close(together[1], expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("family", SMALL)

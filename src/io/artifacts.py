@@ -25,6 +25,8 @@ from src.maths.pixels import Normalisation
 DATA = Path("data")
 METADATA_KEY = "ast"
 
+Dtypes = Mapping[str, torch.dtype | tuple[torch.dtype, ...]]  # of tensors by name; a tuple allows several
+
 
 @dataclass(frozen=True)
 class Record:
@@ -265,11 +267,8 @@ def _save(path: Path, tensors: dict[str, Tensor], record: Record) -> None:
     files.write_atomically(path, lambda file: save_file(ready, file, metadata={METADATA_KEY: record.to_json()}))
 
 
-Dtypes = Mapping[str, torch.dtype | tuple[torch.dtype, ...]]
-
-
 def _load(path: Path, kind: str, remedy: str, dtypes: Dtypes) -> dict[str, Tensor]:
-    """All tensors, of the kind, names and dtypes (or one of several) expected, and finite."""
+    """All tensors, of the kind, names and dtypes expected, and finite."""
     with _open(path, remedy) as file:
         found_kind = _metadata(file, path, remedy).get("kind")
         found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
