@@ -224,16 +224,8 @@ def _unknown(name: str, section: str, known: Mapping[str, Any]) -> str:
 
 def _check_references(raw: Mapping[str, Any], named: Mapping[str, Mapping[str, Any]], problems: Problems) -> None:
     """Every name that points to another section must stand there, whether or not its settings are right."""
-    pointers = {
-        "experts": {"dataset": "prepare", "network": "networks"},
-        "runs": {
-            "dataset": "prepare",
-            "network": "networks",
-            "experts": "experts",
-            "evaluate": "evaluate",
-            "cross": "networks",
-        },
-    }
+    shared = {"dataset": "prepare", "network": "networks"}
+    pointers = {"experts": shared, "runs": {**shared, "cross": "networks", "experts": "experts", "evaluate": "evaluate"}}
     for section, fields in pointers.items():
         for name, settings in named[section].items():
             for field, target in fields.items():
