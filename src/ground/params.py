@@ -114,7 +114,7 @@ def parse(raw: Any, source: str = "params.yaml") -> Params:
     _check_runs(named, distillations, problems)
     if problems or runtime is None or report is None:
         raise ParamsError(source, problems)
-    return Params(seed=seed, runtime=runtime, report=report, distillations=distillations, **named)
+    return Params(seed=seed, runtime=runtime, report=report, distillations=distillations, **named)  # type: ignore[arg-type]
 
 
 def _mapping(raw: Mapping[str, Any], section: str, problems: Problems) -> dict[str, Any]:

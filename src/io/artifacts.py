@@ -225,8 +225,8 @@ def save_synthetic(run: str, value: SyntheticSet, record: Record) -> None:
 
 
 def load_synthetic(run: str) -> SyntheticSet:
-    reals = dict.fromkeys(("images", "syn_lr", "mean", "std"), torch.float32)
-    dtypes = {**reals, "labels": (torch.int64, torch.float32)}  # classes or probabilities
+    dtypes: dict[str, torch.dtype | tuple[torch.dtype, ...]] = {"labels": (torch.int64, torch.float32)}
+    dtypes |= dict.fromkeys(("images", "syn_lr", "mean", "std"), torch.float32)
     found = _load(synthetic_file(run), "synthetic set", remake("distill", run), dtypes)
     return SyntheticSet(found["images"], found["labels"], found["syn_lr"], Normalisation(found["mean"], found["std"]))
 

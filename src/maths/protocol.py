@@ -134,8 +134,8 @@ def train_module(
 
     For networks that are no function of their parameters. Draws, schedule, `score` and errors are `train_students`'s.
     """
-    rule = {"momentum": settings.momentum, "weight_decay": settings.weight_decay}
-    optimiser = torch.optim.SGD(student.parameters(), lr=syn_lr, **rule)
+    momentum, decay = settings.momentum, settings.weight_decay
+    optimiser = torch.optim.SGD(student.parameters(), syn_lr, momentum=momentum, weight_decay=decay)
     record, best = -1.0, None
     for epoch in range(settings.epochs):
         for group in optimiser.param_groups:
