@@ -57,7 +57,7 @@ BAD = [
     (f"{RUN}.distill.max_start_epoch", 500, f"{RUN}.distill.max_start_epoch: max_start_epoch - 1 + expert_epochs = "),
     (f"{RUN}.dataset", "digit", f"{RUN}.dataset: 'digit' is not in the section prepare: choose one of digits"),
     (f"{RUN}.network", "ResNet", f"{RUN}.network: 'ResNet' is not in the section networks: choose one of ConvNetD2W32"),
-    ("prepare.digits.source", "digitz", "prepare.digits.source: input should be 'digits'; got 'digitz'"),
+    ("prepare.digits.source", 3, "prepare.digits.source: input should be a valid string; got 3"),
     (
         "networks.ConvNetD2W32.family",
         "Net",

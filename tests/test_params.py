@@ -90,7 +90,7 @@ def test_other_sections_are_asked_for(section: str, valid_params: Raw) -> None:
         ("runs/one/cross", "D4", "runs.one.cross", "'D4'"),
         ("runs/one/cross", [4], "runs.one.cross.0", "4"),
         ("evaluate/mtt/score", "best", "evaluate.mtt.score", "'best_test'.*'best'"),
-        ("prepare/digits/source", "mnist", "prepare.digits.source", "'digits'.*'mnist'"),
+        ("prepare/digits/source", 3, "prepare.digits.source", "string; got 3"),
         ("prepare/digits/val_fraction", 1.0, "prepare.digits.val_fraction", "1.0"),
         ("experts/smooth/lr", float("inf"), "experts.smooth.lr", "finite.*inf"),
         ("experts/smooth/lr", float("nan"), "experts.smooth.lr", "finite.*nan"),
