@@ -111,6 +111,16 @@ def test_logits_rest_on_the_images_at_every_size(size: int, family: str, norm: s
     assert logits.std(dim=0).mean() > 1e-3 * logits.abs().mean()
 
 
+@pytest.mark.parametrize(("family", "least", "most"), [("AlexNet", 4, 7), ("VGG11", 1, 1), ("ResNet18", 4, 7)])
+def test_small_images_end_in_as_many_pixels_as_those_of_the_field(family: str, least: int, most: int) -> None:
+    """Before the average: norms of one or two pixels would leave little of an image."""
+    for size in range(8, 33):
+        *layers, _flatten, classifier = made(SMALL[family], size=size)
+        maps = nn.Sequential(*(one for one in layers if not isinstance(one, nn.AdaptiveAvgPool2d)))(images(1, size=size))
+        assert least <= maps.shape[-1] <= most, size
+        assert classifier.in_features == made(SMALL[family])[-1].in_features
+
+
 @pytest.mark.parametrize("size", [28, 32])
 @pytest.mark.parametrize("family", ["LeNet", "AlexNet", "VGG11"])
 def test_nothing_is_added_at_the_fields_size(family: str, size: int) -> None:

@@ -138,8 +138,8 @@ class LeNet(Architecture):
 
 
 class AlexNet(Architecture):
-    """The field's for 32x32: five convolutions with ReLU, three max poolings, one linear layer, no norm. Larger images end in
-    an average pooling to the 4x4 that 32x32 ends in; 28x28 is padded to 32x32."""
+    """The field's for 32x32: five convolutions with ReLU, three max poolings, one linear layer, no norm. Other images end in
+    4x4 too: larger ones by an average pooling, smaller ones without the first poolings; 28x28 is padded to 32x32."""
 
     family: Literal["AlexNet"]
     """The family this specification belongs to."""
@@ -147,8 +147,7 @@ class AlexNet(Architecture):
 
 class VGG11(Architecture):
     """Eight 3x3 convolutions with norm and ReLU, five max poolings, one linear layer, as the field has it for 32x32. Larger
-    images end in a global average; on smaller ones a pooling that leaves less than 2x2 to the next norm is left out, because
-    a single pixel has no variance. 28x28 is padded to 32x32."""
+    images end in a global average, smaller ones go without the first poolings; 28x28 is padded to 32x32."""
 
     family: Literal["VGG11"]
     """The family this specification belongs to."""
@@ -160,8 +159,8 @@ class VGG11(Architecture):
 
 class ResNet18(Architecture):
     """A stem, eight residual blocks in four stages, global average, one linear layer. Below 128 pixels the stem is a 3x3
-    convolution without pooling (the field's for 32x32), from there on 7x7 with stride 2 and max pooling (ImageNet's). A
-    stage that would leave less than 2x2 to its norms does not halve the side."""
+    convolution without pooling (the field's for 32x32), from there on 7x7 with stride 2 and max pooling (ImageNet's). Below
+    32x32 the first stages don't halve the side where the last one would end in less than 4x4."""
 
     family: Literal["ResNet18"]
     """The family this specification belongs to."""

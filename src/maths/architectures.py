@@ -1,7 +1,8 @@
 """The families of networks, each as a sequence of layers whose last one is the linear classifier.
 
 Sources: DC's and MTT's code for images up to 32x32, MTT's ResNet18ImageNet for the stem of large ones, torchvision for the
-residual block. For other sizes each family says in settings.py what it leaves out or adds; at 32x32 nothing is.
+residual block. Larger images end in an average pooling; on smaller ones the first halvings are left out, so that both end in
+as many pixels as 32x32 does: late norms of one or two pixels would erase what was learnt.
 """
 
 from __future__ import annotations
@@ -97,25 +98,27 @@ def _lenet(channels: int, size: int, classes: int) -> list[nn.Module]:
 def _alexnet(channels: int, size: int, classes: int) -> list[nn.Module]:
     _check_size("AlexNet", size)
     side = _padded(size)
+    pooled = ALEXNET_POOLED[-_halvings(side, 4, len(ALEXNET_POOLED)) :]
     layers: list[nn.Module] = []
     for place, (width, kernel) in enumerate(ALEXNET):
         padding = kernel // 2 + ((_padded(size) - size) // 2 if place == 0 else 0)
         layers += [nn.Conv2d(channels, width, kernel, padding=padding), nn.ReLU()]
-        if place in ALEXNET_POOLED:
+        if place in pooled:
             layers.append(nn.MaxPool2d(2))
             side //= 2
         channels = width
-    return [*layers, *_averaged(side, 4), nn.Flatten(), nn.Linear(channels * min(side, 4) ** 2, classes)]
+    return [*layers, *_averaged(side, 4), nn.Flatten(), nn.Linear(channels * 4 * 4, classes)]
 
 
 def _vgg11(spec: VGG11, channels: int, size: int, classes: int) -> list[nn.Module]:
     _check_size("VGG11", size)
-    side, last = _padded(size), len(VGG11_CHANNELS) - 1
+    side = _padded(size)
+    pooled = VGG11_POOLED[-_halvings(side, 1, len(VGG11_POOLED)) :]
     layers: list[nn.Module] = []
     for place, factor in enumerate(VGG11_CHANNELS):
         width, padding = factor * spec.width, 1 + ((_padded(size) - size) // 2 if place == 0 else 0)
         layers += [nn.Conv2d(channels, width, kernel_size=3, padding=padding), _norm(spec.norm, width), nn.ReLU()]
-        if place in VGG11_POOLED and (side // 2 >= 2 or place == last):
+        if place in pooled:
             layers.append(nn.MaxPool2d(2))
             side //= 2
         channels = width
@@ -125,12 +128,11 @@ def _vgg11(spec: VGG11, channels: int, size: int, classes: int) -> list[nn.Modul
 def _resnet18(spec: ResNet18, channels: int, size: int, classes: int) -> list[nn.Module]:
     _check_size("ResNet18", size)
     layers, side = _stem(spec, channels, size)
-    inside = spec.width
-    for factor in (1, 2, 4, 8):
-        stride = 2 if factor > 1 and -(-side // 2) >= 2 else 1
-        outside = factor * spec.width
+    inside, halved = spec.width, _halvings(side - 1, 3, 3)  # strides round up: 28 -> 14 -> 7 -> 4
+    for stage, factor in enumerate((1, 2, 4, 8)):
+        outside, stride = factor * spec.width, 2 if stage > 3 - halved else 1
         layers += [_residual(spec, inside, outside, stride), _residual(spec, outside, outside, 1)]
-        inside, side = outside, -(-side // stride)
+        inside = outside
     return [*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inside, classes)]
 
 
@@ -163,6 +165,11 @@ def _norm(norm: str, width: int) -> nn.Module:
     if norm == "group" and width % 4:
         raise UserError(f"norm 'group' makes 4 groups, but width {width} is not a multiple of 4: choose one that is")
     return nn.GroupNorm(GROUPS[norm](width), width)
+
+
+def _halvings(side: int, least: int, most: int) -> int:
+    """How often a side can be halved, rounding down, before it falls below `least`; `most` times at most."""
+    return min(most, (side // least).bit_length() - 1)
 
 
 def _averaged(side: int, most: int) -> list[nn.Module]:
