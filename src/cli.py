@@ -26,6 +26,13 @@ app = typer.Typer(
 DatasetOption = Annotated[str | None, typer.Option(help="A data set of the section `prepare`; all where left out.")]
 ExpertsOption = Annotated[str | None, typer.Option(help="A key of the section `experts`; all where left out.")]
 RunOption = Annotated[str | None, typer.Option(help="A run of the section `runs`; all where left out.")]
+NetworksOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Networks to score with now, keys of the section `networks` with commas between. Makes no artifact: "
+        "set runs.RUN.cross in params.yaml to keep a network in the pipeline."
+    ),
+]
 PlanOption = Annotated[bool, typer.Option("--plan", help="Only measure a few steps, and say what the run will cost.")]
 
 SizeOption = Annotated[int, typer.Option(min=4, max=512, help="Side of the square images, pixels.")]
@@ -87,14 +94,17 @@ def distill(run: RunOption = None, plan: PlanOption = False) -> None:
 
 
 @app.command()
-def evaluate(run: RunOption = None) -> None:
+def evaluate(run: RunOption = None, networks: NetworksOption = None) -> None:
     """Train fresh students on a run's synthetic set and score them on the validation and test splits."""
     from src.ground.params import load
 
     params = load()
     from src.stages import evaluate as stage
 
-    _each(stage.run, params, run, params.runs)
+    if networks is None:
+        return _each(stage.run, params, run, params.runs)
+    named = [name.strip() for name in networks.split(",")]
+    return _each(lambda params, name: stage.score_networks(params, name, named), params, run, params.runs)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,18 @@ def test_synthetic_set_comes_back_whole() -> None:
     assert torch.equal(found.pixels, synthetic().pixels)
     assert torch.equal(found.labels, synthetic().labels)
     assert found.syn_lr.item() == synthetic().syn_lr.item()
+
+
+def test_labels_may_be_probabilities() -> None:
+    soft = replace(synthetic(), labels=torch.tensor([[0.3, 0.7], [0.9, 0.1]]))
+    artifacts.save_synthetic("r", soft, RECORD)
+    found = artifacts.load_synthetic("r")
+    assert torch.equal(found.labels, soft.labels)
+    assert found.classes.tolist() == [1, 0]
+    assert torch.equal(synthetic().classes, synthetic().labels)
+    artifacts.save_synthetic("r", replace(soft, labels=soft.labels.double()), RECORD)
+    with pytest.raises(ArtifactError, match="labels"):
+        artifacts.load_synthetic("r")
 
 
 def test_the_same_artifact_has_the_same_bytes() -> None:

@@ -58,7 +58,11 @@ BAD = [
     (f"{RUN}.dataset", "digit", f"{RUN}.dataset: 'digit' is not in the section prepare: choose one of digits"),
     (f"{RUN}.network", "ResNet", f"{RUN}.network: 'ResNet' is not in the section networks: choose one of ConvNetD2W32"),
     ("prepare.digits.source", 3, "prepare.digits.source: input should be a valid string; got 3"),
-    ("networks.ConvNetD2W32.family", "LeNet", "networks.ConvNetD2W32.family: input should be 'ConvNet'; got 'LeNet'"),
+    (
+        "networks.ConvNetD2W32.family",
+        "Net",
+        "networks.ConvNetD2W32.family: must be one of ConvNet, MLP, LeNet, AlexNet, VGG11, ",
+    ),
     ("seed", -1, "seed: must be a whole number"),
 ]
 

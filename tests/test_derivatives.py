@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.func import grad, jvp
 
-from src.ground.settings import Network
+from src.ground.settings import ConvNet
 from src.maths import networks
 from src.maths.derivatives import Derivatives, forward_flops
 from src.maths.networks import FlatNetwork, ImageShape, flatten
@@ -114,7 +114,7 @@ def test_results_hold_no_graph_and_arguments_stay_as_they_were(labels: Tensor) -
     ("depth", "width", "size", "pooling"), [(2, 8, 8, "avg"), (3, 16, 32, "max"), (1, 4, 8, "none"), (3, 8, 28, "avg")]
 )
 def test_forward_flops_are_two_for_each_multiplication(depth: int, width: int, size: int, pooling: str) -> None:
-    spec = Network(depth=depth, width=width, pooling=pooling)
+    spec = ConvNet(depth=depth, width=width, pooling=pooling)
     module = networks.build(spec, ImageShape(3, size, 7), torch.Generator().manual_seed(0))
     side = 32 if size == 28 else size
     macs, channels = 0, 3

@@ -57,7 +57,10 @@ def test_outputs_are_the_artifacts() -> None:
         ],
         "experts": [artifacts.trajectories_folder(key), artifacts.expert_curves_file(key)],
         "distill": [artifacts.synthetic_file(key), artifacts.snapshots_file(key), artifacts.history_file(key)],
-        "evaluate": [artifacts.metrics_file(key), artifacts.students_file(key), artifacts.predictions_file(key)],
+        "evaluate": [
+            *(artifacts.metrics_file(key), artifacts.networks_file(key)),
+            *(artifacts.students_file(key), artifacts.predictions_file(key)),
+        ],
         "report": [artifacts.report_file("html"), artifacts.report_file("md")],
     }
     for stage, outputs in made.items():

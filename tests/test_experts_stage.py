@@ -115,7 +115,7 @@ def predicted(params: Params) -> dict[str, list[list[int]]]:
     images = torch.randn(10, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     statistics = artifacts.load_statistics("digits")
     synthetic = SyntheticSet(images, torch.arange(10), torch.tensor(0.01))
-    found, _ = evaluate.predict_all(params, "one", synthetic, statistics, CPU)
+    found, _ = evaluate.predict_all(params, "one", "D2", synthetic, statistics, CPU)
     return {split: classes.tolist() for split, classes in found.items()}
 
 

@@ -1,4 +1,4 @@
-"""The ConvNet family: sizes, shapes, initialisation, and the flat view."""
+"""The ConvNet: sizes, shapes, initialisation; and the flat view of any network."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from src.ground.errors import UserError
-from src.ground.settings import Network
+from src.ground.settings import ConvNet
 from src.maths.networks import FlatNetwork, ImageShape, build, flatten
 
 
@@ -25,12 +25,12 @@ def layer_shapes(network: nn.Module, images: torch.Tensor) -> list[torch.Size]:
 
 @pytest.mark.parametrize(("classes", "parameters"), [(10, 320_010), (100, 504_420)])
 def test_the_fields_network_has_the_published_number_of_parameters(classes: int, parameters: int) -> None:
-    network = build(Network(depth=3, width=128), ImageShape(3, 32, classes), generator())
+    network = build(ConvNet(depth=3, width=128), ImageShape(3, 32, classes), generator())
     assert FlatNetwork(network).dimension == parameters == len(flatten(network))
 
 
 def test_grey_28_pixels_become_32() -> None:
-    spec = Network(depth=3, width=8)
+    spec = ConvNet(depth=3, width=8)
     small = build(spec, ImageShape(1, 28, 10), generator())
     large = build(spec, ImageShape(1, 32, 10), generator())
     assert [p.shape for p in small.parameters()] == [p.shape for p in large.parameters()]
@@ -43,13 +43,13 @@ def test_grey_28_pixels_become_32() -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("size", "depth"), [(8, 2), (16, 2), (28, 3), (32, 3), (64, 4), (128, 5)])
 def test_logits_have_one_column_a_class(size: int, depth: int, channels: int) -> None:
-    network = build(Network(depth=depth, width=4), ImageShape(channels, size, 7), generator())
+    network = build(ConvNet(depth=depth, width=4), ImageShape(channels, size, 7), generator())
     assert network(torch.zeros(2, channels, size, size)).shape == (2, 7)
 
 
 @pytest.mark.parametrize("norm", ["instance", "layer", "group", "none"])
 def test_norm_is_over_the_named_groups(norm: str) -> None:
-    network = build(Network(depth=2, width=8, norm=norm), ImageShape(3, 8, 4), generator())
+    network = build(ConvNet(depth=2, width=8, norm=norm), ImageShape(3, 8, 4), generator())
     groups = [layer.num_groups for layer in network if isinstance(layer, nn.GroupNorm)]
     assert groups == {"instance": [8, 8], "layer": [1, 1], "group": [4, 4], "none": []}[norm]
     x = torch.randn(2, 3, 8, 8, generator=generator())
@@ -69,14 +69,14 @@ def test_norm_is_over_the_named_groups(norm: str) -> None:
     ],
 )
 def test_activation(activation: str, function) -> None:
-    network = build(Network(depth=1, width=4, activation=activation), ImageShape(1, 8, 4), generator())
+    network = build(ConvNet(depth=1, width=4, activation=activation), ImageShape(1, 8, 4), generator())
     x = torch.linspace(-3, 3, 4 * 64).view(1, 4, 8, 8)
     torch.testing.assert_close(network[2](x), function(x))
 
 
 @pytest.mark.parametrize(("pooling", "side"), [("avg", 2), ("max", 2), ("none", 8)])
 def test_pooling(pooling: str, side: int) -> None:
-    network = build(Network(depth=2, width=4, pooling=pooling), ImageShape(1, 8, 4), generator())
+    network = build(ConvNet(depth=2, width=4, pooling=pooling), ImageShape(1, 8, 4), generator())
     assert network[-1].in_features == 4 * side * side
     assert network(torch.zeros(1, 1, 8, 8)).shape == (1, 4)
     if pooling != "none":
@@ -87,18 +87,18 @@ def test_pooling(pooling: str, side: int) -> None:
 
 def test_too_deep_a_network_is_refused() -> None:
     with pytest.raises(UserError, match=r"depth 4 .* 8 pixels .* depth 3 or less"):
-        build(Network(depth=4, width=4), ImageShape(1, 8, 10), generator())
-    build(Network(depth=3, width=4), ImageShape(1, 8, 10), generator())
-    build(Network(depth=4, width=4, pooling="none"), ImageShape(1, 8, 10), generator())
+        build(ConvNet(depth=4, width=4), ImageShape(1, 8, 10), generator())
+    build(ConvNet(depth=3, width=4), ImageShape(1, 8, 10), generator())
+    build(ConvNet(depth=4, width=4, pooling="none"), ImageShape(1, 8, 10), generator())
 
 
 def test_four_groups_need_a_width_of_fours() -> None:
     with pytest.raises(UserError, match="width 6"):
-        build(Network(depth=1, width=6, norm="group"), ImageShape(1, 8, 10), generator())
+        build(ConvNet(depth=1, width=6, norm="group"), ImageShape(1, 8, 10), generator())
 
 
 def test_same_generator_same_bytes_whatever_the_global_state() -> None:
-    spec, shape = Network(depth=2, width=8), ImageShape(3, 8, 10)
+    spec, shape = ConvNet(depth=2, width=8), ImageShape(3, 8, 10)
     with torch.random.fork_rng():
         torch.manual_seed(1)
         first = flatten(build(spec, shape, generator(5)))
@@ -109,7 +109,7 @@ def test_same_generator_same_bytes_whatever_the_global_state() -> None:
 
 def test_initialisation_is_torchs_default() -> None:
     """Seeded alike, torch's own reset_parameters draws the same stream, so the numbers are equal one by one."""
-    network = build(Network(depth=2, width=16), ImageShape(3, 8, 10), generator(7))
+    network = build(ConvNet(depth=2, width=16), ImageShape(3, 8, 10), generator(7))
     theta = flatten(network)
     layers = [layer for layer in network if isinstance(layer, nn.Conv2d | nn.Linear)]
     for layer in layers:
@@ -126,18 +126,18 @@ def test_initialisation_is_torchs_default() -> None:
 
 
 def test_flat_network_is_the_network() -> None:
-    network = build(Network(depth=2, width=4), ImageShape(2, 8, 3), generator())
+    network = build(ConvNet(depth=2, width=4), ImageShape(2, 8, 3), generator())
     x = torch.randn(5, 2, 8, 8, generator=generator())
     flat, theta = FlatNetwork(network), flatten(network)
     assert torch.equal(flat(theta, x), network(x))
-    other = build(Network(depth=2, width=4), ImageShape(2, 8, 3), generator(1))
+    other = build(ConvNet(depth=2, width=4), ImageShape(2, 8, 3), generator(1))
     assert torch.equal(flat(flatten(other), x), other(x))
     for name, part in flat.unflatten(theta).items():
         assert torch.equal(part, network.get_parameter(name))
 
 
 def test_flatten_shares_no_memory() -> None:
-    for network in (build(Network(depth=1, width=4), ImageShape(1, 8, 3), generator()), nn.Linear(3, 1, bias=False)):
+    for network in (build(ConvNet(depth=1, width=4), ImageShape(1, 8, 3), generator()), nn.Linear(3, 1, bias=False)):
         theta = flatten(network)
         kept = theta.clone()
         with torch.no_grad():
@@ -148,7 +148,7 @@ def test_flatten_shares_no_memory() -> None:
 
 
 def test_convolutions_select_exactly_the_convolution_weights() -> None:
-    network = build(Network(depth=2, width=4), ImageShape(2, 8, 3), generator())
+    network = build(ConvNet(depth=2, width=4), ImageShape(2, 8, 3), generator())
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.fill_(1.0 if parameter.dim() == 4 else 0.0)

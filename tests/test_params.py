@@ -77,7 +77,20 @@ def test_other_sections_are_asked_for(section: str, valid_params: Raw) -> None:
         ("networks/D2/dept", 1, "networks.D2.dept", "unknown key.*depth"),
         ("networks/D2/depth", "two", "networks.D2.depth", "'two'"),
         ("networks/D2", None, "networks.D2", "None"),
-        ("prepare/digits/source", "mnist", "prepare.digits.source", "'digits'.*'mnist'"),
+        ("networks/D2/family", "VGG", "networks.D2.family", "ConvNet, MLP, LeNet, AlexNet, VGG11, ResNet18; got 'VGG'"),
+        ("networks/D2/family", ["VGG11"], "networks.D2.family", "must be one of"),
+        ("networks/D2/family", "VGG11", "networks.D2.depth", "unknown key: choose from family, width, norm$"),
+        ("networks/D2/family", "LeNet", "networks.D2.width", "unknown key: choose from family$"),
+        ("networks/D2/norm", "bach", "networks.D2.norm", "'batch'.*'bach'"),
+        ("networks/D2/norm", "batch", "runs.one.network", "running statistics.*evaluated, not matched; use norm instance"),
+        ("networks/D2/norm", "batch", "experts.smooth.network", "running statistics.*use norm instance"),
+        ("runs/one/cross", ["D2"], "runs.one", "own network 'D2'"),
+        ("runs/one/cross", ["D3", "D3"], "runs.one.cross", "twice in D3, D3"),
+        ("runs/one/cross", ["D4"], "runs.one.cross", "'D4' is not in the section networks: choose one of D2"),
+        ("runs/one/cross", "D4", "runs.one.cross", "'D4'"),
+        ("runs/one/cross", [4], "runs.one.cross.0", "4"),
+        ("evaluate/mtt/score", "best", "evaluate.mtt.score", "'best_test'.*'best'"),
+        ("prepare/digits/source", 3, "prepare.digits.source", "string; got 3"),
         ("prepare/digits/val_fraction", 1.0, "prepare.digits.val_fraction", "1.0"),
         ("experts/smooth/lr", float("inf"), "experts.smooth.lr", "finite.*inf"),
         ("experts/smooth/lr", float("nan"), "experts.smooth.lr", "finite.*nan"),
@@ -204,6 +217,19 @@ def test_run_and_experts_must_have_the_same_network(valid_params: Raw) -> None:
     assert all(name in text for name in ("D1", "D2", "smooth"))
 
 
+def test_every_family_has_its_own_keys(valid_params: Raw) -> None:
+    specs = [{"family": "MLP", "width": 4}, {"family": "LeNet"}, {"family": "AlexNet"}, {"family": "VGG11", "norm": "group"}]
+    specs.append({"family": "ResNet18", "norm": "batch", "width": 8})
+    valid_params["networks"] |= {f"N{i}": spec for i, spec in enumerate(specs)}
+    valid_params["runs"]["one"]["cross"] = [f"N{i}" for i in range(len(specs))]
+    params = parse(valid_params)
+    assert [params.network(name).family for name in params.runs["one"].cross] == [spec["family"] for spec in specs]
+    assert params.network("D2").family == "ConvNet"
+    assert [params.network(f"N{i}").keeps_statistics for i in range(5)] == [False, False, False, False, True]
+    valid_params["runs"]["one"]["network"] = "N4"  # in cross it may keep statistics, as own network it may not
+    assert "runs.one.network" in paths(valid_params | {"runs": {"one": valid_params["runs"]["one"] | {"cross": []}}})
+
+
 def test_a_split_must_leave_training_images(valid_params: Raw) -> None:
     valid_params["prepare"]["digits"].update(val_fraction=0.6, test_fraction=0.5)
     assert all(path.startswith("prepare.digits") for path in paths(valid_params))
@@ -235,7 +261,12 @@ def test_settings_are_frozen(run: str, valid_params: Raw) -> None:
 
 def test_unknown_names_are_answered_with_the_known(valid_params: Raw) -> None:
     params = parse(valid_params)
-    for find, section in ((params.run, "runs"), (params.dataset, "prepare"), (params.expert_set, "experts")):
+    for find, section in (
+        (params.run, "runs"),
+        (params.dataset, "prepare"),
+        (params.expert_set, "experts"),
+        (params.network, "networks"),
+    ):
         with pytest.raises(UnknownNameError, match=f"'nope'.*{next(iter(valid_params[section]))}.*{section}"):
             find("nope")
 

@@ -111,7 +111,7 @@ def test_it_compiles_where_the_stages_compile(valid_params: dict[str, Any], monk
     stages = (
         lambda: distill._derivatives(params, "ten", FlatNetwork(subject.module()), images),
         lambda: experts.train_all(params, "smooth", statistics, artifacts.Record("", {}), cpu),
-        lambda: evaluate.predict_all(params, "ten", synthetic, statistics, cpu),
+        lambda: evaluate.predict_all(params, "ten", "D2", synthetic, statistics, cpu),
     )
     for flops, stage in zip(asked, stages, strict=True):
         with pytest.raises(AskedError) as found:

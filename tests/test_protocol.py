@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import MultiStepLR
 
 from src.ground.errors import DivergenceError
-from src.ground.settings import Protocol
+from src.ground.settings import Protocol, Runtime
 from src.maths import augmentation, protocol, scores
 from src.maths.derivatives import Derivatives
 from src.maths.networks import FlatNetwork, flatten
@@ -42,18 +42,27 @@ def starts(dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.stack([flatten(small_network(seed)) for seed in range(G)]).to(dtype)
 
 
+SOFT = torch.randn(S, K, generator=seeded(5)).double().softmax(1)
+
+
 def trained(
-    images: Tensor, students: list[int], chosen: Protocol, syn_lr: float = SYN_LR, together: bool = True, bfloat16: bool = False
+    images: Tensor,
+    students: list[int],
+    chosen: Protocol,
+    syn_lr: float = SYN_LR,
+    together: bool = True,
+    bfloat16: bool = False,
+    labels: Tensor = LABELS,
 ) -> Tensor:
     network = FlatNetwork(small_network().to(images.dtype))
     derivatives = Derivatives(network, bfloat16)
     gradients = protocol.side_by_side(derivatives.loss) if together else protocol.one_by_one(derivatives.first)
     generators = [seeded(10 + g) for g in students]
     start = starts(images.dtype)[students]
-    return protocol.train_students(network, start, images, LABELS, syn_lr, chosen, generators, gradients=gradients)
+    return protocol.train_students(network, start, images, labels, syn_lr, chosen, generators, gradients=gradients)
 
 
-def one_by_torch(images: Tensor, student: int, chosen: Protocol) -> Tensor:
+def one_by_torch(images: Tensor, student: int, chosen: Protocol, labels: Tensor = LABELS) -> Tensor:
     network, generator = small_network(student), seeded(10 + student)
     rule = {"lr": SYN_LR, "momentum": chosen.momentum, "weight_decay": chosen.weight_decay}
     optimiser = torch.optim.SGD(network.parameters(), **rule)
@@ -63,7 +72,7 @@ def one_by_torch(images: Tensor, student: int, chosen: Protocol) -> Tensor:
             draw = augmentation.draw(chosen.augmentation, len(index), generator)
             batch = augmentation.apply(augmentation.Draw(draw.kind, draw.uniforms.double()), images[index])
             optimiser.zero_grad()
-            cross_entropy(network(batch), LABELS[index]).backward()
+            cross_entropy(network(batch), labels[index]).backward()
             optimiser.step()
         scheduler.step()
     return flatten(network)
@@ -79,6 +88,102 @@ def test_students_are_trained_as_torch_does(changes: dict[str, Any], together: b
     expected = torch.stack([one_by_torch(images, student, chosen) for student in range(G)])
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
     assert not found.requires_grad
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_students_learn_probabilities(together: bool, images: Tensor) -> None:
+    found = trained(images, [0, 1, 2], settings(), together=together, labels=SOFT)
+    expected = torch.stack([one_by_torch(images, student, settings(), SOFT) for student in range(G)])
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    certain = trained(images, [0], settings(), together=together, labels=torch.eye(K).double()[LABELS])
+    torch.testing.assert_close(certain, trained(images, [0], settings(), together=together), rtol=1e-10, atol=1e-12)
+
+
+SCORED = settings(epochs=5, test_every=2)  # tested after epochs 2, 4 and 5
+
+
+def test_the_best_tested_epoch_is_each_students_own(images: Tensor) -> None:
+    reached = iter(torch.tensor([[0.1, 0.9, 0.0], [0.5, 0.3, 0.0], [0.5, 0.2, 0.1]], dtype=torch.float64))
+    seen: list[Tensor] = []
+
+    def score(thetas: Tensor) -> Tensor:
+        seen.append(thetas.clone())
+        return next(reached)
+
+    network, draws = FlatNetwork(small_network()), [seeded(10 + g) for g in range(G)]
+    found = protocol.train_students(network, starts(), images, LABELS, SYN_LR, SCORED, draws, score=score)
+    assert len(seen) == 3
+    assert [torch.equal(found[g], seen[epoch][g]) for g, epoch in enumerate((1, 0, 2))] == [True] * 3
+    assert torch.equal(seen[2], trained(images, [0, 1, 2], SCORED))
+
+
+def with_statistics(seed: int) -> nn.Module:
+    return small_network(seed, norm="batch")
+
+
+def module_by_hand(network: nn.Module, images: Tensor, chosen: Protocol, labels: Tensor, generator: torch.Generator) -> None:
+    """SGD with momentum and decay in its own words; running statistics are torch's."""
+    network.train()
+    parameters = list(network.parameters())
+    velocity = [torch.zeros_like(parameter) for parameter in parameters]
+    for epoch in range(chosen.epochs):
+        lr = SYN_LR * (chosen.lr_drop_factor if epoch > chosen.epochs // 2 else 1)
+        for index in torch.randperm(S, generator=generator).split(chosen.batch_size):
+            draw = augmentation.draw(chosen.augmentation, len(index), generator)
+            batch = augmentation.apply(augmentation.Draw(draw.kind, draw.uniforms.double()), images[index])
+            gradient = torch.autograd.grad(cross_entropy(network(batch), labels[index]), parameters)
+            velocity = [
+                chosen.momentum * v + g + chosen.weight_decay * p.detach()
+                for v, g, p in zip(velocity, gradient, parameters, strict=True)
+            ]
+            with torch.no_grad():
+                for parameter, v in zip(parameters, velocity, strict=True):
+                    parameter -= lr * v
+
+
+@pytest.mark.parametrize("labels", [LABELS, SOFT], ids=["classes", "probabilities"])
+@pytest.mark.parametrize("changes", [{}, {"epochs": 5, "momentum": 0.0}, {"batch_size": 256, "augmentation": ()}])
+def test_students_with_running_statistics_are_trained_as_by_hand(
+    changes: dict[str, Any], labels: Tensor, images: Tensor
+) -> None:
+    chosen, student, expected = settings(**changes), with_statistics(1), with_statistics(1)
+    start, epochs = {name: tensor.clone() for name, tensor in student.state_dict().items()}, []
+    protocol.train_module(student, images, labels, SYN_LR, chosen, seeded(10), lambda: epochs.append(1))
+    module_by_hand(expected, images, chosen, labels, seeded(10))
+    assert len(epochs) == chosen.epochs
+    for name, tensor in student.state_dict().items():
+        assert not torch.equal(tensor, start[name]), name
+        torch.testing.assert_close(tensor, expected.state_dict()[name], rtol=1e-10, atol=1e-12)
+    alone, among = student(images[:1]), student(images)[:1]
+    torch.testing.assert_close(alone, among)  # tested with running statistics, whatever else is in the batch
+    assert (expected(images)[:1] - among).norm() > 1e-3
+
+
+def test_the_best_tested_epoch_keeps_its_running_statistics(images: Tensor) -> None:
+    reached, seen = iter([0.2, 0.7, 0.7]), []
+
+    def score(student: nn.Module) -> float:
+        assert not student.training
+        seen.append({name: tensor.clone() for name, tensor in student.state_dict().items()})
+        return next(reached)
+
+    student = with_statistics(0)
+    protocol.train_module(student, images, LABELS, SYN_LR, SCORED, seeded(10), score=score)
+    assert len(seen) == 3
+    assert all(torch.equal(tensor, seen[1][name]) for name, tensor in student.state_dict().items())
+    assert not torch.equal(flatten(student), torch.cat([seen[2][name].flatten() for name, _ in student.named_parameters()]))
+
+
+def test_divergence_with_running_statistics_is_the_same_error(images: Tensor) -> None:
+    with pytest.raises(DivergenceError, match=r"syn_lr 1e\+200.*lower the run's lr_init or lr_lr"):
+        protocol.train_module(with_statistics(0), images, LABELS, 1e200, settings(), seeded(0))
+
+
+def test_networks_with_running_statistics_train_one_by_one_and_eagerly() -> None:
+    asked = Runtime(compile="on")
+    for device in (torch.device("cpu"), torch.device("cuda")):
+        way = protocol.choose(asked, device, settings(), 10, 1e3, statistics=True)
+        assert (way.together, way.compiled) == (False, False)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])

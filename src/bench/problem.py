@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from src.bench.settings import AUGMENTATION, MatchingSetting, Setting
 from src.ground.seeding import generator
-from src.ground.settings import Distillation, Network
+from src.ground.settings import ConvNet, Distillation
 from src.maths import inner_loop, matching, networks
 from src.maths.inner_loop import InnerRule, InnerStep
 from src.maths.matching import WayPoint
@@ -79,7 +79,7 @@ def matching_problem(setting: MatchingSetting, device: torch.device) -> Problem:
 
 def build(setting: Setting, student: int) -> nn.Module:
     """The network of `setting` with fresh parameters. Raises UserError where the images are too small for the depth."""
-    spec = Network(depth=setting.depth, width=setting.width)
+    spec = ConvNet(depth=setting.depth, width=setting.width)
     shape = ImageShape(setting.channels, setting.size, setting.classes)
     return networks.build(spec, shape, generator(setting.seed, "bench", "initialisation", student))
 

@@ -13,13 +13,24 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from src.ground.errors import ParamsError, UnknownNameError, UserError
-from src.ground.settings import Dataset, Distillation, Experts, Network, Protocol, Report, Run, Runtime, Settings
+from src.ground.settings import (
+    FAMILIES,
+    Architecture,
+    Dataset,
+    Distillation,
+    Experts,
+    Network,
+    Protocol,
+    Report,
+    Run,
+    Runtime,
+    Settings,
+)
 
 PARAMS_FILE = Path("params.yaml")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # names become folder and stage names
 NAMED_SECTIONS: Mapping[str, type[Settings]] = {
     "prepare": Dataset,
-    "networks": Network,
     "experts": Experts,
     "evaluate": Protocol,
     "runs": Run,
@@ -61,6 +72,11 @@ class Params:
             raise UnknownNameError("set of experts", name, "experts", list(self.experts))
         return self.experts[name]
 
+    def network(self, name: str) -> Network:
+        if name not in self.networks:
+            raise UnknownNameError("network", name, "networks", list(self.networks))
+        return self.networks[name]
+
 
 def load(file: Path = PARAMS_FILE) -> Params:
     """Read and validate `file`; raises ParamsError with every problem found, or UserError where it can't be read."""
@@ -90,7 +106,8 @@ def parse(raw: Any, source: str = "params.yaml") -> Params:
         problems.append(("seed", f"must be a whole number, 0 or more; got {seed!r}"))
     runtime = _validate(Runtime, raw.get("runtime", {}), "runtime", problems)
     report = _validate(Report, raw.get("report", {}), "report", problems)
-    named = {section: _named(model, raw, section, problems) for section, model in NAMED_SECTIONS.items()}
+    named: dict[str, Mapping[str, Any]] = {"networks": _networks(raw, problems)}
+    named |= {section: _named(model, raw, section, problems) for section, model in NAMED_SECTIONS.items()}
     methods = _mapping(raw, "distill", problems)
     distillations = _distillations(methods, _mapping(raw, "runs", []), problems)
     _check_references(raw, named, problems)
@@ -121,6 +138,20 @@ def _named(model: type[Model], raw: Mapping[str, Any], section: str, problems: P
         name: _validate(model, value, f"{section}.{name}", problems) for name, value in _mapping(raw, section, problems).items()
     }
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _networks(raw: Mapping[str, Any], problems: Problems) -> dict[str, Architecture]:
+    """Networks by name; the family that one belongs to says which keys it may have."""
+    found: dict[str, Architecture] = {}
+    for name, value in _mapping(raw, "networks", problems).items():
+        family = value.get("family", "ConvNet") if isinstance(value, dict) else "ConvNet"
+        if not isinstance(family, str) or family not in FAMILIES:
+            problems.append((f"networks.{name}.family", f"must be one of {', '.join(FAMILIES)}; got {family!r}"))
+            continue
+        settings = _validate(FAMILIES[family], value, f"networks.{name}", problems)
+        if settings is not None:
+            found[name] = settings
+    return found
 
 
 def _validate(model: type[Model], value: Any, path: str, problems: Problems) -> Model | None:
@@ -193,20 +224,20 @@ def _unknown(name: str, section: str, known: Mapping[str, Any]) -> str:
 
 def _check_references(raw: Mapping[str, Any], named: Mapping[str, Mapping[str, Any]], problems: Problems) -> None:
     """Every name that points to another section must stand there, whether or not its settings are right."""
-    pointers = {
-        "experts": {"dataset": "prepare", "network": "networks"},
-        "runs": {"dataset": "prepare", "network": "networks", "experts": "experts", "evaluate": "evaluate"},
-    }
+    shared = {"dataset": "prepare", "network": "networks"}
+    pointers = {"experts": shared, "runs": {**shared, "cross": "networks", "experts": "experts", "evaluate": "evaluate"}}
     for section, fields in pointers.items():
         for name, settings in named[section].items():
             for field, target in fields.items():
-                known = _mapping(raw, target, [])
-                if getattr(settings, field) not in known:
-                    problems.append((f"{section}.{name}.{field}", _unknown(getattr(settings, field), target, known)))
+                known, value = _mapping(raw, target, []), getattr(settings, field)
+                for one in [value] if isinstance(value, str) else value:
+                    if one not in known:
+                        problems.append((f"{section}.{name}.{field}", _unknown(one, target, known)))
 
 
 def _check_runs(named: Mapping[str, Mapping[str, Any]], distillations: Mapping[str, Distillation], problems: Problems) -> None:
     """Contradictions between sections."""
+    problems += _statistics_problems(named)
     for name, run in named["runs"].items():
         experts: Experts | None = named["experts"].get(run.experts)
         settings = distillations.get(name)
@@ -217,6 +248,17 @@ def _check_runs(named: Mapping[str, Mapping[str, Any]], distillations: Mapping[s
                 problems.append((f"runs.{name}.{field}", text))
         if settings is not None and settings.iterations > 0:
             problems += [p for p in _matching_problems(name, run, settings, experts) if p not in problems]
+
+
+def _statistics_problems(named: Mapping[str, Mapping[str, Any]]) -> Problems:
+    """Trajectories are made of parameters alone, so that experts and what is matched to them can't have more."""
+    text = "keeps running statistics (norm batch): it can be evaluated, not matched; use norm instance, or name it in `cross`"
+    return [
+        (f"{section}.{name}.network", f"'{settings.network}' {text}")
+        for section in ("experts", "runs")
+        for name, settings in named[section].items()
+        if settings.network in named["networks"] and named["networks"][settings.network].keeps_statistics
+    ]
 
 
 def _matching_problems(name: str, run: Run, settings: Distillation, experts: Experts | None) -> Problems:

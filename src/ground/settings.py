@@ -5,6 +5,7 @@ Papers: AST is arXiv 2310.10541, MTT is arXiv 2203.11932, DSA is arXiv 2102.0825
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -14,6 +15,7 @@ PositiveReal = Annotated[float, Field(gt=0)]
 NonNegativeReal = Annotated[float, Field(ge=0)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 AugmentationKind = Literal["color", "crop", "cutout", "flip", "scale", "rotate"]
+Norm = Literal["instance", "layer", "group", "batch", "none"]
 
 
 def _once(kinds: tuple[str, ...]) -> tuple[str, ...]:
@@ -22,8 +24,15 @@ def _once(kinds: tuple[str, ...]) -> tuple[str, ...]:
     return kinds
 
 
+def _different(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) < len(names):
+        raise ValueError(f"a name stands twice in {', '.join(names)}: name each once")
+    return names
+
+
 # strict=False only lets YAML's list become a tuple; the items stay checked
 Augmentation = Annotated[tuple[AugmentationKind, ...], Field(strict=False), AfterValidator(_once)]
+Names = Annotated[tuple[str, ...], Field(strict=False), AfterValidator(_different)]
 
 
 class Settings(BaseModel):
@@ -82,21 +91,94 @@ class Dataset(Settings):
         return self
 
 
-class Network(Settings):
-    """A ConvNet: depth blocks of 3x3 convolution, norm, activation, pooling; then one linear layer."""
+class Architecture(Settings):
+    """What all families of networks share. All read square images of 8x8 to 224x224 pixels, of any number of channels."""
+
+    @property
+    def keeps_statistics(self) -> bool:
+        """Whether its outputs rest on running statistics beside its parameters: it then can be evaluated, not matched."""
+        return getattr(self, "norm", "none") == "batch"
+
+
+class ConvNet(Architecture):
+    """Depth blocks of 3x3 convolution, norm, activation, pooling; then one linear layer. D3 W128 is the field's for 32x32."""
 
     family: Literal["ConvNet"] = "ConvNet"
-    """The family this specification belongs to."""
+    """The family this specification belongs to; where it is left out, ConvNet."""
     depth: Positive
     """D, number of blocks; with pooling each halves the side, so 2^D must not exceed it."""
     width: Positive
     """W, channels of every convolution."""
-    norm: Literal["instance", "layer", "group", "none"] = "instance"
-    """Normalisation, affine: one group a channel (instance), one group (layer), four groups (group)."""
+    norm: Norm = "instance"
+    """Normalisation, affine: one group a channel (instance), one group (layer), four groups (group), or over the batch with
+    running statistics for testing (batch: for evaluation only)."""
     activation: Literal["relu", "leaky_relu", "sigmoid", "gelu"] = "relu"
     """Pointwise nonlinearity after the norm."""
     pooling: Literal["avg", "max", "none"] = "avg"
     """2x2 pooling with stride 2 at the end of each block."""
+
+
+class MLP(Architecture):
+    """Linear layers with ReLU between them, on all pixels at once. The field's has two hidden layers of 128."""
+
+    family: Literal["MLP"]
+    """The family this specification belongs to."""
+    depth: Positive = 2
+    """Hidden layers."""
+    width: Positive = 128
+    """Units of each hidden layer."""
+
+
+class LeNet(Architecture):
+    """Two 5x5 convolutions with ReLU and max pooling, three linear layers, no norm. Images below 32x32 are padded to it, as
+    the field does with 28x28; larger ones end in an average pooling to the 5x5 that 32x32 ends in."""
+
+    family: Literal["LeNet"]
+    """The family this specification belongs to."""
+
+
+class AlexNet(Architecture):
+    """The field's for 32x32: five convolutions with ReLU, three max poolings, one linear layer, no norm. Other images end in
+    4x4 too: larger ones by an average pooling, smaller ones without the first poolings; 28x28 is padded to 32x32."""
+
+    family: Literal["AlexNet"]
+    """The family this specification belongs to."""
+
+
+class VGG11(Architecture):
+    """Eight 3x3 convolutions with norm and ReLU, five max poolings, one linear layer, as the field has it for 32x32. Larger
+    images end in a global average, smaller ones go without the first poolings; 28x28 is padded to 32x32."""
+
+    family: Literal["VGG11"]
+    """The family this specification belongs to."""
+    width: Positive = 64
+    """Channels of the first convolution; the later ones have 2, 4 and 8 times as many."""
+    norm: Norm = "instance"
+    """Normalisation after each convolution, as ConvNet's."""
+
+
+class ResNet18(Architecture):
+    """A stem, eight residual blocks in four stages, global average, one linear layer. Below 128 pixels the stem is a 3x3
+    convolution without pooling (the field's for 32x32), from there on 7x7 with stride 2 and max pooling (ImageNet's). Below
+    32x32 the first stages don't halve the side where the last one would end in less than 4x4."""
+
+    family: Literal["ResNet18"]
+    """The family this specification belongs to."""
+    width: Positive = 64
+    """Channels of the stem and the first stage; the later ones have 2, 4 and 8 times as many."""
+    norm: Norm = "instance"
+    """Normalisation after each convolution, as ConvNet's."""
+
+
+Network = ConvNet | MLP | LeNet | AlexNet | VGG11 | ResNet18
+FAMILIES: Mapping[str, type[Network]] = {
+    "ConvNet": ConvNet,
+    "MLP": MLP,
+    "LeNet": LeNet,
+    "AlexNet": AlexNet,
+    "VGG11": VGG11,
+    "ResNet18": ResNet18,
+}
 
 
 class Experts(Settings):
@@ -200,8 +282,15 @@ class Distillation(Settings):
     """Moments, evenly spaced from first to last, at which the images are kept for pictures."""
 
 
+SCORES: Mapping[str, str] = {"last": "last epoch", "best_test": "best epoch on the test split"}
+
+
 class Protocol(Settings):
-    """How students are trained on a synthetic set and scored: a value of the section `evaluate`."""
+    """How students are trained on a synthetic set and scored: a value of the section `evaluate`.
+
+    The defaults are MTT's. AST's code has weight_decay 1e-3, lr_drop_factor 0.5 and score best_test. Soft labels need no
+    setting: where the synthetic set has them, students learn the probabilities, as DATM's do.
+    """
 
     students: Annotated[int, Field(ge=2)] = 5
     """Fresh students; accuracies are mean and standard deviation over them."""
@@ -217,6 +306,20 @@ class Protocol(Settings):
     """The learning rate is multiplied by this once, from epoch epochs // 2 + 1 on."""
     augmentation: Augmentation = ()
     """Kinds of DSA; one is drawn for each step and student."""
+    score: Literal["last", "best_test"] = "last"
+    """The epoch that is scored: the last one, which is then tested once; or, as AST's code does, each student's best one on
+    the test split. That selects on the test split and reports more than an honest choice would find: for comparison only."""
+    test_every: Positive = 100
+    """Epochs from one test to the next, with best_test; the last epoch is always tested."""
+
+    @property
+    def scored(self) -> str:
+        """The epoch that is scored, in words."""
+        return SCORES[self.score]
+
+    @property
+    def selects_on_test(self) -> bool:
+        return self.score == "best_test"
 
 
 class Report(Settings):
@@ -250,3 +353,12 @@ class Run(Settings):
     """The method and this run's own values."""
     evaluate: str
     """Evaluation protocol, a key of `evaluate`."""
+    cross: Names = ()
+    """Further networks that fresh students are scored with, keys of `networks`. They learn with the synthetic set's own
+    syn_lr (MTT's way), though it was learned for the run's network."""
+
+    @model_validator(mode="after")
+    def _crosses_to_other_networks(self) -> Run:
+        if self.network in self.cross:
+            raise ValueError(f"cross names the run's own network '{self.network}', which is always scored: leave it out")
+        return self

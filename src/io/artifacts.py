@@ -26,6 +26,8 @@ from src.maths.pixels import Normalisation, Space, Whitening
 DATA = Path("data")
 METADATA_KEY = "ast"
 
+Dtypes = Mapping[str, torch.dtype | tuple[torch.dtype, ...]]  # of tensors by name; a tuple allows several
+
 
 @dataclass(frozen=True)
 class Record:
@@ -73,8 +75,13 @@ class SyntheticSet:
     """All that training a student takes. In pixels, so that it means the same to whoever normalises them."""
 
     pixels: Tensor  # (S, C, H, W), not bound to [0, 1]
-    labels: Tensor  # (S,)
+    labels: Tensor  # (S,) classes, or (S, K) probabilities in float32
     syn_lr: Tensor  # ()
+
+    @property
+    def classes(self) -> Tensor:
+        """(S,), the likeliest class of each image."""
+        return self.labels.argmax(dim=1) if self.labels.is_floating_point() else self.labels
 
 
 @dataclass(frozen=True)
@@ -135,6 +142,10 @@ def metrics_file(run: str) -> Path:
 
 def students_file(run: str) -> Path:
     return DATA / "evaluate" / run / "students.csv"
+
+
+def networks_file(run: str) -> Path:
+    return DATA / "evaluate" / run / "networks.csv"
 
 
 def predictions_file(run: str) -> Path:
@@ -230,7 +241,8 @@ def save_synthetic(run: str, value: SyntheticSet, record: Record) -> None:
 
 
 def load_synthetic(run: str) -> SyntheticSet:
-    dtypes = {"pixels": torch.float32, "labels": torch.int64, "syn_lr": torch.float32}
+    dtypes: dict[str, torch.dtype | tuple[torch.dtype, ...]] = {"labels": (torch.int64, torch.float32)}
+    dtypes |= {"pixels": torch.float32, "syn_lr": torch.float32}
     return SyntheticSet(**_load(synthetic_file(run), "synthetic set", remake("distill", run), dtypes))
 
 
@@ -269,12 +281,14 @@ def _save(path: Path, tensors: dict[str, Tensor], record: Record) -> None:
     files.write_atomically(path, lambda file: save_file(ready, file, metadata={METADATA_KEY: record.to_json()}))
 
 
-def _load(path: Path, kind: str, remedy: str, dtypes: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
+def _load(path: Path, kind: str, remedy: str, dtypes: Dtypes) -> dict[str, Tensor]:
     """All tensors, of the kind, names and dtypes expected, and finite."""
     with _open(path, remedy) as file:
         found_kind = _metadata(file, path, remedy).get("kind")
         found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
-    if found_kind != kind or {name: tensor.dtype for name, tensor in found.items()} != dict(dtypes):
+    allowed = {name: one if isinstance(one, tuple) else (one,) for name, one in dtypes.items()}
+    fits = found.keys() == allowed.keys() and all(tensor.dtype in allowed[name] for name, tensor in found.items())
+    if found_kind != kind or not fits:
         raise ArtifactError(f"{path} is a '{found_kind}', not a '{kind}' with {', '.join(dtypes)}: {remedy}")
     for name, tensor in found.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():

@@ -22,6 +22,8 @@ PARTS = (
     ("Intermediate matching loss", "student"),
     ("Weight perturbation", "student"),
 )  # of AST, numbered from 1, and what each acts on
+MARK = "†"  # of test accuracies that were chosen on the test split
+SELECTED = "each student's best epoch on the test split: chosen on it, so higher than an honest choice, for comparison only"
 REAL = {"random": "random real images", "representative": "representative real images", "noise": "noise"}
 
 
@@ -49,6 +51,7 @@ class Result:
     val: Accuracy
     test: Accuracy
     students: tuple[float, ...]  # test accuracy of each
+    selected: bool  # whether these are of the best epoch on the test split
     colour: int | None = None  # None where not distilled
     gain: float | None = None  # mean test accuracy above the baseline's; None without one
 
@@ -60,6 +63,10 @@ class Result:
     def label(self) -> str:
         """The method, in words where the images are as they were found."""
         return "all real images" if self.whole else self.method if self.distilled else REAL[self.initialisation]
+
+    @property
+    def mark(self) -> str:
+        return MARK if self.selected else ""
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,14 @@ class Group:
     @property
     def distilled(self) -> tuple[Result, ...]:
         return tuple(result for result in self.results if result.distilled)
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Test accuracies of runs by the network that their students have; None where a run is not scored with it."""
+
+    networks: tuple[str, ...]
+    rows: tuple[tuple[Result, tuple[Accuracy | None, ...]], ...]
 
 
 @dataclass(frozen=True)
@@ -139,6 +154,7 @@ class Page:
     params: Params
     groups: tuple[Group, ...]
     panels: tuple[Panel, ...]
+    matrix: Matrix | None
     galleries: tuple[Gallery, ...]
     films: tuple[Film, ...]
     matching: tuple[Curves, ...]
@@ -171,27 +187,42 @@ def html(page: Page) -> str:
         keep_trailing_newline=True,
     )
     environment.filters.update(percent=percent, points=points, duration=duration, per_class=per_class)
-    return environment.get_template(TEMPLATE).render(page=page, parts=PARTS)
+    return environment.get_template(TEMPLATE).render(page=page, parts=PARTS, mark=MARK, selected=SELECTED)
 
 
-def markdown(title: str, results: Sequence[Result]) -> str:
-    """A heading and the table of results, aligned for a terminal. No costs: all of it is reproducible."""
+def markdown(title: str, results: Sequence[Result], matrix: Matrix | None) -> str:
+    """A heading and the tables of results, aligned for a terminal. No costs: all of it is reproducible."""
     header = ("run", "data set", "images per class", "images", "method", "AST parts", "validation, %", "test, %", "gain")
-    rows = [header, *(_cells(result) for result in results)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    numeric = (False, False, True, True, False, False, True, True, True)
-    rule = tuple("-" * (width - 1) + ":" if right else "-" * width for width, right in zip(widths, numeric, strict=True))
-    lines = [
-        "| " + " | ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, numeric, strict=True)) + " |"
-        for row in (header, rule, *rows[1:])
-    ]
+    lines = _table(header, [_cells(result) for result in results], left=(0, 1, 4, 5))
     parts = ", ".join(f"{number} {name.lower()}" for number, (name, _) in enumerate(PARTS, start=1))
     notes = (
         "Accuracy of fresh students trained on a run's images alone: mean ± standard deviation over the students.\n"
         "Gain: points of test accuracy above real images, not distilled, of the same number.\n"
         f"AST parts: {parts}.\n"
     )
-    return f"# {title}\n\n" + "\n".join(lines) + f"\n\n{notes}\nMade by `python -m src.cli report`.\n"
+    if any(result.selected for result in results):
+        notes += f"{MARK} {SELECTED}.\n"
+    others = "" if matrix is None else f"\n{_markdown_matrix(matrix)}"
+    return f"# {title}\n\n{lines}\n\n{notes}{others}\nMade by `python -m src.cli report`.\n"
+
+
+def _markdown_matrix(matrix: Matrix) -> str:
+    rows = [
+        (result.run, *("-" if accuracy is None else score(accuracy) + result.mark for accuracy in accuracies))
+        for result, accuracies in matrix.rows
+    ]
+    return f"Test accuracy, %, of students of other networks:\n\n{_table(('run', *matrix.networks), rows, left=(0,))}\n"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int]) -> str:
+    """A Markdown table; columns are aligned to the right but for those in `left`."""
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    rule = ["-" * width if column in left else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
+    lines = []
+    for row in (header, rule, *rows):
+        cells = [cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def _cells(result: Result) -> tuple[str, ...]:
@@ -202,10 +233,15 @@ def _cells(result: Result) -> tuple[str, ...]:
         str(result.images),
         result.label,
         " ".join(map(str, result.parts)) or "-",
-        f"{percent(result.val.mean)} ± {percent(result.val.std)}",
-        f"{percent(result.test.mean)} ± {percent(result.test.std)}",
+        score(result.val),
+        score(result.test) + result.mark,
         "-" if result.gain is None else f"{result.gain * 100:+.1f}",
     )
+
+
+def score(accuracy: Accuracy) -> str:
+    """Mean and standard deviation, in percent."""
+    return f"{percent(accuracy.mean)} ± {percent(accuracy.std)}"
 
 
 def percent(fraction: float) -> str:

@@ -8,6 +8,7 @@ serves every step.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
@@ -59,6 +60,11 @@ class Derivatives:
 
 def forward_flops(network: Logits, theta: Tensor, images: Tensor) -> int:
     """Floating-point operations of one forward pass of images (B, C, H, W), counted on the real operators."""
+    return module_flops(functools.partial(network, theta), images)
+
+
+def module_flops(forward: Callable[[Tensor], Tensor], images: Tensor) -> int:
+    """The same of a module, or of any function of images (B, C, H, W)."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(theta, images)
+        forward(images)
     return int(counter.get_total_flops())

@@ -1,11 +1,7 @@
-"""The ConvNet family, and the flat view of a network's parameters that trajectories are made of.
-
-Sources: MTT and AST (section Networks of both papers' experiments); D3 W128 is the field's network for 32x32.
-"""
+"""Networks with drawn parameters, and the flat view of these that trajectories are made of."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,19 +10,7 @@ from torch.func import functional_call
 
 from src.ground.errors import UserError
 from src.ground.settings import Network
-
-GROUPS: Mapping[str, Callable[[int], int]] = {
-    "instance": lambda width: width,
-    "layer": lambda width: 1,
-    "group": lambda width: 4,
-}
-ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
-    "relu": nn.ReLU,
-    "leaky_relu": lambda: nn.LeakyReLU(0.01),
-    "sigmoid": nn.Sigmoid,
-    "gelu": nn.GELU,
-}
-POOLINGS: Mapping[str, Callable[[int], nn.Module]] = {"avg": nn.AvgPool2d, "max": nn.MaxPool2d}
+from src.maths import architectures
 
 
 @dataclass(frozen=True)
@@ -39,39 +23,15 @@ class ImageShape:
 
 
 def build(spec: Network, shape: ImageShape, generator: torch.Generator) -> nn.Module:
-    """A ConvNet in float32 with parameters drawn from `generator` by torch's default rules.
+    """The network of `spec` in float32, with parameters drawn from `generator` by torch's default rules.
 
-    28x28 images are padded to 32x32 in the first convolution, as the field does. Raises UserError where the image is too
-    small for the depth, or the width does not fit the norm.
+    Raises UserError where the image is too small for it, or the width does not fit the norm.
     """
-    side = 32 if shape.size == 28 else shape.size
-    _check(spec, side)
-    layers: list[nn.Module] = []
-    channels = shape.channels
-    for block in range(spec.depth):
-        padding = 3 if block == 0 and shape.size == 28 else 1
-        layers.append(nn.Conv2d(channels, spec.width, kernel_size=3, padding=padding))
-        if spec.norm != "none":
-            layers.append(nn.GroupNorm(GROUPS[spec.norm](spec.width), spec.width))
-        layers.append(ACTIVATIONS[spec.activation]())
-        if spec.pooling != "none":
-            layers.append(POOLINGS[spec.pooling](2))
-            side //= 2
-        channels = spec.width
-    layers += [nn.Flatten(), nn.Linear(spec.width * side * side, shape.classes)]
-    network = nn.Sequential(*layers)
+    with torch.device("meta"):  # nothing is drawn twice, and nothing from the global state
+        network = architectures.assemble(spec, shape.channels, shape.size, shape.classes)
+    network.to_empty(device="cpu")
     _initialise(network, generator)
     return network
-
-
-def _check(spec: Network, side: int) -> None:
-    if spec.pooling != "none" and side < 2**spec.depth:
-        raise UserError(
-            f"network depth {spec.depth} halves a side of {side} pixels below 1: "
-            f"use depth {side.bit_length() - 1} or less, or pooling 'none'"
-        )
-    if spec.norm == "group" and spec.width % 4:
-        raise UserError(f"norm 'group' makes 4 groups, but width {spec.width} is not a multiple of 4: choose one that is")
 
 
 def _initialise(network: nn.Module, generator: torch.Generator) -> None:
@@ -84,6 +44,10 @@ def _initialise(network: nn.Module, generator: torch.Generator) -> None:
                 module.weight.uniform_(-bound, bound, generator=generator)
                 if module.bias is not None:
                     module.bias.uniform_(-bound, bound, generator=generator)
+        elif isinstance(module, nn.GroupNorm | nn.BatchNorm2d):
+            module.reset_parameters()  # ones, zeros and fresh statistics: nothing is drawn
+        elif any(True for _ in module.parameters(recurse=False)):
+            raise TypeError(f"no rule draws the parameters of {type(module).__name__}")
 
 
 class FlatNetwork:
@@ -113,6 +77,17 @@ class FlatNetwork:
         """Logits (B, K)."""
         logits: Tensor = functional_call(self._network, self.unflatten(theta), (images,))
         return logits
+
+    def features(self, theta: Tensor, images: Tensor) -> Tensor:
+        """What the last linear layer reads, (B, F): the penultimate embedding."""
+        linear = [module for module in self._network.modules() if isinstance(module, nn.Linear)]
+        read: list[Tensor] = []
+        hook = linear[-1].register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+        try:
+            self(theta, images)
+        finally:
+            hook.remove()
+        return read[0]
 
     def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
         """Views into theta, by parameter name."""

@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.func import grad, vmap
 
 from src.ground import runtime
 from src.ground.errors import DivergenceError
 from src.ground.settings import Protocol, Runtime
-from src.maths import augmentation
+from src.maths import augmentation, networks
 from src.maths.derivatives import Derivatives, Logits
 
 PASSES = 3  # work of one step in forward passes
@@ -34,15 +35,21 @@ class Way:
     note: str  # what a user should know of the choice
 
 
-def choose(asked: Runtime, device: torch.device, settings: Protocol, images: int, forward_flops: float) -> Way:
+def choose(
+    asked: Runtime, device: torch.device, settings: Protocol, images: int, forward_flops: float, statistics: bool = False
+) -> Way:
     """The way to train on so many synthetic images, of so many operations in a forward pass of one.
 
-    Whether students train together rests on the work of one, so that its result does not depend on how many there are.
+    Whether students train together rests on the work of one, so that its result does not depend on how many there are. Those
+    with running `statistics` are no function of their parameters: `train_module` trains each by itself.
     """
     one = PASSES * settings.epochs * images * forward_flops
     flops = settings.students * one
+    bfloat16 = asked.precision == "bfloat16"
+    if statistics:
+        return Way(False, False, bfloat16, flops, "")
     compiled, note = runtime.compiles(asked, QUICK * flops)
-    return Way(device.type != "cpu" or one < TOGETHER_FLOPS, compiled, asked.precision == "bfloat16", flops, note)
+    return Way(device.type != "cpu" or one < TOGETHER_FLOPS, compiled, bfloat16, flops, note)
 
 
 def derivative(network: Logits, way: Way) -> Gradients:
@@ -83,29 +90,92 @@ def train_students(
     generators: Sequence[torch.Generator],
     on_epoch: Callable[[], None] = lambda: None,
     gradients: Gradients | None = None,
+    score: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Trained parameters (G, P) of G students that start at `thetas` (G, P); `gradients` None: of `network`, all at once.
 
-    Each student draws its batches and augmentations from its own generator, so that its result does not depend on how many
-    others are trained beside it. SGD with momentum and L2 decay as torch.optim.SGD has them. Raises DivergenceError where a
-    student's parameters stop being finite.
+    Labels are classes (S,) or probabilities (S, K). Each student draws its batches and augmentations from its own generator,
+    so that its result does not depend on how many others are trained beside it. SGD with momentum and L2 decay as
+    torch.optim.SGD has them. With `score`, parameters (G, P) to accuracies (G,) on the CPU, each student's best tested epoch is
+    returned instead of the last. Raises DivergenceError where a student's parameters stop being finite.
     """
     gradients = gradients or side_by_side(Derivatives(network).loss)
-    momenta = torch.zeros_like(thetas)
+    momenta, best = torch.zeros_like(thetas), thetas
+    record = torch.full((len(thetas),), -1.0, dtype=torch.float64)
     for epoch in range(settings.epochs):
-        lr = syn_lr * (settings.lr_drop_factor if epoch > settings.epochs // 2 else 1.0)
+        lr = _lr(syn_lr, epoch, settings)
         orders = torch.stack([torch.randperm(len(images), generator=g) for g in generators])  # (G, S)
         for index in orders.split(settings.batch_size, dim=1):
             batch = _augmented(images, index, settings, generators)
             gradient = gradients(thetas, batch, labels[index.to(labels.device)])
             momenta = settings.momentum * momenta + gradient + settings.weight_decay * thetas
             thetas = thetas - lr * momenta
+        if score is not None and _is_tested(epoch, settings):
+            reached = score(thetas)
+            best = torch.where((reached > record).to(thetas.device)[:, None], thetas, best)
+            record = torch.maximum(record, reached)
         on_epoch()
-    if not torch.isfinite(thetas).all():
+    _check_finite(thetas, syn_lr, settings)
+    return thetas if score is None else best
+
+
+def train_module(
+    student: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    syn_lr: float,
+    settings: Protocol,
+    generator: torch.Generator,
+    on_epoch: Callable[[], None] = lambda: None,
+    bfloat16: bool = False,
+    score: Callable[[nn.Module], float] | None = None,
+) -> None:
+    """Train one student in place, running statistics included, and leave it ready for testing.
+
+    For networks that are no function of their parameters. Draws, schedule, `score` and errors are `train_students`'s.
+    """
+    momentum, decay = settings.momentum, settings.weight_decay
+    optimiser = torch.optim.SGD(student.parameters(), syn_lr, momentum=momentum, weight_decay=decay)
+    record, best = -1.0, None
+    for epoch in range(settings.epochs):
+        for group in optimiser.param_groups:
+            group["lr"] = _lr(syn_lr, epoch, settings)
+        student.train()
+        for index in torch.randperm(len(images), generator=generator).split(settings.batch_size):
+            batch = _augmented(images, index[None], settings, [generator])[0]
+            _step(student, optimiser, batch, labels[index.to(labels.device)], bfloat16)
+        student.eval()  # running statistics take the place of the batch's
+        if score is not None and _is_tested(epoch, settings) and (reached := score(student)) > record:
+            record, best = reached, {name: tensor.clone() for name, tensor in student.state_dict().items()}
+        on_epoch()
+    _check_finite(networks.flatten(student), syn_lr, settings)
+    if best is not None:
+        student.load_state_dict(best)
+
+
+def _step(student: nn.Module, optimiser: torch.optim.Optimizer, batch: Tensor, labels: Tensor, bfloat16: bool) -> None:
+    """One step down the cross-entropy, a scalar in the batch's precision."""
+    with torch.autocast(batch.device.type, torch.bfloat16, enabled=bfloat16):
+        logits = student(batch)
+    optimiser.zero_grad()
+    F.cross_entropy(logits.to(batch.dtype), labels).backward()
+    optimiser.step()
+
+
+def _lr(syn_lr: float, epoch: int, settings: Protocol) -> float:
+    return syn_lr * (settings.lr_drop_factor if epoch > settings.epochs // 2 else 1.0)
+
+
+def _is_tested(epoch: int, settings: Protocol) -> bool:
+    """Whether an epoch, counted from 0, takes part in the choice of the best one."""
+    return (epoch + 1) % settings.test_every == 0 or epoch + 1 == settings.epochs
+
+
+def _check_finite(parameters: Tensor, syn_lr: float, settings: Protocol) -> None:
+    if not torch.isfinite(parameters).all():
         raise DivergenceError(
             f"students diverged in {settings.epochs} epochs with syn_lr {syn_lr:g}: lower the run's lr_init or lr_lr"
         )
-    return thetas
 
 
 def _augmented(images: Tensor, index: Tensor, settings: Protocol, generators: Sequence[torch.Generator]) -> Tensor:

@@ -1,9 +1,13 @@
-"""evaluate: a synthetic set -> accuracies of fresh students. The only stage that opens the test split, once, at the end."""
+"""evaluate: a synthetic set -> accuracies of fresh students, of the run's own network and of others.
+
+The only stage that opens the test split: once, after training, unless the protocol says `score: best_test`.
+"""
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,161 +16,166 @@ from torch import Tensor
 
 from src.ground import runtime
 from src.ground.params import Params
-from src.ground.seeding import generator
-from src.ground.settings import Network, Protocol
 from src.io import artifacts, cost, files, progress, tracking, workers
 from src.io.artifacts import Statistics, SyntheticSet
-from src.io.progress import Advance
-from src.io.workers import Array
-from src.maths import networks, protocol, scores
-from src.maths.derivatives import forward_flops
-from src.maths.networks import FlatNetwork, ImageShape
-from src.maths.protocol import Gradients, Way
-from src.stages import run_log
+from src.io.tracking import Tracker
+from src.maths import protocol, scores
+from src.stages import run_log, students
 from src.stages.records import synthetic_settings
+from src.stages.students import Training
 
 SPLITS = ("val", "test")
 
-
-@dataclass(frozen=True)
-class Training:
-    """What the training of every student takes, in whatever process."""
-
-    dataset: str
-    settings: Protocol
-    spec: Network
-    shape: ImageShape
-    seed: int
-    way: Way
-    images: Array  # (S, C, H, W), synthetic
-    labels: Array  # (S,)
-    syn_lr: float
+Rows = list[dict[str, Any]]  # a student each: its number, and its accuracy on every split
+Predicted = dict[str, Tensor]  # split -> classes (G, N)
 
 
 def run(params: Params, name: str) -> None:
-    """Evaluate the run `name`."""
+    """Evaluate the run `name` with its own network and those of `cross`."""
     settings = params.run(name)
     device = runtime.start(params.runtime)
-    statistics = artifacts.load_statistics(settings.dataset)
+    statistics, synthetic = _inputs(params, name)
+    networks = [settings.network, *settings.cross]
+    with _track(params, name, networks, statistics) as tracker:
+        with cost.measured(device) as spent:
+            found = {network: predict_all(params, name, network, synthetic, statistics, device) for network in networks}
+        spent.peak_memory_mib = max(spent.peak_memory_mib, *(peak for _, peak in found.values()))
+        rows = _accuracies(params, name, {network: predicted for network, (predicted, _) in found.items()})
+        summaries = {network: _summary(own) for network, own in rows.items()}
+        _save(params, name, rows, summaries, found[settings.network][0], statistics)
+        cost.keep(artifacts.metrics_file(name), spent)
+        _log(tracker, params, name, summaries)
+    _show(params, name, summaries)
+
+
+def score_networks(params: Params, name: str, networks: Sequence[str]) -> None:
+    """Score the run `name` with exactly these networks: on the screen and in its MLflow run, in no artifact."""
+    params.run(name)
+    for network in networks:
+        params.network(network)
+    device = runtime.start(params.runtime)
+    statistics, synthetic = _inputs(params, name)
+    with _track(params, name, networks, statistics) as tracker:
+        found = {network: predict_all(params, name, network, synthetic, statistics, device)[0] for network in networks}
+        summaries = {network: _summary(own) for network, own in _accuracies(params, name, found).items()}
+        _log_scores(tracker, params, name, summaries)
+    _show(params, name, summaries)
+
+
+def _inputs(params: Params, name: str) -> tuple[Statistics, SyntheticSet]:
+    """What a run's students are made from; raises ArtifactError where it was made with other settings."""
     path = artifacts.synthetic_file(name)
+    statistics = artifacts.load_statistics(params.runs[name].dataset)
     artifacts.check_record(path, synthetic_settings(params, name), artifacts.remake("distill", name))
-    synthetic = artifacts.load_synthetic(name)
-    protocol_settings = {"protocol": settings.evaluate, **params.evaluate[settings.evaluate].model_dump()}
-    find, add = {"ast.synthetic": files.digest(path)}, {"ast.evaluation": tracking.fingerprint(protocol_settings)}
-    with tracking.track(settings.dataset, name, "run", find, add) as tracker:
-        tracker.params({"evaluate": protocol_settings})
+    return statistics, artifacts.load_synthetic(name)
+
+
+@contextmanager
+def _track(params: Params, name: str, networks: Sequence[str], statistics: Statistics) -> Iterator[Tracker]:
+    """The row of this synthetic set under this protocol. Other networks add to it; one that was redefined opens a new row."""
+    run = params.runs[name]
+    settings = params.evaluate[run.evaluate]
+    logged = {"protocol": run.evaluate, **settings.model_dump()}
+    others = {network: params.networks[network].model_dump() for network in networks if network != run.network}
+    find = {"ast.synthetic": files.digest(artifacts.synthetic_file(name))}
+    add = {"ast.evaluation": tracking.fingerprint(logged), "ast.scored": settings.scored}
+    add |= {f"ast.network.{network}": tracking.fingerprint(definition) for network, definition in others.items()}
+    with tracking.track(run.dataset, name, "run", find, add) as tracker:
+        tracker.params({"evaluate": logged})
         run_log.describe(tracker, params, name)
         run_log.log_outputs(tracker, params, name)
-        with cost.measured(device) as spent:
-            predicted, peak = predict_all(params, name, synthetic, statistics, device)
-        spent.peak_memory_mib = max(spent.peak_memory_mib, peak)
-        labels = {split: artifacts.load_split(settings.dataset, split).labels for split in SPLITS}
-        students = _accuracies(predicted, labels)
-        summary = _summary(students)
-        _save(name, students, summary, predicted["test"], labels["test"], statistics)
-        cost.keep(artifacts.metrics_file(name), spent)
-        _log(tracker, params, name, summary)
-    _show(name, summary)
+        yield tracker
 
 
 def predict_all(
-    params: Params, name: str, synthetic: SyntheticSet, statistics: Statistics, device: torch.device
-) -> tuple[dict[str, Tensor], float]:
-    """Each split's classes (G, N) as predicted by students trained to the end, and the largest memory of a process in MiB."""
+    params: Params, name: str, network: str, synthetic: SyntheticSet, statistics: Statistics, device: torch.device
+) -> tuple[Predicted, float]:
+    """Each split's classes (G, N) as predicted by trained students of `network`, and the largest memory of a process in MiB."""
     run = params.runs[name]
-    settings, spec = params.evaluate[run.evaluate], params.networks[run.network]
-    space, forward = artifacts.load_space(run.dataset), _forward_flops(spec, statistics.shape)
-    way = protocol.choose(params.runtime, device, settings, len(synthetic.labels), forward)
+    settings, spec = params.evaluate[run.evaluate], params.networks[network]
+    forward = students.forward_flops(spec, statistics.shape)
+    way = protocol.choose(params.runtime, device, settings, len(synthetic.labels), forward, spec.keeps_statistics)
     if way.note:
         progress.say(f"{name}: {way.note}")
+    images = artifacts.load_space(run.dataset).normalise(synthetic.pixels)
     training = Training(
         run.dataset, settings, spec, statistics.shape, params.seed, way,
-        space.normalise(synthetic.pixels).numpy(), synthetic.labels.numpy(), synthetic.syn_lr.item(),
+        images.numpy(), synthetic.labels.numpy(), synthetic.syn_lr.item(),
+        SPLITS, "test" if settings.selects_on_test else None,
     )  # fmt: skip
     groups = 1 if way.together else settings.students
     processes = workers.processes(params.runtime, device, groups, way.flops)
-    work = functools.partial(_train_group, training)
-    found, peak = workers.each(work, groups, params.runtime, processes, f"evaluate {name}", groups * settings.epochs)
+    work = functools.partial(students.train_group, training)
+    title = f"evaluate {name}" if network == run.network else f"evaluate {name} with {network}"
+    found, peak = workers.each(work, groups, params.runtime, processes, title, groups * settings.epochs)
     return {split: torch.cat([torch.from_numpy(group[split]) for group in found]) for split in SPLITS}, peak
 
 
-def _forward_flops(spec: Network, shape: ImageShape) -> int:
-    """Floating-point operations of one image's forward pass."""
-    network = FlatNetwork(networks.build(spec, shape, torch.Generator()))
-    return forward_flops(network, torch.zeros(network.dimension), torch.zeros(1, shape.channels, shape.size, shape.size))
+def _accuracies(params: Params, name: str, predicted: Mapping[str, Predicted]) -> dict[str, Rows]:
+    """Each network's students."""
+    labels = {split: artifacts.load_split(params.runs[name].dataset, split).labels for split in SPLITS}
+    return {
+        network: [
+            {"student": student, **{f"{s}_accuracy": scores.accuracy(classes[s][student], labels[s]) for s in SPLITS}}
+            for student in range(len(classes["test"]))
+        ]
+        for network, classes in predicted.items()
+    }
 
 
-def _train_group(training: Training, index: int, device: torch.device, advance: Advance) -> dict[str, Array]:
-    """Train one student or all, wherever joblib puts them; the classes (g, N) they then predict of each split."""
-    seed, shape = training.seed, training.shape
-    group = range(training.settings.students) if training.way.together else (index,)
-    fresh = [networks.build(training.spec, shape, generator(seed, "evaluate", s, "initialisation")) for s in group]
-    thetas = torch.stack([networks.flatten(student) for student in fresh]).to(device)  # (g, P)
-    draws = [generator(seed, "evaluate", student, "training") for student in group]
-    images, labels = (torch.from_numpy(array).to(device) for array in (training.images, training.labels))
-    network, gradients = _derivative(training.spec, shape, device, training.way)
-    trained = protocol.train_students(
-        network, thetas, images, labels, training.syn_lr, training.settings, draws, advance, gradients
-    )
-    return {split: _predict(training, split, network, trained) for split in SPLITS}
-
-
-@functools.cache
-def _derivative(spec: Network, shape: ImageShape, device: torch.device, way: Way) -> tuple[FlatNetwork, Gradients]:
-    """The network as a function and its derivative; a process compiles it once for all students it trains."""
-    network = FlatNetwork(networks.build(spec, shape, torch.Generator()).to(device))
-    return network, protocol.derivative(network, way)
-
-
-def _predict(training: Training, split: str, network: FlatNetwork, thetas: Tensor) -> Array:
-    """Predicted classes (g, N) of every student."""
-    images = artifacts.load_inputs(training.dataset, split)[0].to(thetas.device)
-    return torch.stack([scores.predictions(functools.partial(network, theta), images) for theta in thetas]).cpu().numpy()
-
-
-def _accuracies(predicted: dict[str, Tensor], labels: dict[str, Tensor]) -> list[dict[str, Any]]:
-    return [
-        {"student": student, **{f"{s}_accuracy": scores.accuracy(predicted[s][student], labels[s]) for s in SPLITS}}
-        for student in range(len(predicted["test"]))
-    ]
-
-
-def _summary(students: list[dict[str, Any]]) -> dict[str, float]:
+def _summary(rows: Rows) -> dict[str, float]:
     """Mean and standard deviation over the students, as fractions."""
     summary: dict[str, float] = {}
     for split in SPLITS:
-        mean, std = scores.mean_and_std([student[f"{split}_accuracy"] for student in students])
+        mean, std = scores.mean_and_std([row[f"{split}_accuracy"] for row in rows])
         summary |= {f"{split}_accuracy_mean": mean, f"{split}_accuracy_std": std}
     return summary
 
 
 def _save(
+    params: Params,
     name: str,
-    students: list[dict[str, Any]],
-    summary: dict[str, float],
-    predicted: Tensor,
-    labels: Tensor,
+    rows: Mapping[str, Rows],
+    summaries: Mapping[str, dict[str, float]],
+    predicted: Predicted,
     statistics: Statistics,
 ) -> None:
-    """Predictions are the first student's, for DVC's confusion plot."""
-    classes = statistics.classes
-    pairs = zip(labels.tolist(), predicted[0].tolist(), strict=True)
+    """Students, metrics and predictions are the own network's; predictions its first student's, for DVC's confusion plot."""
+    own, classes = params.runs[name].network, statistics.classes
+    labels = artifacts.load_split(params.runs[name].dataset, "test").labels
+    pairs = zip(labels.tolist(), predicted["test"][0].tolist(), strict=True)
     files.write_csv(artifacts.predictions_file(name), [{"actual": classes[a], "predicted": classes[p]} for a, p in pairs])
-    files.write_csv(artifacts.students_file(name), students)
-    files.write_json(artifacts.metrics_file(name), summary)
+    files.write_csv(artifacts.students_file(name), rows[own])
+    files.write_csv(artifacts.networks_file(name), [{"network": network, **summaries[network]} for network in summaries])
+    files.write_json(artifacts.metrics_file(name), summaries[own])
 
 
-def _log(tracker: tracking.Tracker, params: Params, name: str, summary: dict[str, float]) -> None:
-    tracker.metrics(summary)
+def _log(tracker: Tracker, params: Params, name: str, summaries: Mapping[str, dict[str, float]]) -> None:
+    """What `run` has found and written."""
+    _log_scores(tracker, params, name, summaries)
     run_log.log_cost(tracker, "evaluate", cost.lookup(artifacts.metrics_file(name)))
     tracker.dataset(params.runs[name].dataset, artifacts.split_file(params.runs[name].dataset, "test"), "testing")
-    for path in (artifacts.metrics_file(name), artifacts.students_file(name), artifacts.predictions_file(name)):
+    made = (artifacts.metrics_file, artifacts.students_file, artifacts.networks_file, artifacts.predictions_file)
+    for path in (file(name) for file in made):
         tracker.file(path, "evaluate")
         tracker.output(path)
 
 
-def _show(name: str, summary: dict[str, float]) -> None:
-    table = Table("split", "accuracy, mean", "std", title=name, title_justify="left")
-    for split, label in (("val", "validation"), ("test", "test")):
-        table.add_row(label, f"{summary[f'{split}_accuracy_mean']:.1%}", f"{summary[f'{split}_accuracy_std']:.1%}")
+def _log_scores(tracker: Tracker, params: Params, name: str, summaries: Mapping[str, dict[str, float]]) -> None:
+    """The own network's scores under their plain names, others' as cross/NETWORK/..."""
+    for network, summary in summaries.items():
+        prefix = "" if network == params.runs[name].network else f"cross/{network}/"
+        tracker.metrics({f"{prefix}{key}": value for key, value in summary.items()})
+
+
+def _show(params: Params, name: str, summaries: Mapping[str, dict[str, float]]) -> None:
+    """A row a network."""
+    protocol_name = params.runs[name].evaluate
+    settings = params.evaluate[protocol_name]
+    table = Table("network", "validation, %", "test, %", title=name, title_justify="left")
+    for network, summary in summaries.items():
+        cells = (f"{100 * summary[f'{s}_accuracy_mean']:.1f} ± {100 * summary[f'{s}_accuracy_std']:.1f}" for s in SPLITS)
+        table.add_row(network, *cells)
     progress.console.print(table)
+    if settings.selects_on_test:
+        progress.say(f"{name}: protocol {protocol_name} scores each student's {settings.scored}: it selects on that split")

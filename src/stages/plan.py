@@ -82,7 +82,7 @@ def _batches(subject: Subject) -> float:
 def _table(subject: Subject, plan: Plan) -> Table:
     """The plan in words and units."""
     distil, experts, students = subject.distil, subject.experts, subject.evaluate
-    shape, last = subject.statistics.shape, experts.last_epoch
+    shape, last, fresh = subject.statistics.shape, experts.last_epoch, students.students * (1 + len(subject.cross))
     table = Table(f"plan of {subject.name}", "", title_justify="left")
     table.add_row("synthetic images", f"{subject.count:,} of {shape.channels}x{shape.size}x{shape.size}")
     table.add_row("parameters, P", f"{plan.parameters:,}")
@@ -98,7 +98,7 @@ def _table(subject: Subject, plan: Plan) -> Table:
         table.add_row("of it, the stored inner loop", f"{plan.stored:,.1f} MiB: P numbers a step")
     else:
         table.add_row("distilling", "0 iterations: the initial images are kept")
-    table.add_row("evaluating", f"{duration(plan.evaluate)}: {students.students} students, {students.epochs:,} epochs")
+    table.add_row("evaluating", f"{duration(plan.evaluate)}: {fresh} students, {students.epochs:,} epochs each")
     return table
 
 

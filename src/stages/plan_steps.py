@@ -21,7 +21,7 @@ from src.io import artifacts, progress, workers
 from src.io.artifacts import Statistics
 from src.io.progress import Advance
 from src.maths import augmentation, expert_training, inner_loop, networks, protocol
-from src.maths.derivatives import PASSES, Derivatives, forward_flops
+from src.maths.derivatives import PASSES, Derivatives, module_flops
 from src.maths.inner_loop import InnerRule, InnerStep
 from src.maths.matching import WayPoint
 from src.maths.networks import FlatNetwork
@@ -41,6 +41,7 @@ class Subject:
     experts: Experts
     evaluate: Protocol
     spec: Network
+    cross: tuple[Network, ...]
     statistics: Statistics
     device: torch.device
 
@@ -62,8 +63,7 @@ class Subject:
     @property
     def forward_flops(self) -> int:
         """Floating-point operations of one image's forward pass."""
-        network = FlatNetwork(self.module())
-        return forward_flops(network, torch.zeros(network.dimension, device=self.device), self.noise(1)[0])
+        return module_flops(self.module(), self.noise(1)[0])
 
     def module(self) -> nn.Module:
         return networks.build(self.spec, self.statistics.shape, torch.Generator().manual_seed(0)).to(self.device)
@@ -85,6 +85,7 @@ def subject_of(params: Params, name: str, device: torch.device) -> Subject:
         experts=params.experts[settings.experts],
         evaluate=params.evaluate[settings.evaluate],
         spec=params.networks[settings.network],
+        cross=tuple(params.networks[network] for network in settings.cross),
         statistics=artifacts.load_statistics(settings.dataset),
         device=device,
     )
@@ -151,9 +152,14 @@ def _expert_epoch(
 
 
 def evaluate(asked: Runtime, subject: Subject) -> float:
-    """Seconds of the training of all students, from two epochs after one that warms up, grouped as they will be."""
-    settings = subject.evaluate
-    way = protocol.choose(asked, subject.device, settings, subject.count, subject.forward_flops)
+    """Seconds of the training of all students of all networks."""
+    return sum(_students(asked, replace(subject, spec=spec)) for spec in (subject.spec, *subject.cross))
+
+
+def _students(asked: Runtime, subject: Subject) -> float:
+    """Seconds of one network's students, from two epochs after one that warms up, grouped as they will be."""
+    settings, statistics = subject.evaluate, subject.spec.keeps_statistics
+    way = protocol.choose(asked, subject.device, settings, subject.count, subject.forward_flops, statistics)
     groups = 1 if way.together else settings.students
     count = workers.processes(asked, subject.device, groups, way.flops)
     work = functools.partial(_students_epoch, subject, settings.students // groups, way)
@@ -167,12 +173,19 @@ def _students_epoch(subject: Subject, group: int, way: Way, index: int, device: 
     subject = replace(subject, device=device)
     settings = subject.evaluate.model_copy(update={"epochs": 3})
     images, labels = subject.noise(min(2 * settings.batch_size, subject.count))
-    network = FlatNetwork(subject.module())
-    gradients = protocol.derivative(network, way)
-    thetas = networks.flatten(subject.module()).expand(group, -1)
     draws = [torch.Generator().manual_seed(student) for student in range(group)]
     ends: list[float] = []
-    protocol.train_students(network, thetas, images, labels, LR, settings, draws, lambda: ends.append(_now(device)), gradients)
+
+    def note() -> None:
+        ends.append(_now(device))
+
+    if subject.spec.keeps_statistics:
+        protocol.train_module(subject.module(), images, labels, LR, settings, draws[0], note, way.bfloat16)
+    else:
+        network = FlatNetwork(subject.module())
+        thetas = networks.flatten(subject.module()).expand(group, -1)
+        gradients = protocol.derivative(network, way)
+        protocol.train_students(network, thetas, images, labels, LR, settings, draws, note, gradients)
     advance()
     return (ends[-1] - ends[0]) / 2 * subject.count / len(images)
 

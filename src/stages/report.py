@@ -24,7 +24,7 @@ def run(params: Params) -> None:
         _check(params, name)
     content = _page(params)
     files.write_text(artifacts.report_file("html"), page.html(content))
-    files.write_text(artifacts.report_file("md"), page.markdown(params.report.title, content.results))
+    files.write_text(artifacts.report_file("md"), page.markdown(params.report.title, content.results, content.matrix))
     _show(params.report.title, content.results)
     progress.say(f"page: {artifacts.report_file('html')}")
 
@@ -46,6 +46,7 @@ def _page(params: Params) -> Page:
         params=params,
         groups=groups,
         panels=_panels(groups),
+        matrix=results.matrix(params, [result for group in groups for result in group.results]),
         galleries=galleries,
         films=tuple(_film(result) for group in matched for result in group.distilled),
         matching=tuple(_matching(group) for group in matched),
@@ -73,7 +74,7 @@ def _panels(groups: Sequence[Group]) -> tuple[Panel, ...]:
 
 def _pictures(result: Result) -> Pictures:
     synthetic, classes = artifacts.load_synthetic(result.run), artifacts.load_statistics(result.dataset).classes
-    shown = sheets(synthetic.pixels, synthetic.labels, classes)
+    shown = sheets(synthetic.pixels, synthetic.classes, classes)
     return Pictures(result, shown, out_of_range(synthetic.pixels), len(classes))
 
 
@@ -81,7 +82,7 @@ def _film(result: Result) -> Film:
     """The first image of each class; of many classes, those of the first sheet."""
     synthetic, classes = artifacts.load_synthetic(result.run), artifacts.load_statistics(result.dataset).classes
     snapshots = artifacts.load_snapshots(result.run)
-    frames = tuple(sheets(pixels, synthetic.labels, classes, rows=1)[0] for pixels in snapshots.pixels)
+    frames = tuple(sheets(pixels, synthetic.classes, classes, rows=1)[0] for pixels in snapshots.pixels)
     return Film(result, tuple(snapshots.iterations.tolist()), frames)
 
 
@@ -165,6 +166,11 @@ def _show(title: str, found: Sequence[Result]) -> None:
     for column in ("images", "validation, %", "test, %", "gain"):
         table.add_column(column, justify="right", no_wrap=True)
     for r in found:
-        scores = [f"{page.percent(a.mean)} ± {page.percent(a.std)}" for a in (r.val, r.test)]
-        table.add_row(r.run, f"{r.images:,}", *scores, "" if r.gain is None else page.points(r.gain))
+        table.add_row(
+            r.run,
+            f"{r.images:,}",
+            page.score(r.val),
+            page.score(r.test) + r.mark,
+            "" if r.gain is None else page.points(r.gain),
+        )
     progress.console.print(table)

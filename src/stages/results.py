@@ -9,7 +9,7 @@ from src.ground.errors import ArtifactError
 from src.ground.params import Params
 from src.ground.settings import Distillation, Experts
 from src.io import artifacts, files
-from src.io.page import Accuracy, Group, Result
+from src.io.page import Accuracy, Group, Matrix, Result
 
 METRICS = ("val_accuracy_mean", "val_accuracy_std", "test_accuracy_mean", "test_accuracy_std")
 
@@ -38,6 +38,7 @@ def _result(params: Params, name: str) -> Result:
         val=Accuracy(metrics["val_accuracy_mean"], metrics["val_accuracy_std"]),
         test=Accuracy(metrics["test_accuracy_mean"], metrics["test_accuracy_std"]),
         students=students,
+        selected=params.evaluate[run.evaluate].selects_on_test,
     )
 
 
@@ -50,6 +51,29 @@ def _scores(name: str) -> tuple[dict[str, float], tuple[float, ...]]:
         return {key: float(metrics[key]) for key in METRICS}, tuple(float(row["test_accuracy"]) for row in students)
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"the scores of run '{name}' in data/evaluate are damaged ({error!r}): {remedy}") from None
+
+
+def matrix(params: Params, results: Sequence[Result]) -> Matrix | None:
+    """Test accuracy of every network that a run with `cross` is scored with; None where there is no such run."""
+    crossed = {result: _network_scores(params, result.run) for result in results if params.runs[result.run].cross}
+    used = {network for scores in crossed.values() for network in scores}
+    networks = tuple(network for network in params.networks if network in used)
+    rows = tuple((result, tuple(scores.get(network) for network in networks)) for result, scores in crossed.items())
+    return Matrix(networks, rows) if crossed else None
+
+
+def _network_scores(params: Params, name: str) -> dict[str, Accuracy]:
+    """A run's test accuracies by network; raises ArtifactError where they are not those of the networks it has now."""
+    path, remedy = artifacts.networks_file(name), artifacts.remake("evaluate", name)
+    rows, run = files.read_csv(path, remedy), params.runs[name]
+    try:
+        found = {row["network"]: Accuracy(float(row["test_accuracy_mean"]), float(row["test_accuracy_std"])) for row in rows}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{path} is damaged ({error!r}): {remedy}") from None
+    wanted = [run.network, *run.cross]
+    if list(found) != wanted:
+        raise ArtifactError(f"{path} holds the networks {', '.join(found)}, not {', '.join(wanted)}: {remedy}")
+    return found
 
 
 def _parts(experts: Experts, distil: Distillation) -> tuple[int, ...]:

@@ -24,7 +24,7 @@ def describe(tracker: Tracker, params: Params, name: str) -> None:
     """Parameters of everything up to the synthetic set, inputs and links."""
     run = params.runs[name]
     distil = {"method": run.distill.method, **params.distillations[name].model_dump()}
-    tracker.params({"seed": params.seed, "run": run.model_dump(exclude={"distill", "evaluate"}), "distill": distil})
+    tracker.params({"seed": params.seed, "run": run.model_dump(exclude={"distill", "evaluate", "cross"}), "distill": distil})
     tracker.params({"experts": params.experts[run.experts].model_dump()})
     tracker.params({"network": params.networks[run.network].model_dump()})
     tracker.dataset(run.dataset, artifacts.split_file(run.dataset, "train"), "training")
@@ -50,7 +50,7 @@ def log_outputs(tracker: Tracker, params: Params, name: str) -> None:
     snapshots, synthetic = artifacts.load_snapshots(name), artifacts.load_synthetic(name)
     moments = list(zip(snapshots.iterations.tolist(), snapshots.pixels, strict=True))
     for iteration, pixels in moments or [(0, synthetic.pixels)]:
-        log_images(tracker, pixels, synthetic.labels, iteration)
+        log_images(tracker, pixels, synthetic.classes, iteration)
     if rows:
         _log_figure(tracker, rows)
     for path in (artifacts.synthetic_file(name), artifacts.snapshots_file(name), artifacts.history_file(name)):

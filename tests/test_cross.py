@@ -1,0 +1,275 @@
+"""Cross-architecture evaluation through a small real run: experts, a synthetic set, students of three networks, the report."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+import torch
+from torch import Tensor
+
+from src import cli
+from src.ground.errors import ArtifactError, UnknownNameError
+from src.ground.params import Params, load
+from src.ground.seeding import generator
+from src.io import artifacts, files
+from src.maths import networks, protocol, scores
+from src.maths.networks import FlatNetwork, ImageShape
+from src.stages import distill, evaluate, experts, plan_steps, prepare, report, results
+
+CPU = torch.device("cpu")
+SHAPE = ImageShape(1, 8, 10)
+CROSS = ("mlp", "bn")
+
+
+def raw_params() -> dict[str, Any]:
+    run = {"dataset": "digits", "network": "D2", "experts": "short", "evaluate": "mtt", "ipc": 2}
+    return {
+        "seed": 0,
+        "runtime": {"device": "cpu", "threads": 1, "compile": "off"},
+        "prepare": {"digits": {"source": "digits"}},
+        "networks": {
+            "bn": {"family": "VGG11", "width": 4, "norm": "batch"},
+            "D2": {"depth": 2, "width": 8},
+            "mlp": {"family": "MLP", "width": 16},
+            "lenet": {"family": "LeNet"},
+        },
+        "experts": {"short": {"dataset": "digits", "network": "D2", "count": 2, "epochs": 2, "lr": 0.05}},
+        "distill": {"mtt": {"initialisation": "random", "iterations": 2, "syn_steps": 2, "lr_init": 0.05}},
+        "evaluate": {
+            "mtt": {"students": 2, "epochs": 12, "augmentation": ["crop", "scale"]},
+            "best": {"students": 2, "epochs": 12, "augmentation": ["crop"], "score": "best_test", "test_every": 5},
+        },
+        "runs": {
+            "one": {**run, "distill": {"method": "mtt"}, "cross": list(CROSS)},
+            "best": {**run, "distill": {"method": "mtt"}, "evaluate": "best"},
+        },
+    }
+
+
+def change(place: str, value: Any) -> Params:
+    """The folder's params with one value changed, read anew; the file keeps its old text."""
+    file = Path("params.yaml")
+    before = file.read_text(encoding="utf-8")
+    raw = json.loads(before)
+    *parents, last = place.split("/")
+    functools.reduce(lambda node, key: node[key], parents, raw)[last] = value
+    file.write_text(json.dumps(raw), encoding="utf-8")
+    try:
+        return load()
+    finally:
+        file.write_text(before, encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def params(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Params]:
+    """The folder after all stages but the report."""
+    folder, before, store = tmp_path_factory.mktemp("work"), Path.cwd(), os.environ.pop("MLFLOW_TRACKING_URI", None)
+    root = os.environ.pop("DVC_ROOT", None)
+    os.chdir(folder)
+    Path("params.yaml").write_text(json.dumps(raw_params()), encoding="utf-8")  # JSON is YAML, too
+    found = load()
+    prepare.run(found, "digits")
+    experts.run(found, "short")
+    for name in found.runs:
+        distill.run(found, name)
+        evaluate.run(found, name)
+    yield found
+    os.chdir(before)
+    os.environ |= {k: v for k, v in {"MLFLOW_TRACKING_URI": store, "DVC_ROOT": root}.items() if v is not None}
+
+
+def scored(name: str = "one") -> dict[str, dict[str, float]]:
+    rows = files.read_csv(artifacts.networks_file(name), "")
+    return {row.pop("network"): {key: float(value) for key, value in row.items()} for row in rows}
+
+
+def tracked(name: str = "one") -> list[Any]:
+    client = mlflow.MlflowClient(f"sqlite:///{Path.cwd() / 'mlflow.db'}")
+    return [run for run in client.search_runs(["1"]) if run.info.run_name == name]
+
+
+def students_by_hand(params: Params, network: str) -> list[Any]:
+    """Trained students of the run `one`, one after the other; functions of images."""
+    synthetic, settings, found = artifacts.load_synthetic("one"), params.evaluate["mtt"], []
+    for student in range(settings.students):
+        module = networks.build(params.networks[network], SHAPE, generator(0, "evaluate", student, "initialisation"))
+        draws = generator(0, "evaluate", student, "training")
+        given = (synthetic.images, synthetic.labels, synthetic.syn_lr.item(), settings)
+        if network == "bn":
+            protocol.train_module(module, *given, draws)
+            found.append(module)
+        else:
+            flat, start = FlatNetwork(module), networks.flatten(module)[None]
+            (theta,) = protocol.train_students(flat, start, *given, [draws])
+            found.append(functools.partial(flat, theta))
+    return found
+
+
+def test_networks_come_in_order_with_the_metrics_columns(params: Params) -> None:
+    found = scored()
+    assert list(found) == ["D2", *CROSS]
+    columns = [f"{split}_accuracy_{figure}" for split in ("val", "test") for figure in ("mean", "std")]
+    assert all(list(row) == columns for row in found.values())
+    assert found["D2"] == pytest.approx(files.read_json(artifacts.metrics_file("one"), ""), rel=1e-8)
+    assert list(scored("best")) == ["D2"]
+    assert len({row["test_accuracy_mean"] for row in found.values()}) == 3
+
+
+@pytest.mark.parametrize("network", ["D2", *CROSS])
+def test_each_networks_students_have_the_same_streams(params: Params, network: str) -> None:
+    statistics = artifacts.load_statistics("digits")
+    for split in ("val", "test"):
+        real = artifacts.load_split("digits", split)
+        images = statistics.normalised(real)
+        accuracies = [
+            scores.accuracy(scores.predictions(student, images), real.labels) for student in students_by_hand(params, network)
+        ]
+        mean, std = scores.mean_and_std(accuracies)
+        row = scored()[network]
+        # side by side they round differently, which may turn an image in hundreds
+        assert row[f"{split}_accuracy_mean"] == pytest.approx(mean, abs=0.01)
+        assert row[f"{split}_accuracy_std"] == pytest.approx(std, abs=0.01)
+
+
+def test_cross_leaves_the_own_results_byte_for_byte(params: Params) -> None:
+    own = [file("one") for file in (artifacts.metrics_file, artifacts.students_file, artifacts.predictions_file)]
+    kept, crossed = [files.digest(path) for path in own], artifacts.networks_file("one").read_bytes()
+    evaluate.run(change("runs/one/cross", []), "one")
+    assert [files.digest(path) for path in own] == kept
+    assert artifacts.networks_file("one").read_bytes() == b"".join(crossed.splitlines(keepends=True)[:2])
+    evaluate.run(params, "one")
+    assert artifacts.networks_file("one").read_bytes() == crossed
+
+
+def test_mlflow_holds_the_crosses_in_the_runs_row(params: Params) -> None:
+    (row,) = tracked()
+    for network in CROSS:
+        for key, value in scored()[network].items():
+            assert row.data.metrics[f"cross/{network}/{key}"] == pytest.approx(value, rel=1e-8)
+    assert row.data.metrics["test_accuracy_mean"] == pytest.approx(scored()["D2"]["test_accuracy_mean"], rel=1e-8)
+    assert row.data.tags["ast.scored"] == "last epoch"
+    assert tracked("best")[0].data.tags["ast.scored"] == "best epoch on the test split"
+
+
+def everything() -> dict[Path, str]:
+    return {path: files.digest(path) for path in sorted(Path("data").rglob("*")) if path.is_file()}
+
+
+def command(words: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(sys, "argv", ["src.cli", *words.split()])
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    return int(stop.value.code or 0)
+
+
+def test_networks_named_on_the_command_line(
+    params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = everything()
+    assert command("evaluate --run one --networks lenet,D2", monkeypatch) == 0
+    shown = capsys.readouterr().err
+    assert everything() == before
+    (row,) = tracked()
+    own = scored()["D2"]
+    assert f"{100 * own['test_accuracy_mean']:.1f} ± {100 * own['test_accuracy_std']:.1f}" in shown
+    other = [row.data.metrics[f"cross/lenet/test_accuracy_{figure}"] for figure in ("mean", "std")]
+    assert f"{100 * other[0]:.1f} ± {100 * other[1]:.1f}" in shown
+    assert shown.index("lenet") < shown.index("D2  ")
+    assert "mlp" not in shown
+
+
+def test_a_network_that_was_redefined_opens_a_new_row(params: Params) -> None:
+    (first,) = tracked("best")
+    evaluate.score_networks(params, "best", ["mlp"])
+    (second,) = tracked("best")
+    assert first.info.run_id == second.info.run_id
+    evaluate.score_networks(change("networks/mlp/width", 8), "best", ["mlp"])
+    rows = tracked("best")
+    assert len(rows) == 2
+    assert len({row.data.metrics["cross/mlp/test_accuracy_mean"] for row in rows}) == 2
+
+
+def test_unknown_networks_are_answered_with_the_known(
+    params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UnknownNameError, match="no network is named 'resnet': choose one of bn, D2, mlp, lenet"):
+        evaluate.score_networks(params, "one", ["mlp", "resnet"])
+    assert command("evaluate --run one --networks mlp,,bn", monkeypatch) == 2
+    assert "Error: no network is named ''" in capsys.readouterr().err
+
+
+def test_the_best_epoch_on_the_test_split(params: Params, capsys: pytest.CaptureFixture[str]) -> None:
+    """By hand: the accuracies of the tested epochs, and the largest of them."""
+    synthetic, statistics, settings = (
+        artifacts.load_synthetic("best"),
+        artifacts.load_statistics("digits"),
+        params.evaluate["best"],
+    )
+    real = artifacts.load_split("digits", "test")
+    images, seen = statistics.normalised(real), []
+    fresh = [networks.build(params.networks["D2"], SHAPE, generator(0, "evaluate", s, "initialisation")) for s in range(2)]
+    flat, draws = FlatNetwork(fresh[0]), [generator(0, "evaluate", s, "training") for s in range(2)]
+
+    def note(thetas: Tensor) -> Tensor:
+        seen.append([scores.accuracy(scores.predictions(functools.partial(flat, t), images), real.labels) for t in thetas])
+        return torch.zeros(2, dtype=torch.float64)
+
+    thetas = torch.stack([networks.flatten(student) for student in fresh])
+    given = (synthetic.images, synthetic.labels, synthetic.syn_lr.item(), settings, draws)
+    protocol.train_students(flat, thetas, *given, score=note)
+    assert len(seen) == 3  # after epochs 5, 10 and 12
+    rows = files.read_csv(artifacts.students_file("best"), "")
+    assert [float(row["test_accuracy"]) for row in rows] == pytest.approx([max(one) for one in zip(*seen, strict=True)])
+    evaluate.score_networks(params, "best", ["bn"])
+    assert "each student's best epoch on the test split: it selects on that split" in capsys.readouterr().err
+
+
+def test_soft_labels_are_learned_by_all_kinds_of_students(params: Params) -> None:
+    synthetic, statistics = artifacts.load_synthetic("one"), artifacts.load_statistics("digits")
+    certain = torch.nn.functional.one_hot(synthetic.labels, 10).float()
+    for network in ("D2", "bn"):
+        hard, soft, vague = (
+            evaluate.predict_all(params, "one", network, replace(synthetic, labels=labels), statistics, CPU)[0]["test"]
+            for labels in (synthetic.labels, certain, torch.full_like(certain, 0.1))
+        )
+        assert (hard == soft).double().mean() > 0.99
+        assert (hard == vague).double().mean() < 0.9
+
+
+def test_the_report_has_a_matrix_and_marks_what_was_selected(params: Params) -> None:
+    report.run(params)
+    html, markdown = (artifacts.report_file(suffix).read_text(encoding="utf-8") for suffix in ("html", "md"))
+    own, best = scored(), scored("best")["D2"]
+    cells = [f"{100 * own[n]['test_accuracy_mean']:.1f} ± {100 * own[n]['test_accuracy_std']:.1f}" for n in ("bn", "D2", "mlp")]
+    (row,) = (line for line in markdown.splitlines() if line.startswith("| one") and cells[0] in line and cells[2] in line)
+    assert [cell.strip() for cell in row.split("|")[1:-1]] == ["one", *cells]
+    assert "lenet" not in markdown
+    assert all(cell.replace(" ", "&#8239;") in html for cell in cells)
+    selected = f"{100 * best['test_accuracy_mean']:.1f} ± {100 * best['test_accuracy_std']:.1f}†"
+    assert selected in markdown
+    assert selected.replace(" ", "&#8239;") in html
+    for text in (html, markdown):
+        assert "best epoch on the test split" in text.replace("&#39;", "'")
+    found = {result.run: result.selected for group in results.groups(params) for result in group.results}
+    assert found == {"one": False, "best": True}
+
+
+def test_a_report_of_networks_that_are_not_scored_yet_is_refused(params: Params) -> None:
+    with pytest.raises(ArtifactError, match=r"networks D2, mlp, bn, not D2, lenet: make it with .*evaluate --run one"):
+        report.run(change("runs/one/cross", ["lenet"]))
+
+
+def test_the_plan_counts_every_network(params: Params) -> None:
+    subject = plan_steps.subject_of(params, "one", CPU)
+    assert subject.cross == (params.networks["mlp"], params.networks["bn"])
+    assert plan_steps.evaluate(params.runtime, subject) > 0
