@@ -47,7 +47,7 @@ def _make_data() -> None:
     labels = torch.tensor([0, 1, 0, 1, 0])
     artifacts.save_split("digits", "train", Split(torch.zeros(5, 1, 4, 4, dtype=torch.uint8), labels), Record("split", {}))
     counts = {"train": {"a": 3, "b": 2}}
-    artifacts.save_statistics("digits", Statistics(("a", "b"), 1, 4, 16, (0.5,), (0.25,), counts, "0"))
+    artifacts.save_statistics("digits", Statistics(("a", "b"), 1, 4, 16, (0.5,), (0.25,), (0.5,), (0.25,), counts, "0", ()))
 
 
 def _make_experts(params: Params, name: str) -> None:
