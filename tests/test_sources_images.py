@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import tarfile
 import tempfile
 import zipfile
 import zlib
@@ -280,6 +281,24 @@ def test_a_damaged_member_is_a_broken_image(tmp_path: Path) -> None:
     content[info.header_offset + 30 + len(info.filename) + 60] ^= 0xFF
     path.write_bytes(content)
     assert read(path, skip_broken=True).skipped == ("train/dog/3.png",)
+
+
+def test_archives_with_links_or_a_password_are_refused(tmp_path: Path) -> None:
+    files = {"a/1.png": IMAGE, "b/1.png": IMAGE}
+    with tarfile.open(pictures.write_tar(tmp_path / "made.tar", files), "a") as archive:
+        link = tarfile.TarInfo("b/2.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    with pytest.raises(DataError, match=r"holds 'b/2\.png', which is no file but a link"):
+        read(tmp_path / "made.tar")
+    path = pictures.write_zip(tmp_path / "made.zip", files)
+    content = bytearray(path.read_bytes())
+    for place in range(len(content)):
+        if content[place : place + 4] == b"PK\x01\x02":
+            content[place + 8] |= 1  # encrypted
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"made\.zip is encrypted: pack the images without a password"):
+        read(path)
 
 
 X, Y = pictures.splits(names=("train",))["train"]

@@ -85,6 +85,9 @@ class Tar:
                     content = archive.extractfile(member)
                     # in memory, as going back in a compressed archive means reading it from its start
                     yield name, io.BytesIO(content.read() if content else b"")
+                    wanted.remove(name)
+                if not wanted:
+                    break
 
     def _name(self, member: tarfile.TarInfo) -> str:
         name = _safe(self.path, member.name)

@@ -25,7 +25,7 @@ from src.io.sources.raw import Bytes, Encoded, Labels, Plain, RawSplit
 
 BATCH = 256  # encoded images held at once
 SHOWN = 2000  # from so many images on progress is shown
-THREADED_PIXELS = 64 * 64  # of a mean image; smaller ones take longer to hand over than to decode
+THREADED_PIXELS = 96 * 96  # of a mean image; smaller ones take longer to hand over than to decode
 
 Places = NDArray[np.int64]
 Content = tuple[int, bytes | str]  # place in the split; encoded image, or why its bytes can't be had

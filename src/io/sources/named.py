@@ -14,6 +14,7 @@ from src.ground.errors import DataError
 from src.io.artifacts import DATA
 from src.io.sources import downloads, forms, idx, imagenet, published
 from src.io.sources.raw import Plain, Raw
+from src.io.sources.trees import hidden
 
 FOLDER = DATA / "sources"
 VARIABLE = "AST_DATA"  # names a folder of data sets
@@ -64,7 +65,7 @@ def _bases() -> Iterator[Path]:
 
 
 def _is_filled(folder: Path) -> bool:
-    return folder.is_dir() and any(folder.iterdir())
+    return folder.is_dir() and any(not hidden(path.name) for path in folder.iterdir())
 
 
 def _any_form(name: str, folder: Path) -> Raw:
