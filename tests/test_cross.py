@@ -18,7 +18,7 @@ from torch import Tensor
 
 from src import cli
 from src.ground.errors import ArtifactError, UnknownNameError
-from src.ground.params import Params, load
+from src.ground.params import Params, load, parse
 from src.ground.seeding import generator
 from src.io import artifacts, files
 from src.maths import networks, protocol, scores
@@ -244,6 +244,20 @@ def test_soft_labels_are_learned_by_all_kinds_of_students(params: Params) -> Non
         )
         assert (hard == soft).double().mean() > 0.99
         assert (hard == vague).double().mean() < 0.9
+
+
+def test_other_families_are_matched_too(params: Params) -> None:
+    """Experts of a ResNet18 and images learned with it."""
+    changed = raw_params()
+    changed["networks"]["resnet"] = {"family": "ResNet18", "width": 4}
+    changed["experts"]["deep"] = changed["experts"]["short"] | {"network": "resnet", "count": 1, "batch_size": 1024}
+    changed["runs"]["deep"] = changed["runs"]["best"] | {"network": "resnet", "experts": "deep"}
+    deep = parse(changed)
+    experts.run(deep, "deep")
+    distill.run(deep, "deep")
+    first, *_, last = artifacts.load_snapshots("deep").images
+    assert last.isfinite().all()
+    assert not torch.equal(first, last)
 
 
 def test_the_report_has_a_matrix_and_marks_what_was_selected(params: Params) -> None:
