@@ -94,16 +94,27 @@ def distill(run: RunOption = None, plan: PlanOption = False) -> None:
 
 
 @app.command()
-def evaluate(run: RunOption = None, networks: NetworksOption = None) -> None:
+def evaluate(
+    run: RunOption = None,
+    networks: NetworksOption = None,
+    file: Annotated[
+        Path | None,
+        typer.Option("--from", dir_okay=False, help="Score this synthetic set as the run's; prints, and keeps nothing."),
+    ] = None,
+) -> None:
     """Train fresh students on a run's synthetic set and score them on the validation and test splits."""
     from src.ground.params import load
 
     params = load()
     from src.stages import evaluate as stage
 
+    named = [] if networks is None else [name.strip() for name in networks.split(",")]
+    if file is not None:
+        if run is None:
+            raise UserError("--from needs --run, whose data set and protocol it is scored with: name one")
+        return stage.score_file(params, run, named, file)
     if networks is None:
         return _each(stage.run, params, run, params.runs)
-    named = [name.strip() for name in networks.split(",")]
     return _each(lambda params, name: stage.score_networks(params, name, named), params, run, params.runs)
 
 

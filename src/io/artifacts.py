@@ -241,9 +241,14 @@ def save_synthetic(run: str, value: SyntheticSet, record: Record) -> None:
 
 
 def load_synthetic(run: str) -> SyntheticSet:
+    return read_synthetic(synthetic_file(run), remake("distill", run))
+
+
+def read_synthetic(path: Path, remedy: str) -> SyntheticSet:
+    """The synthetic set of any file."""
     dtypes: dict[str, torch.dtype | tuple[torch.dtype, ...]] = {"labels": (torch.int64, torch.float32)}
     dtypes |= {"pixels": torch.float32, "syn_lr": torch.float32}
-    return SyntheticSet(**_load(synthetic_file(run), "synthetic set", remake("distill", run), dtypes))
+    return SyntheticSet(**_load(path, "synthetic set", remedy, dtypes))
 
 
 def save_snapshots(run: str, value: Snapshots, record: Record) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 from src.ground import runtime
+from src.ground.errors import ArtifactError
 from src.ground.params import Params
 from src.io import artifacts, cost, files, progress, tracking, workers
 from src.io.artifacts import Statistics, SyntheticSet
@@ -60,6 +62,32 @@ def score_networks(params: Params, name: str, networks: Sequence[str]) -> None:
         summaries = {network: _summary(own) for network, own in _accuracies(params, name, found).items()}
         _log_scores(tracker, params, name, summaries)
     _show(params, name, summaries)
+
+
+def score_file(params: Params, name: str, networks: Sequence[str], path: Path) -> None:
+    """Score the synthetic set of any file under the data set and protocol of the run `name`: on the screen alone."""
+    run = params.run(name)
+    device, statistics = runtime.start(params.runtime), artifacts.load_statistics(run.dataset)
+    synthetic = artifacts.read_synthetic(path, "give a file that `export` or `distill` wrote")
+    _check_fit(path, synthetic, statistics)
+    for network in networks:
+        params.network(network)
+    chosen = networks or [run.network]
+    found = {network: predict_all(params, name, network, synthetic, statistics, device)[0] for network in chosen}
+    summaries = {network: _summary(own) for network, own in _accuracies(params, name, found).items()}
+    _show(params, name, summaries)
+
+
+def _check_fit(path: Path, synthetic: SyntheticSet, statistics: Statistics) -> None:
+    """Raises ArtifactError where the set's images or classes are not the data set's."""
+    wanted = (statistics.channels, statistics.size, statistics.size)
+    classes, highest = len(statistics.classes), int(synthetic.classes.max()) + 1
+    if synthetic.pixels.shape[1:] != wanted or len(synthetic.labels) != len(synthetic.pixels) or highest > classes:
+        shape = "x".join(str(side) for side in synthetic.pixels.shape[1:])
+        raise ArtifactError(
+            f"{path} holds {shape} images of {highest} classes or more, the data set has "
+            f"{'x'.join(str(side) for side in wanted)} images of {classes}: choose a run on the set's own data"
+        )
 
 
 def _inputs(params: Params, name: str) -> tuple[Statistics, SyntheticSet]:

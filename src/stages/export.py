@@ -29,13 +29,13 @@ def run(params: Params, name: str, folder: Path) -> None:
         raise UserError(f"--to {folder}: is there already and is not an empty folder: name another one, or delete it")
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(path, folder / "synthetic.safetensors")
-    _save_pictures(folder, synthetic.pixels, synthetic.labels, statistics)
+    _save_pictures(folder, synthetic.pixels, synthetic.classes)
     files.write_json(folder / "set.json", _card(params, name, statistics, synthetic.syn_lr.item(), len(synthetic.labels)))
     progress.say(f"{name}: {len(synthetic.labels)} images in {folder}")
 
 
-def _save_pictures(folder: Path, pixels: Tensor, labels: Tensor, statistics: Statistics) -> None:
-    """PNG files, a folder a class; what leaves [0, 1] is cut off there, and only there."""
+def _save_pictures(folder: Path, pixels: Tensor, labels: Tensor) -> None:
+    """PNG files, a folder a class by its index; what leaves [0, 1] is cut off there, and only there."""
     whole = (pixels.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     numbers: dict[int, int] = {}
     for image, label in zip(whole, labels.tolist(), strict=True):
@@ -54,7 +54,7 @@ def _card(params: Params, name: str, statistics: Statistics, syn_lr: float, coun
         "dataset": {"name": run.dataset, "classes": statistics.classes, "mean": statistics.mean, "std": statistics.std},
         "tensors": {
             "pixels": f"{shape} float32, 0 black, 1 white, not bound to either",
-            "labels": f"({count},) int64, indices of the classes; the picture folders bear them",
+            "labels": f"({count},) int64, indices of the classes; or ({count}, K) float32, their probabilities",
             "syn_lr": "() float32, the students' learning rate",
         },
         "syn_lr": syn_lr,

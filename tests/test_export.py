@@ -1,0 +1,115 @@
+"""A synthetic set that leaves the repository and comes back: the same pixels, and the same accuracy under any whitening."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from src import cli
+from src.ground.params import load, parse
+from src.io import artifacts
+from src.io.artifacts import Record, SyntheticSet
+from src.stages import distill, evaluate, experts, prepare
+from tests.imports import ROOT
+
+RUN = "digits-ipc1-ast"
+
+
+def command(words: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(sys, "argv", ["src.cli", *words.split()])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    return int(stop.value.code or 0)
+
+
+@pytest.fixture(params=["none", "zca"])
+def made(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, valid_params: dict[str, Any]) -> Path:
+    """A folder where a small run is distilled and evaluated, from whitened images or not."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    valid_params["prepare"]["digits"]["whitening"] = request.param
+    valid_params["runtime"]["workers"] = 1
+    valid_params["evaluate"]["mtt"] = {"students": 2, "epochs": 40}
+    valid_params["runs"] = {"one": valid_params["runs"]["one"]}
+    Path("params.yaml").write_text(json.dumps(valid_params), encoding="utf-8")
+    params = parse(valid_params)
+    prepare.run(params, "digits")
+    experts.run(params, "smooth")
+    distill.run(params, "one")
+    evaluate.run(params, "one")
+    return tmp_path
+
+
+def test_an_exported_set_scores_as_before(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("export --run one --to out", monkeypatch) == 0
+    metrics = json.loads(artifacts.metrics_file("one").read_text())
+    card = json.loads((made / "out" / "set.json").read_text())
+    assert card["accuracy"] == metrics
+    before = sorted(Path("data").rglob("*"))
+    capsys.readouterr()
+    assert command("evaluate --run one --from out/synthetic.safetensors", monkeypatch) == 0
+    mean, std = (100 * metrics[f"test_accuracy_{figure}"] for figure in ("mean", "std"))
+    assert f"{mean:.1f} ± {std:.1f}" in capsys.readouterr().err
+    assert sorted(Path("data").rglob("*")) == before
+
+
+def test_the_tensors_are_pixels(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Undistilled images are the data set's own, whatever whitening the networks saw."""
+    assert command("export --run one --to out", monkeypatch) == 0
+    first = artifacts.load_snapshots("one").pixels[0]
+    real = artifacts.load_split("digits", "train").images / 16
+    nearest = torch.cdist(first.flatten(1), real.flatten(1), compute_mode="donot_use_mm_for_euclid_dist").min(dim=1).values
+    assert nearest.max() < 1e-4
+    pictures = sorted((made / "out" / "images").rglob("*.png"))
+    assert [path.parent.name for path in pictures] == [f"{k:04d}" for k in range(10)]
+    shown = torch.from_numpy(np.stack([np.asarray(Image.open(path)) for path in pictures])).unsqueeze(1) / 255
+    expected = artifacts.read_synthetic(made / "out" / "synthetic.safetensors", "").pixels.clamp(0, 1)
+    assert (shown - expected).abs().max() <= 0.5 / 255 + 1e-6
+
+
+def test_a_folder_with_files_is_left_alone(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (made / "mine").mkdir()
+    (made / "mine" / "thesis.txt").write_text("dear")
+    assert command("export --run one --to mine", monkeypatch) == 1
+    assert "is not an empty folder" in capsys.readouterr().err
+    assert [path.name for path in (made / "mine").iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    ("pixels", "labels"), [(torch.zeros(2, 3, 8, 8), torch.tensor([0, 1])), (torch.zeros(1, 1, 8, 8), torch.tensor([10]))]
+)
+def test_another_data_sets_images_are_refused(
+    pixels: torch.Tensor, labels: torch.Tensor, made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    artifacts.save_synthetic("other", SyntheticSet(pixels, labels, torch.tensor(0.01)), Record("synthetic set", {}))
+    assert command(f"evaluate --run one --from {artifacts.synthetic_file('other')}", monkeypatch) == 1
+    assert "choose a run on the set's own data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("evaluate --from out.safetensors", "--from needs --run"),
+        (f"evaluate --run {RUN} --from nowhere.safetensors", "nowhere.safetensors is missing"),
+        (f"evaluate --run {RUN} --from params.yaml", "params.yaml is damaged or no safetensors file"),
+    ],
+)
+def test_what_can_not_be_scored_is_a_sentence(
+    words: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text((ROOT / "params.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    prepare.run(load(), "digits")
+    assert command(words, monkeypatch) == 1
+    assert sentence in capsys.readouterr().err
