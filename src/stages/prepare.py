@@ -15,7 +15,7 @@ from src.ground.settings import Dataset
 from src.io import artifacts, progress
 from src.io.artifacts import Record, Split, Statistics
 from src.io.sources import reading
-from src.io.sources.reading import RealSplit, Source
+from src.io.sources.reading import Source
 from src.maths import initialisation, pixels
 from src.maths.pixels import Space
 
@@ -50,7 +50,7 @@ def _splits(name: str, source: Source, settings: Dataset, state: int) -> Mapping
     if settings.train_images is not None:
         train = _keep(name, train, given.labels.numpy(), settings.train_images, state)
     parts = {"train": _take(given, train)}
-    return parts | {s: _take(given, cut[s]) if s in cut else Split(**vars(source.splits[s])) for s in ("val", "test")}
+    return parts | {s: _take(given, cut[s]) if s in cut else source.splits[s] for s in ("val", "test")}
 
 
 def _cut(name: str, index: Indices, labels: Indices, size: float | int, state: int) -> tuple[Indices, Indices]:
@@ -69,7 +69,7 @@ def _keep(name: str, index: Indices, labels: Indices, count: int, state: int) ->
     return _cut(name, index, labels, len(index) - count, state)[0]
 
 
-def _take(given: RealSplit, index: Indices) -> Split:
+def _take(given: Split, index: Indices) -> Split:
     return Split(given.images[index], given.labels[index])
 
 

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from src.ground.errors import DataError
 from src.ground.settings import Dataset
+from src.io.artifacts import Split
 from src.io.sources import decoding, named, raw
 from src.io.sources.decoding import Decoded, Survey
 from src.io.sources.images import Shape
@@ -23,20 +23,12 @@ NAMED_BROKEN = 5  # of the broken images an error sentence names so many
 
 
 @dataclass(frozen=True)
-class RealSplit:
-    """Real images of one split: integers (N, C, H, W), pixel = integer / pixel_max; labels (N,), ascending."""
-
-    images: Tensor  # uint8
-    labels: Tensor  # int64
-
-
-@dataclass(frozen=True)
 class Source:
     """A data set, by class and within a class in the source's own order, so that no form of storing it changes a byte."""
 
     classes: tuple[str, ...]
     pixel_max: int
-    splits: Mapping[str, RealSplit]  # train always; val and test where the source has them
+    splits: Mapping[str, Split]  # train always; val and test where the source has them; labels ascend
     skipped: tuple[str, ...]  # broken images that were left out
 
     def sha256(self) -> str:
@@ -81,7 +73,7 @@ def decoded(found: Raw, surveys: Mapping[str, Survey], settings: Dataset, name: 
     if broken and not settings.skip_broken:
         raise DataError(_sentence(broken, name))
     _check_left(found, splits)
-    tensors = {split: RealSplit(torch.from_numpy(v.images), torch.from_numpy(v.labels)) for split, v in splits.items()}
+    tensors = {split: Split(torch.from_numpy(v.images), torch.from_numpy(v.labels)) for split, v in splits.items()}
     return Source(found.classes, found.pixel_max, tensors, tuple(broken))
 
 
