@@ -47,7 +47,8 @@ class Zip:
 
     def listing(self) -> Listing:
         with _damage(self.path), zipfile.ZipFile(self.path) as archive:
-            members = [(_safe(self.path, info.filename), info.is_dir()) for info in archive.infolist()]
+            # ZipInfo.is_dir() fails where a damaged member has no name
+            members = [(_safe(self.path, info.filename), info.filename.endswith("/")) for info in archive.infolist()]
         return _listing(members)
 
     def streams(self, files: Iterable[str]) -> Iterator[tuple[str, BinaryIO]]:
