@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +32,16 @@ class Way:
     bfloat16: bool
     flops: float  # floating-point operations of all students
     note: str  # what a user should know of the choice
+
+
+@dataclass(frozen=True)
+class Students:
+    """What the training of G students carries from one epoch to the next. Epochs write to none of its tensors."""
+
+    thetas: Tensor  # (G, P)
+    momenta: Tensor  # (G, P)
+    draws: Tensor  # (G, bytes), the states of their generators
+    epochs: int = 0  # finished
 
 
 def choose(asked: Runtime, device: torch.device, settings: Protocol, images: int, forward_flops: float) -> Way:
@@ -91,21 +101,43 @@ def train_students(
     student's parameters stop being finite.
     """
     gradients = gradients or side_by_side(Derivatives(network).loss)
-    momenta = torch.zeros_like(thetas)
-    for epoch in range(settings.epochs):
+    for students in epochs(start(thetas, generators), images, labels, syn_lr, settings, gradients):
+        thetas = students.thetas
+        on_epoch()
+    return thetas
+
+
+def start(thetas: Tensor, generators: Sequence[torch.Generator]) -> Students:
+    """Students before their first epoch."""
+    return Students(thetas, torch.zeros_like(thetas), torch.stack([one.get_state() for one in generators]))
+
+
+def epochs(
+    students: Students, images: Tensor, labels: Tensor, syn_lr: float, settings: Protocol, gradients: Gradients
+) -> Iterator[Students]:
+    """The students after each further epoch. Raises DivergenceError where a student's parameters stop being finite."""
+    for epoch in range(students.epochs, settings.epochs):
         lr = syn_lr * (settings.lr_drop_factor if epoch > settings.epochs // 2 else 1.0)
+        generators = [_generator(state) for state in students.draws]
+        thetas, momenta = students.thetas, students.momenta
         orders = torch.stack([torch.randperm(len(images), generator=g) for g in generators])  # (G, S)
         for index in orders.split(settings.batch_size, dim=1):
             batch = _augmented(images, index, settings, generators)
             gradient = gradients(thetas, batch, labels[index.to(labels.device)])
             momenta = settings.momentum * momenta + gradient + settings.weight_decay * thetas
             thetas = thetas - lr * momenta
-        on_epoch()
-    if not torch.isfinite(thetas).all():
-        raise DivergenceError(
-            f"students diverged in {settings.epochs} epochs with syn_lr {syn_lr:g}: lower the run's lr_init or lr_lr"
-        )
-    return thetas
+        if not torch.isfinite(thetas).all():
+            raise DivergenceError(
+                f"students diverged in epoch {epoch + 1} with syn_lr {syn_lr:g}: lower the run's lr_init or lr_lr"
+            )
+        students = Students(thetas, momenta, torch.stack([one.get_state() for one in generators]), epoch + 1)
+        yield students
+
+
+def _generator(state: Tensor) -> torch.Generator:
+    generator = torch.Generator()
+    generator.set_state(state)
+    return generator
 
 
 def _augmented(images: Tensor, index: Tensor, settings: Protocol, generators: Sequence[torch.Generator]) -> Tensor:

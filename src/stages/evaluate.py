@@ -14,16 +14,17 @@ from src.ground import runtime
 from src.ground.params import Params
 from src.ground.seeding import generator
 from src.ground.settings import Network, Protocol
-from src.io import artifacts, cost, files, progress, tracking, workers
+from src.io import artifacts, checkpoints, cost, files, progress, stopping, tracking, workers
 from src.io.artifacts import Statistics, SyntheticSet
+from src.io.checkpoints import Stored, Work
 from src.io.progress import Advance
 from src.io.workers import Array
 from src.maths import networks, protocol, scores
-from src.maths.derivatives import forward_flops
+from src.maths.derivatives import Logits, forward_flops
 from src.maths.networks import FlatNetwork, ImageShape
-from src.maths.protocol import Gradients, Way
-from src.stages import run_log
-from src.stages.records import synthetic_settings
+from src.maths.protocol import Gradients, Students, Way
+from src.stages import run_log, work
+from src.stages.records import students_record, synthetic_settings
 
 SPLITS = ("val", "test")
 
@@ -41,11 +42,18 @@ class Training:
     images: Array  # (S, C, H, W), synthetic
     labels: Array  # (S,)
     syn_lr: float
+    work: Work
 
 
 def run(params: Params, name: str) -> None:
-    """Evaluate the run `name`."""
-    settings = params.run(name)
+    """Evaluate the run `name`, from its students' checkpoints where there are any."""
+    params.run(name)
+    with checkpoints.at_work("evaluate", name):
+        _run(params, name)
+
+
+def _run(params: Params, name: str) -> None:
+    settings = params.runs[name]
     device = runtime.start(params.runtime)
     statistics = artifacts.load_statistics(settings.dataset)
     path = artifacts.synthetic_file(name)
@@ -66,6 +74,7 @@ def run(params: Params, name: str) -> None:
         _save(name, students, summary, predicted["test"], labels["test"], statistics)
         cost.keep(artifacts.metrics_file(name), spent)
         _log(tracker, params, name, summary)
+    checkpoints.forget("evaluate", name)
     _show(name, summary)
 
 
@@ -82,11 +91,15 @@ def predict_all(
     training = Training(
         run.dataset, settings, spec, statistics.shape, params.seed, way,
         space.normalise(synthetic.pixels).numpy(), synthetic.labels.numpy(), synthetic.syn_lr.item(),
+        work.of(params, "evaluate", name, students_record(params, name), device, way.compiled),
     )  # fmt: skip
     groups = 1 if way.together else settings.students
     processes = workers.processes(params.runtime, device, groups, way.flops)
-    work = functools.partial(_train_group, training)
-    found, peak = workers.each(work, groups, params.runtime, processes, f"evaluate {name}", groups * settings.epochs)
+    units, before = groups * settings.epochs, _epochs_before(training, groups)
+    if before:
+        progress.say(f"{name}: resumed at {before} of {units} epochs")
+    train_group = functools.partial(_train_group, training)
+    found, peak = workers.each(train_group, groups, params.runtime, processes, f"evaluate {name}", units, before)
     return {split: torch.cat([torch.from_numpy(group[split]) for group in found]) for split in SPLITS}, peak
 
 
@@ -96,32 +109,60 @@ def _forward_flops(spec: Network, shape: ImageShape) -> int:
     return forward_flops(network, torch.zeros(network.dimension), torch.zeros(1, shape.channels, shape.size, shape.size))
 
 
+def _epochs_before(training: Training, groups: int) -> int:
+    """Epochs of all students that earlier processes finished."""
+    return sum(training.work.checkpoint(group).facts().get("epochs", 0) for group in range(groups))
+
+
 def _train_group(training: Training, index: int, device: torch.device, advance: Advance) -> dict[str, Array]:
-    """Train one student or all, wherever joblib puts them; the classes (g, N) they then predict of each split."""
-    seed, shape = training.seed, training.shape
-    group = range(training.settings.students) if training.way.together else (index,)
-    fresh = [networks.build(training.spec, shape, generator(seed, "evaluate", s, "initialisation")) for s in group]
-    thetas = torch.stack([networks.flatten(student) for student in fresh]).to(device)  # (g, P)
-    draws = [generator(seed, "evaluate", student, "training") for student in group]
+    """Train one student or all, wherever joblib puts them; the classes (g, N) they then predict of each split.
+
+    What an earlier process finished is kept, and what it began is continued.
+    """
+    checkpoint = training.work.checkpoint(index)
+    stored = checkpoint.load()
+    if stored is not None and "thetas" not in stored[0]:
+        return {split: stored[0][split].numpy() for split in SPLITS}
     images, labels = (torch.from_numpy(array).to(device) for array in (training.images, training.labels))
-    network, gradients = _derivative(training.spec, shape, device, training.way)
-    trained = protocol.train_students(
-        network, thetas, images, labels, training.syn_lr, training.settings, draws, advance, gradients
-    )
-    return {split: _predict(training, split, network, trained) for split in SPLITS}
+    network, gradients = _derivative(training.spec, training.shape, device, training.way)
+    students = _resumed(stored, device) if stored else _first(training, index, device)
+    with checkpoint.kept() as keep:
+        for students in protocol.epochs(students, images, labels, training.syn_lr, training.settings, gradients):  # noqa: B020
+            keep(functools.partial(_stored, students))
+            advance()
+        predicted = {split: _predict(training, split, network, students.thetas) for split in SPLITS}
+    checkpoint.save(predicted, {"epochs": students.epochs})
+    return {split: classes.numpy() for split, classes in predicted.items()}
+
+
+def _first(training: Training, index: int, device: torch.device) -> Students:
+    """One student or all before their first epoch."""
+    seed, group = training.seed, range(training.settings.students) if training.way.together else (index,)
+    fresh = [networks.build(training.spec, training.shape, generator(seed, "evaluate", s, "initialisation")) for s in group]
+    thetas = torch.stack([networks.flatten(student) for student in fresh]).to(device)  # (g, P)
+    return protocol.start(thetas, [generator(seed, "evaluate", student, "training") for student in group])
+
+
+def _stored(students: Students) -> Stored:
+    return {"thetas": students.thetas, "momenta": students.momenta, "draws": students.draws}, {"epochs": students.epochs}
+
+
+def _resumed(stored: Stored, device: torch.device) -> Students:
+    tensors, facts = stored
+    return Students(tensors["thetas"].to(device), tensors["momenta"].to(device), tensors["draws"], facts["epochs"])
 
 
 @functools.cache
-def _derivative(spec: Network, shape: ImageShape, device: torch.device, way: Way) -> tuple[FlatNetwork, Gradients]:
+def _derivative(spec: Network, shape: ImageShape, device: torch.device, way: Way) -> tuple[Logits, Gradients]:
     """The network as a function and its derivative; a process compiles it once for all students it trains."""
     network = FlatNetwork(networks.build(spec, shape, torch.Generator()).to(device))
-    return network, protocol.derivative(network, way)
+    return stopping.interruptible(network), stopping.interruptible(protocol.derivative(network, way))
 
 
-def _predict(training: Training, split: str, network: FlatNetwork, thetas: Tensor) -> Array:
+def _predict(training: Training, split: str, network: Logits, thetas: Tensor) -> Tensor:
     """Predicted classes (g, N) of every student."""
     images = artifacts.load_inputs(training.dataset, split)[0].to(thetas.device)
-    return torch.stack([scores.predictions(functools.partial(network, theta), images) for theta in thetas]).cpu().numpy()
+    return torch.stack([scores.predictions(functools.partial(network, theta), images) for theta in thetas]).cpu()
 
 
 def _accuracies(predicted: dict[str, Tensor], labels: dict[str, Tensor]) -> list[dict[str, Any]]:
