@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.ground.errors import DivergenceError
+from src.ground.seeding import continued
 from src.ground.settings import Experts
 from src.maths import augmentation, networks, smoothness
 from src.maths.networks import FlatNetwork
@@ -116,8 +117,7 @@ def check(state: State, settings: Experts) -> None:
 
 def _step(state: State, images: Tensor, labels: Tensor, settings: Experts, gradient: Gradient, chunk: int | None) -> State:
     """One step on the next batch of the epoch's order; a new order is drawn where the last one is used up."""
-    generator = torch.Generator()
-    generator.set_state(state.draws)
+    generator = continued(state.draws)
     pending, figures = state.pending, state.figures
     if state.between_epochs:
         pending, figures = torch.randperm(len(images), generator=generator), figures[:0]

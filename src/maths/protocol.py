@@ -11,6 +11,7 @@ from torch.func import grad, vmap
 
 from src.ground import runtime
 from src.ground.errors import DivergenceError
+from src.ground.seeding import continued
 from src.ground.settings import Protocol, Runtime
 from src.maths import augmentation
 from src.maths.derivatives import Derivatives, Logits
@@ -118,7 +119,7 @@ def epochs(
     """The students after each further epoch. Raises DivergenceError where a student's parameters stop being finite."""
     for epoch in range(students.epochs, settings.epochs):
         lr = syn_lr * (settings.lr_drop_factor if epoch > settings.epochs // 2 else 1.0)
-        generators = [_generator(state) for state in students.draws]
+        generators = [continued(state) for state in students.draws]
         thetas, momenta = students.thetas, students.momenta
         orders = torch.stack([torch.randperm(len(images), generator=g) for g in generators])  # (G, S)
         for index in orders.split(settings.batch_size, dim=1):
@@ -132,12 +133,6 @@ def epochs(
             )
         students = Students(thetas, momenta, torch.stack([one.get_state() for one in generators]), epoch + 1)
         yield students
-
-
-def _generator(state: Tensor) -> torch.Generator:
-    generator = torch.Generator()
-    generator.set_state(state)
-    return generator
 
 
 def _augmented(images: Tensor, index: Tensor, settings: Protocol, generators: Sequence[torch.Generator]) -> Tensor:
