@@ -46,6 +46,5 @@ def students_record(params: Params, name: str) -> Record:
         "network": params.networks[run.network].model_dump(),
         "evaluate": params.evaluate[run.evaluate].model_dump(mode="json"),
     }
-    inputs = [artifacts.synthetic_file(name), artifacts.space_file(run.dataset)]
-    inputs += [artifacts.split_file(run.dataset, split) for split in ("val", "test")]
+    inputs = (artifacts.synthetic_file(name), artifacts.dataset_folder(run.dataset))
     return Record("students", settings, {path.as_posix(): files.digest(path) for path in inputs})
