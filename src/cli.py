@@ -264,7 +264,7 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        sentence = str(error).capitalize() if isinstance(error, InterruptedWorkError) else f"Error: {error}"
+        sentence = str(error) if isinstance(error, InterruptedWorkError) else f"Error: {error}"
         Console(stderr=True, highlight=False).print(sentence, style="red", markup=False, soft_wrap=True)
         sys.exit(error.exit_code)
 

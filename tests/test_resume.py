@@ -173,7 +173,7 @@ def test_asked_to_stop_it_keeps_its_work(stage: str, number: signal.Signals, fin
     code, errors = ended(process)
     assert time.monotonic() - start < 10
     assert code == 128 + number, errors
-    assert errors.count(f"Stopped by {number.name.lower()}: what is done is kept") == 1
+    assert errors.count(f"Stopped by {number.name}: what is done is kept") == 1
     assert "Traceback" not in errors
     assert [run.info.status for run in runs(folder)] == ["KILLED"]
     code, errors = ended(begin(folder, *words(stage)))
@@ -255,6 +255,7 @@ def test_the_same_work_twice_at_once_is_refused(finished: Path, folder: Path) ->
     forget(folder, "distill")
     process = begin(folder, *words("distill"))
     assert after_checkpoints(process, folder, "distill", 1)
+    process.send_signal(signal.SIGSTOP)
     second = call(folder, *words("distill"))
     assert second.returncode == 1
     assert f"distill {RUN} is being made by another process: wait for its end, or stop it" in second.stderr

@@ -78,7 +78,7 @@ def check() -> None:
     """Raises InterruptedWorkError where this process was asked to stop."""
     if requested():
         found = _mark.signal or signal.SIGTERM
-        error = InterruptedWorkError(f"stopped by {found.name}: what is done is kept, and the same command goes on from there")
+        error = InterruptedWorkError(f"Stopped by {found.name}: what is done is kept, and the same command goes on from there")
         error.exit_code = 128 + found  # as shells count
         raise error
 

@@ -127,17 +127,13 @@ def train_all(
         params.runtime.precision == "bfloat16", compiled, train, val,
     )  # fmt: skip
     processes = workers.processes(params.runtime, device, settings.count, flops)
-    units, before = settings.count * settings.last_epoch, _epochs_before(training)
-    if before:
+    units, earlier = settings.count * settings.last_epoch, [training.work.checkpoint(i).facts() for i in range(settings.count)]
+    before = sum(len(facts["rows"]) for facts in earlier if facts)
+    if any(earlier):
         progress.say(f"{name}: resumed at {before} of {units} epochs of {settings.count} experts")
     train_one = functools.partial(_train_one, training)
     found, peak = workers.each(train_one, settings.count, params.runtime, processes, f"experts {name}", units, before)
     return [row for rows in found for row in rows], peak
-
-
-def _epochs_before(training: Training) -> int:
-    """Epochs of all experts that earlier processes finished."""
-    return sum(len(training.work.checkpoint(index).facts().get("rows", ())) for index in range(training.settings.count))
 
 
 def _arrays(dataset: str, split: str) -> tuple[Array, Array]:
