@@ -78,6 +78,18 @@ def test_other_definitions_have_other_files() -> None:
     assert replace(WORK, seconds=9.0).checkpoint().path == WORK.checkpoint().path
 
 
+def test_seconds_add_up_over_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: now[0])
+    for process in range(3):
+        checkpoint = WORK.checkpoint()
+        checkpoint.load()
+        assert checkpoint.seconds_before == 10.0 * process
+        now[0] += 10.0
+        checkpoint.save({}, {})
+        now[0] += 5.0  # what was lost does not count
+
+
 @pytest.mark.parametrize("keep", [0, 5, 60, -1])
 def test_a_damaged_one_is_deleted_and_said(keep: int, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = WORK.checkpoint()
@@ -317,6 +329,12 @@ def test_a_full_disk_is_a_sentence_and_leaves_the_old_checkpoint() -> None:
         signal.signal(signal.SIGXFSZ, before)
     assert checkpoint.facts() == {"epochs": 1}
     assert [path.name for path in checkpoint.path.parent.iterdir()] == [checkpoint.path.name]
+
+
+def test_a_folder_that_takes_no_file_is_a_sentence() -> None:
+    Path(".cache").write_text("in the way")
+    with pytest.raises(ArtifactError, match="can't be written"), checkpoints.at_work("distill", "r"):
+        pass
 
 
 # -- clean

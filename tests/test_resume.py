@@ -25,7 +25,8 @@ from tests.test_pipeline import call
 pytestmark = pytest.mark.slow
 
 RUN = "digits-ipc1-ast"
-KILLS = int(os.environ.get("KILLS", "6"))  # of each stage and seed
+KILLS = int(os.environ.get("KILLS", "6"))  # of each stage
+CHECKPOINTS = 72  # a stage here writes about so many
 STAGES: dict[str, tuple[str, ...]] = {
     "experts": ("data/experts/digits-smooth",),
     "distill": (f"data/distill/{RUN}",),
@@ -144,7 +145,7 @@ def test_killed_again_and_again_it_ends_in_the_same_bytes(stage: str, workers: i
     chance, killed, resumed = random.Random(f"{stage} {workers}"), 0, 0
     while killed < KILLS:
         process = begin(folder, *words(stage))
-        if not after_checkpoints(process, folder, stage, chance.randint(1, 12)):
+        if not after_checkpoints(process, folder, stage, chance.randint(1, max(2, CHECKPOINTS // KILLS))):
             break
         time.sleep(chance.uniform(0, 0.02))
         process.kill()
@@ -203,6 +204,23 @@ def test_no_process_is_left_behind(number: signal.Signals, finished: Path, folde
     assert not alive
     code, errors = ended(begin(folder, *words("experts")))
     assert code == 0, errors
+    assert digests(folder, "experts") == digests(finished, "experts")
+
+
+def test_a_process_that_the_kernel_killed_is_said_and_its_work_goes_on(finished: Path, folder: Path) -> None:
+    forget(folder, "experts")
+    write_params(folder, lambda raw: raw["runtime"].update(workers=2), base=finished)
+    process = begin(folder, *words("experts"))
+    assert after_checkpoints(process, folder, "experts", 5)
+    workers = [child for child in psutil.Process(process.pid).children() if "LokyProcess" in " ".join(child.cmdline())]
+    workers[0].kill()
+    code, errors = ended(process)
+    assert code == 1
+    assert "memory ran out: set runtime.workers below 2" in errors
+    assert "Traceback" not in errors
+    code, errors = ended(begin(folder, *words("experts")))
+    assert code == 0, errors
+    assert "resumed at" in errors
     assert digests(folder, "experts") == digests(finished, "experts")
 
 

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from src.ground.errors import InterruptedWorkError, UserError
+from src.ground.errors import ArtifactError, InterruptedWorkError, UserError
 from src.ground.runtime import workspace
 from src.io import files, stopping
 from src.io.progress import say
@@ -54,14 +54,16 @@ class Checkpoint:
         self.path = path
         self._work = work
         self._pause = work.seconds
-        self._saved = time.monotonic()
+        self._begun = self._saved = time.monotonic()
+        self.seconds_before = 0.0  # that earlier processes spent on what was loaded
 
     def load(self) -> Stored | None:
         """What was saved last; None where nothing was, or where it is damaged: it is deleted then."""
         try:
             with safe_open(self.path, framework="pt") as file:
-                facts = json.loads(file.metadata()[METADATA_KEY])["facts"]
-                return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118, not a dict
+                about = json.loads(file.metadata()[METADATA_KEY])
+                self.seconds_before = about["seconds"]
+                return {name: file.get_tensor(name) for name in file.keys()}, about["facts"]  # noqa: SIM118, not a dict
         except FileNotFoundError:
             return None
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
@@ -77,7 +79,7 @@ class Checkpoint:
     def save(self, tensors: Mapping[str, Tensor], facts: Facts) -> None:
         """Replace the file; raises ArtifactError where it can't be written, and the old one stays."""
         start = time.monotonic()
-        about = {"stage": self._work.stage, "name": self._work.name, "definition": self._work.definition, "facts": facts}
+        about = {**vars(self._work), "facts": facts, "seconds": self.seconds_before + start - self._begun}
         apart = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}  # of the same memory none is taken
         files.write_tensors(self.path, apart, {METADATA_KEY: json.dumps(about)})
         self._saved = time.monotonic()
@@ -130,12 +132,14 @@ def code(stage: str) -> str:
 def at_work(stage: str, name: str) -> Iterator[None]:
     """Alone at these artifacts, and ready to be stopped; raises UserError where another process is at them."""
     path = Path(".cache", "locks", f"{stage}-{name}.lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path, timeout=0)  # the kernel frees that of a killed process
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
         raise UserError(f"{stage} {name} is being made by another process: wait for its end, or stop it") from None
+    except OSError as error:
+        raise ArtifactError(f"{path} can't be written ({error.strerror}): free space or permit writing there") from None
     try:
         with stopping.heeded():
             yield

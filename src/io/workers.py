@@ -77,6 +77,8 @@ def each(
             raise UserError(
                 f"{title}: a process was killed, most often because memory ran out: set runtime.workers below {count}"
             ) from None
+        except OSError as error:
+            raise UserError(f"{title}: {error}: free space, or bring the file back") from error
     stopping.check()
     for one in done:
         if one.error is not None:

@@ -46,6 +46,7 @@ def _run(params: Params, name: str) -> None:
         run_log.describe(tracker, params, name)
         with cost.measured(device) as spent:
             ended, checkpoint = _optimise(params, name, statistics, images, labels, record, tracker)
+        spent.seconds += checkpoint.seconds_before
         _save(name, ended, labels, record)
         cost.keep(artifacts.synthetic_file(name), spent)
         run_log.log_outputs(tracker, params, name)
