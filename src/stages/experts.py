@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from src.ground import runtime
+from src.ground.errors import DivergenceError
 from src.ground.params import Params
 from src.ground.seeding import generator
 from src.ground.settings import Experts, Network
@@ -173,11 +174,15 @@ def _trained(
 ) -> Expert:
     """One expert after its last epoch."""
     expert = restored(stored, device) if stored else _first(training, index, device)
-    with checkpoint.kept() as keep:
-        for expert in _steps(training, index, expert, device):  # noqa: B020, each state takes the place of the one before
-            keep(functools.partial(expert.stored, training.settings))
-            if expert.state.between_epochs:
-                advance(f"validation {expert.rows[-1]['val_accuracy']:.1%}")
+    try:
+        with checkpoint.kept() as keep:
+            for expert in _steps(training, index, expert, device):  # noqa: B020, each takes the place of the one before
+                keep(functools.partial(expert.stored, training.settings))
+                if expert.state.between_epochs:
+                    advance(f"validation {expert.rows[-1]['val_accuracy']:.1%}")
+    except DivergenceError as error:
+        good = f"last good train loss {expert.rows[-1]['train_loss']:g}" if expert.rows else "no good epoch before"
+        raise DivergenceError(f"{training.name}, expert {index}: {error}; {good}") from None
     return expert
 
 
