@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from src.ground.errors import UserError
+from src.ground.errors import InterruptedWorkError, UserError
 
 app = typer.Typer(
     help="Dataset distillation by matching smooth expert trajectories (AST). Settings are read from params.yaml.",
@@ -156,6 +156,20 @@ def report() -> None:
     from src.stages import report as stage
 
     stage.run(params)
+
+
+@app.command()
+def clean(
+    yes: Annotated[bool, typer.Option("--yes", help="Delete what is stale, instead of only listing it.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Take what is current too: it starts again then.")] = False,
+) -> None:
+    """List the partial work of interrupted stages, and delete what fits no settings, inputs and code of now."""
+    from src.ground.params import load
+
+    params = load()
+    from src.stages import clean as cleaning
+
+    cleaning.run(params, yes, everything)
 
 
 @app.command()
@@ -321,7 +335,8 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        Console(stderr=True, highlight=False).print(f"Error: {error}", style="red", markup=False, soft_wrap=True)
+        sentence = str(error) if isinstance(error, InterruptedWorkError) else f"Error: {error}"
+        Console(stderr=True, highlight=False).print(sentence, style="red", markup=False, soft_wrap=True)
         sys.exit(error.exit_code)
 
 

@@ -13,6 +13,7 @@ NOT_IN_RESULTS = {
     "src/ground/torchvision_ops.py",
     "src/io/cost.py",
     "src/io/progress.py",
+    "src/io/stopping.py",
     "src/io/tracking.py",
     "src/stages/run_log.py",
 }

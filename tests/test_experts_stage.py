@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from src.ground import params as reading
-from src.ground.errors import DivergenceError, ParamsError, UserError
+from src.ground.errors import DivergenceError, InterruptedWorkError, ParamsError, UserError
 from src.ground.params import Params
 from src.ground.settings import Runtime
-from src.io import artifacts, files, workers
+from src.io import artifacts, checkpoints, files, stopping, workers
 from src.io.artifacts import SyntheticSet
 from src.io.progress import Advance
 from src.maths import protocol
@@ -62,6 +62,7 @@ def with_experts(params: Params, **changes: Any) -> Params:
 
 def trained(params: Params) -> tuple[list[str], list[dict[str, Any]]]:
     """Digests of the trajectories, and the curves' rows."""
+    checkpoints.forget("experts", "smooth")  # finished experts would be kept
     statistics, record = artifacts.load_statistics("digits"), experts_record(params, "smooth")
     rows, peak = experts.train_all(params, "smooth", statistics, record, CPU)
     assert peak > 10
@@ -129,6 +130,28 @@ def test_students_do_not_depend_on_processes_or_on_each_other(params: Params, mo
     assert {split: classes[:2] for split, classes in alone.items()} == predicted(fewer)
     same = torch.tensor(together["test"]) == torch.tensor(alone["test"])
     assert same.double().mean() > 0.99  # they round differently
+
+
+def test_students_one_by_one_go_on_where_they_were_stopped(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "TOGETHER_FLOPS", 0)
+    params = with_runtime(params, workers=1, checkpoint_seconds=0)
+    whole = predicted(params)
+    for calls in (3, 4, 5, 6, 8):  # of derivatives and forward passes until the next stop
+        left = [calls]
+
+        def stop(left: list[int] = left) -> None:
+            left[0] -= 1
+            if left[0] < 0:
+                raise InterruptedWorkError
+
+        monkeypatch.setattr(stopping, "check", stop)
+        for _ in range(2):
+            with pytest.raises(InterruptedWorkError):
+                predicted(params)
+            left[0] = calls
+        monkeypatch.setattr(stopping, "check", lambda: None)
+        assert list((checkpoints.folder() / "evaluate/one").iterdir())
+        assert predicted(params) == whole
 
 
 def announced(piece: int, device: torch.device, advance: Advance, fail: int = -1) -> tuple[int, int]:

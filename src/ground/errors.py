@@ -42,4 +42,8 @@ class DataError(UserError):
 
 
 class DivergenceError(UserError):
-    """A quantity of the optimisation stopped being finite."""
+    """A quantity of the optimisation stopped being finite, or left all bounds of sense."""
+
+
+class InterruptedWorkError(UserError):
+    """A signal asked long work to stop; its checkpoint is where the same command goes on."""

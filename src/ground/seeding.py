@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 
 import torch
+from torch import Tensor
 
 
 def seed_of(root: int, *names: str | int) -> int:
@@ -20,3 +21,10 @@ def seed_of(root: int, *names: str | int) -> int:
 def generator(root: int, *names: str | int) -> torch.Generator:
     """A CPU generator named by `names`; draws are made on the CPU and moved, so that devices see the same numbers."""
     return torch.Generator().manual_seed(seed_of(root, *names))
+
+
+def continued(state: Tensor) -> torch.Generator:
+    """A generator that goes on from the state, bytes, of another."""
+    generator = torch.Generator()
+    generator.set_state(state.clone())  # torch reads a row of a larger tensor from that tensor's beginning
+    return generator

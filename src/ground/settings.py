@@ -56,6 +56,9 @@ class Runtime(Settings):
     """Of all training: bfloat16 runs convolutions and matrix products in half the bits; all else stays float32."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile for all training; auto compiles where the work is long enough to pay for it."""
+    checkpoint_seconds: NonNegativeReal = 60.0
+    """Seconds of work between two checkpoints of experts, distill and evaluate; more where writing one takes over 2 % of them.
+    0 writes one after every step. Changes no result."""
 
 
 class Dataset(Settings):
@@ -278,6 +281,9 @@ class Distillation(Settings):
     """AST part 5: match the M - 1 inner way points too, with weight 1 (sum) or k / M (ramp)."""
     weight_perturbation: NonNegativeReal = 0.0
     """AST part 6: a, strength of the relative noise on the start point's convolution weights (AST 1, 0 is off)."""
+    on_divergence: Literal["stop", "restore"] = "stop"
+    """What follows on numbers that are not finite or absurd: the end of the run, or its continuation from the last iteration
+    that is a multiple of 100, with half of lr_img from then on; three times at most."""
     snapshots: Annotated[int, Field(ge=2)] = 6
     """Moments, evenly spaced from first to last, at which the images are kept for pictures."""
 

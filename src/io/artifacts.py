@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from src.ground.errors import ArtifactError
@@ -216,7 +215,8 @@ def load_inputs(dataset: str, split: str) -> tuple[Tensor, Tensor]:
 
 def save_trajectory(experts: str, index: int, thetas: Tensor, record: Record) -> None:
     """Save snapshots theta*_0 .. theta*_T as one tensor (T + 1, P)."""
-    _save(trajectory_file(experts, index), {"theta": thetas}, record)
+    # not in the folder of the trajectories, which DVC digests as a whole
+    _save(trajectory_file(experts, index), {"theta": thetas}, record, trajectories_folder(experts).parent)
 
 
 def read_snapshots(experts: str, index: int, start: int, stop: int) -> Tensor:
@@ -281,9 +281,8 @@ def _differences(found: Any, wanted: Any, place: str = "") -> list[str]:
     return [] if found == wanted else [f"{name} was {found}, is {wanted}"]
 
 
-def _save(path: Path, tensors: dict[str, Tensor], record: Record) -> None:
-    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    files.write_atomically(path, lambda file: save_file(ready, file, metadata={METADATA_KEY: record.to_json()}))
+def _save(path: Path, tensors: dict[str, Tensor], record: Record, folder: Path | None = None) -> None:
+    files.write_tensors(path, tensors, {METADATA_KEY: record.to_json()}, folder)
 
 
 def _load(path: Path, kind: str, remedy: str, dtypes: Dtypes) -> dict[str, Tensor]:

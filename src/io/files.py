@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
 import json
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
 
 from src.ground.errors import ArtifactError
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, make it durable, and put it in place in one step.
+def write_atomically(path: Path, write: Callable[[Path], None], folder: Path | None = None) -> None:
+    """Let `write` fill a temporary file, make it durable, and put it in place in one step.
 
+    The temporary file lies beside `path`, or in `folder` of the same file system: a killed process leaves it there, and a
+    folder that is an artifact as a whole must not hold it. The next write of the same path removes it.
     Raises ArtifactError where the file system refuses; `path` then is as it was.
     """
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        folder = folder or path.parent
+        for left_over in folder.glob(f".{path.name}.*.tmp"):
+            left_over.unlink(missing_ok=True)
+        handle, name = tempfile.mkstemp(dir=folder, prefix=f".{path.name}.", suffix=".tmp")
         os.close(handle)
         temporary = Path(name)
         write(temporary)
@@ -37,7 +47,21 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         ) from error
     finally:
         if temporary is not None:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a folder that became read-only; the error above says more
+                temporary.unlink(missing_ok=True)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], folder: Path | None = None) -> None:
+    """A safetensors file, written atomically."""
+    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+    def write(file: Path) -> None:
+        try:
+            save_file(ready, file, metadata=dict(metadata))
+        except SafetensorError as error:  # what the file system said, in its library's words
+            raise OSError(str(error)) from None
+
+    write_atomically(path, write, folder)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -37,29 +37,32 @@ def say(line: str) -> None:
 
 
 @contextmanager
-def progress(title: str, total: int) -> Iterator[Advance]:
-    """Yields advance(note=''), to be called after each of `total` units of work; the note shows current figures."""
+def progress(title: str, total: int, done: int = 0) -> Iterator[Advance]:
+    """Yields advance(note=''), to be called after each of `total` units of work; the note shows current figures.
+
+    Work that is resumed has units `done` before.
+    """
     if console.is_terminal:
-        with _live(title, total) as advance:
+        with _live(title, total, done) as advance:
             yield advance
     else:
-        yield _plain(title, total)
+        yield _plain(title, total, done)
 
 
 @contextmanager
-def _live(title: str, total: int) -> Iterator[Advance]:
+def _live(title: str, total: int, done: int) -> Iterator[Advance]:
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeElapsedColumn(),
         TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}", style="dim"),
     )  # fmt: skip
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task(title, total=total, note="")
+        task = bar.add_task(title, total=total, completed=done, note="")
         yield lambda note="": bar.update(task, advance=1, note=note)
 
 
-def _plain(title: str, total: int) -> Advance:
+def _plain(title: str, total: int, done: int) -> Advance:
     start = last = time.monotonic()
-    done = 0
+    before = done
 
     def advance(note: str = "") -> None:
         nonlocal done, last
@@ -67,7 +70,7 @@ def _plain(title: str, total: int) -> Advance:
         now = time.monotonic()
         if now - last >= LINE_SECONDS or done == total:
             last = now
-            rate = done / max(now - start, 1e-9)
+            rate = (done - before) / max(now - start, 1e-9)
             left = f"{(total - done) / rate:.0f} s left" if done < total else f"done in {now - start:.0f} s"
             say(f"{title}: {done}/{total}, {rate:.1f}/s, {left}{', ' + note if note else ''}")
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from filelock import FileLock
 
+from src.ground.errors import InterruptedWorkError
 from src.ground.runtime import workspace
 from src.io import files
 from src.io.progress import say
@@ -196,7 +197,7 @@ def track(
     try:
         yield tracker
         status = "FINISHED"
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, InterruptedWorkError):
         status = "KILLED"
         raise
     finally:

@@ -7,6 +7,7 @@ Pieces share nothing, so that no result depends on how many processes there are 
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -23,10 +24,12 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError  # type
 from src.ground import runtime
 from src.ground.errors import UserError
 from src.ground.settings import Runtime
+from src.io import stopping
 from src.io.progress import Advance, progress
 
 SPREAD_FLOPS = 1e11  # some ten seconds of one thread; processes take about five to start
 POLL_SECONDS = 0.5
+STOP = "stop"
 
 Array = np.ndarray[Any, Any]  # what joblib maps into its processes; a torch tensor would be copied to each
 Work = Callable[[int, torch.device, Advance], Any]  # (piece, device, to be called after each unit of it)
@@ -55,34 +58,44 @@ def threads(settings: Runtime) -> int:
     return settings.threads or 1
 
 
-def each(work: Work, pieces: int, settings: Runtime, count: int, title: str, units: int) -> tuple[list[Any], float]:
+def each(
+    work: Work, pieces: int, settings: Runtime, count: int, title: str, units: int, before: int = 0
+) -> tuple[list[Any], float]:
     """Results of work(0) .. work(pieces - 1) on `count` processes, in this order, and the largest memory of one in MiB.
 
-    `units` is how often all pieces together announce progress. A piece that fails stops no other: the first error is raised
-    when all have ended.
+    All pieces together have `units` of progress, of which they announce those that were not done `before`. A piece that fails
+    stops no other: the first error is raised when all have ended. Asked to stop, all are.
     """
     settings = settings.model_copy(update={"threads": threads(settings)})
-    with _notes(title, units) as notes, _own_threads():
-        calls = (delayed(_one)(work, piece, settings, Path.cwd(), notes) for piece in range(pieces))
+    with _notes(title, units, before) as notes, _own_threads():
+        calls = (delayed(_one)(work, piece, settings, Path.cwd(), notes, os.getpid()) for piece in range(pieces))
         try:
-            # arrays of a megabyte and more are mapped, not copied; "c" because torch warns of memory it may not write
-            done: Sequence[Done] = Parallel(n_jobs=count, mmap_mode="c")(calls)
+            with _signals_spare_children(count):
+                # arrays of a megabyte and more are mapped, not copied; "c" because torch warns of memory it may not write
+                done: Sequence[Done] = Parallel(n_jobs=count, mmap_mode="c")(calls)
         except TerminatedWorkerError:
             raise UserError(
                 f"{title}: a process was killed, most often because memory ran out: set runtime.workers below {count}"
             ) from None
+        except OSError as error:
+            raise UserError(f"{title}: {error}: free space, or bring the file back") from error
+    stopping.check()
     for one in done:
         if one.error is not None:
             raise one.error
     return [one.result for one in done], max(one.peak_memory_mib for one in done)
 
 
-def _one(work: Work, piece: int, settings: Runtime, home: Path, notes: Path) -> Done:
+def _one(work: Work, piece: int, settings: Runtime, home: Path, notes: Path, caller: int) -> Done:
     os.chdir(home)  # joblib's processes outlive a call, and another may come from elsewhere
+    stopping.follow(notes / STOP)
+    if os.getppid() == caller:  # without it a process would work on for one that was killed
+        stopping.signal_when_parent_ends(signal.SIGKILL)
     device = runtime.start(settings)
     result, problem = None, None
     with (notes / str(piece)).open("w", buffering=1, encoding="utf-8") as file:
         try:
+            stopping.check()  # before a piece that waited begins
             result = work(piece, device, lambda note="": print(note, file=file))
         except UserError as error:  # raised here, it would end the other pieces
             problem = error
@@ -100,12 +113,28 @@ def _own_threads() -> Iterator[None]:
 
 
 @contextmanager
-def _notes(title: str, units: int) -> Iterator[Path]:
-    """A folder with a file of each piece, to which it appends a line after each unit: the bar follows them."""
+def _signals_spare_children(count: int) -> Iterator[None]:
+    """Processes started in the block never see Ctrl-C or SIGTERM: they stop when this one tells them, at a good moment.
+
+    They inherit what this thread blocks; the thread that follows their progress blocks nothing, so that signals still arrive.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, stopping.SIGNALS if count > 1 else ())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _notes(title: str, units: int, before: int) -> Iterator[Path]:
+    """A folder with a file of each piece, to which it appends a line after each unit: the bar follows them.
+
+    The file STOP in it asks all pieces to stop.
+    """
     parent = runtime.workspace() / ".cache"
     parent.mkdir(exist_ok=True)
     ended = threading.Event()
-    with tempfile.TemporaryDirectory(dir=parent, prefix="progress-") as folder, progress(title, units) as advance:
+    with tempfile.TemporaryDirectory(dir=parent, prefix="progress-") as folder, progress(title, units, before) as advance:
         thread = threading.Thread(target=_follow, args=(Path(folder), advance, ended), daemon=True)
         thread.start()
         try:
@@ -116,11 +145,13 @@ def _notes(title: str, units: int) -> Iterator[Path]:
 
 
 def _follow(folder: Path, advance: Advance, ended: threading.Event) -> None:
-    """Pass each new line on, a last time when all has ended."""
+    """Pass each new line on, a last time when all has ended, and a request to stop to the pieces."""
     seen: dict[Path, int] = {}
     last = False
     while not last:
         last = ended.wait(POLL_SECONDS)
+        if stopping.requested():
+            (folder / STOP).touch()
         for path in sorted(folder.iterdir()):
             notes = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last newline is being written
             for note in notes[seen.get(path, 0) :]:

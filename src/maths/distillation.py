@@ -18,6 +18,10 @@ from src.maths.derivatives import Derivatives
 from src.maths.inner_loop import InnerRule, InnerStep, MatchingGradient
 from src.maths.networks import FlatNetwork
 
+# beyond these a run is lost, though its numbers are finite
+LOSS_LIMIT = 1e3  # the student ends some thirty times as far off as the expert went
+IMAGE_LIMIT = 1e4  # what networks read has a standard deviation of about 1
+
 
 @dataclass(frozen=True)
 class State:
@@ -85,7 +89,7 @@ def iterate(
     )
     figures = Figures(gradient.terms.tolist(), state.syn_lr.item(), gradient.images.norm().item(), gradient.syn_lr.abs().item())
     new = _descend(state, gradient, settings)
-    _check_finite(figures, new, settings)
+    _check(figures, new, settings)
     return new, figures
 
 
@@ -130,11 +134,18 @@ def _descend(state: State, gradient: MatchingGradient, settings: Distillation) -
     )
 
 
-def _check_finite(figures: Figures, new: State, settings: Distillation) -> None:
-    measured = torch.tensor([figures.matching_loss, figures.grad_norm_images, figures.grad_norm_syn_lr])
-    if not all(torch.isfinite(values).all() for values in (measured, new.images, new.syn_lr)):
-        raise DivergenceError(
-            f"matching loss {figures.matching_loss:g}, gradient norm {figures.grad_norm_images:g} (images) and "
-            f"{figures.grad_norm_syn_lr:g} (syn_lr) at syn_lr {figures.syn_lr:g}: lower lr_img ({settings.lr_img:g}), "
-            f"lr_lr ({settings.lr_lr:g}) or lr_init ({settings.lr_init:g}), or shorten syn_steps ({settings.syn_steps})"
-        )
+def _check(figures: Figures, new: State, settings: Distillation) -> None:
+    """Raises DivergenceError where a number is not finite, or beyond all sense."""
+    gradients = torch.tensor([figures.grad_norm_images, figures.grad_norm_syn_lr])
+    largest = new.images.abs().max().item()
+    finite = all(torch.isfinite(values).all() for values in (gradients, new.images, new.syn_lr))
+    if finite and figures.matching_loss <= LOSS_LIMIT and largest <= IMAGE_LIMIT:
+        return
+    lost = not figures.matching_loss <= LOSS_LIMIT
+    cause = "the student diverged in the inner loop" if lost else "the images' or syn_lr's last step was too large"
+    raise DivergenceError(
+        f"{cause}: matching loss {figures.matching_loss:g}, gradient norm {figures.grad_norm_images:g} (images) and "
+        f"{figures.grad_norm_syn_lr:g} (syn_lr), largest value of the new images {largest:g} at syn_lr {figures.syn_lr:g}: "
+        f"lower lr_img ({settings.lr_img:g}), lr_lr ({settings.lr_lr:g}) or lr_init ({settings.lr_init:g}), "
+        f"or shorten syn_steps ({settings.syn_steps})"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -10,11 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.ground.errors import DivergenceError
+from src.ground.seeding import continued
 from src.ground.settings import Experts
 from src.maths import augmentation, networks, smoothness
 from src.maths.networks import FlatNetwork
 
 CHUNK = 64  # images differentiated at once on a CPU: they take a quarter of a usual batch's memory, and caches like them
+LOSS_LIMIT = 1e3  # mean cross-entropy of an epoch: a network that knows nothing has log K
+ADAM_BETAS, ADAM_EPS = (0.9, 0.999), 1e-8
 PASSES, PENALTY_PASSES = 3, 9  # work of one step in forward passes: of the cross-entropy, and of the gradient penalty
 
 # (theta (P,), augmented and plain images (B, C, H, W), labels (B,), coefficient of the cross-entropy ())
@@ -23,13 +27,60 @@ Gradient = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tens
 
 
 @dataclass(frozen=True)
+class State:
+    """What the training of one expert carries from one step to the next. Steps write to none of its tensors."""
+
+    theta: Tensor  # (P,)
+    moments: Tensor  # (2, P), running means of the gradient (SGD: the velocity) and, for Adam, of its square
+    draws: Tensor  # the generator's state, bytes
+    pending: Tensor  # (n,), the images that the running epoch has still to see, in this order
+    figures: Tensor  # (steps, 2), cross-entropy and penalty of the epoch's steps so far
+    epochs: int = 0  # finished
+    steps: int = 0  # taken, of all epochs
+
+    @property
+    def between_epochs(self) -> bool:
+        return len(self.pending) == 0
+
+
+@dataclass(frozen=True)
 class Epoch:
     """The expert after `number` epochs (0 is the initialisation)."""
 
     number: int
-    theta: Tensor  # (P,), shares no memory with the training
+    theta: Tensor  # (P,)
     train_loss: float  # mean cross-entropy of the epoch's augmented batches, nan at 0
     penalty: float  # mean gradient penalty of the epoch, 0 where it is off
+
+
+def start(network: nn.Module, generator: torch.Generator) -> State:
+    """The state before the first step, at the parameters of `network`."""
+    theta = networks.flatten(network)
+    moments, figures = theta.new_zeros(2, len(theta)), theta.new_empty(0, 2)
+    return State(theta, moments, generator.get_state(), torch.empty(0, dtype=torch.long), figures)
+
+
+def steps(
+    state: State, images: Tensor, labels: Tensor, settings: Experts, gradient: Gradient, chunk: int | None = None
+) -> Iterator[State]:
+    """The state after each further step on images (N, C, H, W) and labels (N,), until the last epoch has ended.
+
+    `gradient` is `differentiate`'s, compiled or not; it sees `chunk` images at once (None: a whole batch). Raises
+    DivergenceError as soon as an epoch's loss or parameters are not finite, or absurd.
+    """
+    while state.epochs < settings.last_epoch:
+        state = _step(state, images, labels, settings, gradient, chunk)
+        if state.between_epochs:
+            check(state, settings)
+        yield state
+
+
+def epoch_of(state: State) -> Epoch:
+    """The epoch that has just ended."""
+    if state.epochs == 0:
+        return Epoch(0, state.theta, float("nan"), 0.0)
+    loss, penalty = state.figures.mean(dim=0).tolist()
+    return Epoch(state.epochs, state.theta, loss, penalty)
 
 
 def train(
@@ -41,33 +92,60 @@ def train(
     gradient: Gradient | None = None,
     chunk: int | None = None,
 ) -> Iterator[Epoch]:
-    """Train from the parameters of `network` on images (N, C, H, W) and labels (N,): the initialisation, then each epoch.
+    """Train from the parameters of `network`: the initialisation, then each epoch. The rest is as `steps` has it.
 
-    `gradient` is `differentiate`'s, compiled or not (None: of this network, eager, in its own precision); it sees `chunk`
-    images at once (None: a whole batch). Raises DivergenceError as soon as an epoch's loss or parameters are not finite.
+    `gradient` None: of this network, eager, in its own precision.
     """
     gradient = gradient or differentiate(FlatNetwork(network), settings)
-    theta = networks.flatten(network).requires_grad_()
-    optimiser = _optimiser(theta, settings)
-    yield Epoch(0, theta.detach().clone(), float("nan"), 0.0)
-    for epoch in range(settings.last_epoch):
-        if epoch == settings.epochs // 2 + 1:
-            for group in optimiser.param_groups:  # a new optimiser would lose its momentum
-                group["lr"] *= settings.lr_drop_factor
-        coefficient = theta.new_tensor(smoothness.clipping_coefficient(epoch, settings))
-        figures = []
-        for index in torch.randperm(len(images), generator=generator).split(settings.batch_size):
-            draw = augmentation.draw(settings.augmentation, len(index), generator).to(images.device, images.dtype)
-            index = index.to(images.device)
-            plain = images[index]
-            batch = (augmentation.apply(draw, plain), plain, labels[index])
-            theta.grad, losses = _by_chunks(gradient, theta.detach(), batch, coefficient, chunk or len(index))
-            optimiser.step()
-            figures.append(losses)
-        loss, penalty = torch.stack(figures).mean(dim=0).tolist()
-        done = Epoch(epoch + 1, theta.detach().clone(), loss, penalty)
-        _check_finite(done, settings)
-        yield done
+    first = start(network, generator)
+    yield epoch_of(first)
+    for state in steps(first, images, labels, settings, gradient, chunk):
+        if state.between_epochs:
+            yield epoch_of(state)
+
+
+def check(state: State, settings: Experts) -> None:
+    """Raises DivergenceError unless the parameters and the running epoch's figures are finite and make sense."""
+    loss, penalty = state.figures.mean(dim=0).tolist()
+    if not (torch.isfinite(state.theta).all() and math.isfinite(penalty) and loss <= LOSS_LIMIT):
+        raise DivergenceError(
+            f"the expert diverged in epoch {state.epochs if state.between_epochs else state.epochs + 1} "
+            f"(train loss {loss}, gradient penalty {penalty}, lr {settings.lr}): lower the experts' lr, "
+            f"or their gradient_penalty ({settings.gradient_penalty})"
+        )
+
+
+def _step(state: State, images: Tensor, labels: Tensor, settings: Experts, gradient: Gradient, chunk: int | None) -> State:
+    """One step on the next batch of the epoch's order; a new order is drawn where the last one is used up."""
+    generator = continued(state.draws)
+    pending, figures = state.pending, state.figures
+    if state.between_epochs:
+        pending, figures = torch.randperm(len(images), generator=generator), figures[:0]
+    index, pending = pending[: settings.batch_size], pending[settings.batch_size :]
+    draw = augmentation.draw(settings.augmentation, len(index), generator).to(images.device, images.dtype)
+    plain = images[index.to(images.device)]
+    batch = (augmentation.apply(draw, plain), plain, labels[index.to(images.device)])
+    coefficient = state.theta.new_tensor(smoothness.clipping_coefficient(state.epochs, settings))
+    found, losses = _by_chunks(gradient, state.theta, batch, coefficient, chunk or len(index))
+    theta, moments = _descend(state, found, settings)
+    figures = torch.cat((figures, losses[None]))
+    ended = len(pending) == 0
+    return State(theta, moments, generator.get_state(), pending, figures, state.epochs + ended, state.steps + 1)
+
+
+def _descend(state: State, gradient: Tensor, settings: Experts) -> tuple[Tensor, Tensor]:
+    """New theta (P,) and moments (2, P), as torch.optim's SGD or Adam have them."""
+    lr = settings.lr * settings.lr_drop_factor if state.epochs > settings.epochs // 2 else settings.lr
+    gradient = gradient.add(state.theta, alpha=settings.weight_decay)
+    first, second = state.moments
+    if settings.optimiser == "sgd":
+        velocity = settings.momentum * first + gradient
+        return state.theta.add(velocity, alpha=-lr), torch.stack((velocity, second))
+    (beta, beta_square), step = ADAM_BETAS, state.steps + 1
+    first = beta * first + (1 - beta) * gradient
+    second = beta_square * second + (1 - beta_square) * gradient.square()
+    scale = (second / (1 - beta_square**step)).sqrt() + ADAM_EPS
+    return state.theta - lr / (1 - beta**step) * first / scale, torch.stack((first, second))
 
 
 def differentiate(network: FlatNetwork, settings: Experts, bfloat16: bool = False) -> Gradient:
@@ -112,17 +190,3 @@ def _by_chunks(
         total = total + share * found
         losses = losses + share * torch.stack((loss, penalty))
     return total, losses
-
-
-def _optimiser(theta: Tensor, settings: Experts) -> torch.optim.Optimizer:
-    if settings.optimiser == "adam":
-        return torch.optim.Adam([theta], lr=settings.lr, weight_decay=settings.weight_decay)
-    return torch.optim.SGD([theta], lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
-
-
-def _check_finite(epoch: Epoch, settings: Experts) -> None:
-    if not (torch.isfinite(epoch.theta).all() and torch.isfinite(torch.tensor([epoch.train_loss, epoch.penalty])).all()):
-        raise DivergenceError(
-            f"the expert diverged in epoch {epoch.number} (train loss {epoch.train_loss}, gradient penalty {epoch.penalty}, "
-            f"lr {settings.lr}): lower the experts' lr, or their gradient_penalty ({settings.gradient_penalty})"
-        )

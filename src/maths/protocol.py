@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch.func import grad, vmap
 
 from src.ground import runtime
 from src.ground.errors import DivergenceError
+from src.ground.seeding import continued
 from src.ground.settings import Protocol, Runtime
 from src.maths import augmentation, networks
 from src.maths.derivatives import Derivatives, Logits
@@ -33,6 +34,18 @@ class Way:
     bfloat16: bool
     flops: float  # floating-point operations of all students
     note: str  # what a user should know of the choice
+
+
+@dataclass(frozen=True)
+class Students:
+    """What the training of G students carries from one epoch to the next. Epochs write to none of its tensors."""
+
+    thetas: Tensor  # (G, P)
+    momenta: Tensor  # (G, P)
+    draws: Tensor  # (G, bytes), the states of their generators
+    epochs: int = 0  # finished
+    best: Tensor | None = None  # (G, P), each student's best tested epoch; None where the last one counts
+    record: Tensor | None = None  # (G,), its accuracy
 
 
 def choose(
@@ -100,23 +113,62 @@ def train_students(
     returned instead of the last. Raises DivergenceError where a student's parameters stop being finite.
     """
     gradients = gradients or side_by_side(Derivatives(network).loss)
-    momenta, best = torch.zeros_like(thetas), thetas
-    record = torch.full((len(thetas),), -1.0, dtype=torch.float64)
-    for epoch in range(settings.epochs):
+    students = start(thetas, generators, choosing=score is not None)
+    for later in epochs(students, images, labels, syn_lr, settings, gradients, score):
+        students = later
+        on_epoch()
+    return chosen(students)
+
+
+def start(thetas: Tensor, generators: Sequence[torch.Generator], choosing: bool = False) -> Students:
+    """Students before their first epoch; with `choosing`, the best tested epoch of each is what counts."""
+    draws = torch.stack([one.get_state() for one in generators])
+    students = Students(thetas, torch.zeros_like(thetas), draws)
+    if not choosing:
+        return students
+    return replace(students, best=thetas, record=torch.full((len(thetas),), -1.0, dtype=torch.float64))
+
+
+def chosen(students: Students) -> Tensor:
+    """Parameters (G, P) of the epoch that counts."""
+    return students.thetas if students.best is None else students.best
+
+
+def epochs(
+    students: Students,
+    images: Tensor,
+    labels: Tensor,
+    syn_lr: float,
+    settings: Protocol,
+    gradients: Gradients,
+    score: Callable[[Tensor], Tensor] | None = None,
+) -> Iterator[Students]:
+    """The students after each further epoch. Raises DivergenceError where a student's parameters stop being finite."""
+    for epoch in range(students.epochs, settings.epochs):
         lr = _lr(syn_lr, epoch, settings)
+        generators = [continued(state) for state in students.draws]
+        thetas, momenta = students.thetas, students.momenta
         orders = torch.stack([torch.randperm(len(images), generator=g) for g in generators])  # (G, S)
         for index in orders.split(settings.batch_size, dim=1):
             batch = _augmented(images, index, settings, generators)
             gradient = gradients(thetas, batch, labels[index.to(labels.device)])
             momenta = settings.momentum * momenta + gradient + settings.weight_decay * thetas
             thetas = thetas - lr * momenta
+        _check_finite(thetas, epoch, syn_lr)
+        draws = torch.stack([one.get_state() for one in generators])
+        students = replace(students, thetas=thetas, momenta=momenta, draws=draws, epochs=epoch + 1)
         if score is not None and _is_tested(epoch, settings):
-            reached = score(thetas)
-            best = torch.where((reached > record).to(thetas.device)[:, None], thetas, best)
-            record = torch.maximum(record, reached)
-        on_epoch()
-    _check_finite(thetas, syn_lr, settings)
-    return thetas if score is None else best
+            students = _with_best(students, score(thetas))
+        yield students
+
+
+def _with_best(students: Students, reached: Tensor) -> Students:
+    """With this epoch where it is a student's best; `reached` (G,) are the accuracies."""
+    assert students.best is not None
+    assert students.record is not None
+    better = (reached > students.record).to(students.thetas.device)[:, None]
+    best = torch.where(better, students.thetas, students.best)
+    return replace(students, best=best, record=torch.maximum(students.record, reached))
 
 
 def train_module(
@@ -145,10 +197,10 @@ def train_module(
             batch = _augmented(images, index[None], settings, [generator])[0]
             _step(student, optimiser, batch, labels[index.to(labels.device)], bfloat16)
         student.eval()  # running statistics take the place of the batch's
+        _check_finite(networks.flatten(student), epoch, syn_lr)
         if score is not None and _is_tested(epoch, settings) and (reached := score(student)) > record:
             record, best = reached, {name: tensor.clone() for name, tensor in student.state_dict().items()}
         on_epoch()
-    _check_finite(networks.flatten(student), syn_lr, settings)
     if best is not None:
         student.load_state_dict(best)
 
@@ -171,10 +223,10 @@ def _is_tested(epoch: int, settings: Protocol) -> bool:
     return (epoch + 1) % settings.test_every == 0 or epoch + 1 == settings.epochs
 
 
-def _check_finite(parameters: Tensor, syn_lr: float, settings: Protocol) -> None:
+def _check_finite(parameters: Tensor, epoch: int, syn_lr: float) -> None:
     if not torch.isfinite(parameters).all():
         raise DivergenceError(
-            f"students diverged in {settings.epochs} epochs with syn_lr {syn_lr:g}: lower the run's lr_init or lr_lr"
+            f"students diverged in epoch {epoch + 1} with syn_lr {syn_lr:g}: lower the run's lr_init or lr_lr"
         )
 
 

@@ -2,41 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from src.ground import runtime
-from src.ground.errors import DataError, DivergenceError
+from src.ground.errors import DataError
 from src.ground.params import Params
 from src.ground.seeding import generator, seed_of
 from src.ground.settings import Distillation
-from src.io import artifacts, cost, files, progress, tracking
-from src.io.artifacts import Snapshots, Statistics, SyntheticSet
+from src.io import artifacts, checkpoints, cost, files, progress, stopping, tracking
+from src.io.artifacts import Record, Snapshots, Statistics, SyntheticSet
+from src.io.checkpoints import Checkpoint
 from src.io.tracking import Tracker
-from src.maths import distillation, initialisation, networks
+from src.maths import initialisation, networks
 from src.maths.derivatives import PASSES, Derivatives, forward_flops
-from src.maths.distillation import Figures, Start, State
 from src.maths.networks import FlatNetwork
-from src.stages import run_log
+from src.stages import outer_loop, run_log, work
+from src.stages.outer_loop import Distilling, Loop
 from src.stages.records import experts_record, synthetic_record
 
 HISTORY_COLUMNS = ("iteration", "matching_loss", "syn_lr")  # of a run that is not distilled: its table is empty
 
 
-@dataclass
-class History:
-    """What the outer loop leaves behind beside its last state."""
-
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    snapshots: dict[int, Tensor] = field(default_factory=dict)  # iteration -> pixels (S, C, H, W)
-
-
 def run(params: Params, name: str) -> None:
-    """Distil the run `name`."""
-    settings, distil = params.run(name), params.distillations[name]
+    """Distil the run `name`, from its checkpoint where there is one."""
+    params.run(name)
+    with checkpoints.at_work("distill", name):
+        _run(params, name)
+
+
+def _run(params: Params, name: str) -> None:
+    settings, distil = params.runs[name], params.distillations[name]
     device = runtime.start(params.runtime)
     statistics = artifacts.load_statistics(settings.dataset)
     expert_settings = params.experts[settings.experts]
@@ -49,11 +45,13 @@ def run(params: Params, name: str) -> None:
     with tracking.track(settings.dataset, name, "run", find) as tracker:
         run_log.describe(tracker, params, name)
         with cost.measured(device) as spent:
-            state, history = _optimise(params, name, statistics, images, labels, tracker)
-        _save(name, state, history, labels, record)
+            ended, checkpoint = _optimise(params, name, statistics, images, labels, record, tracker)
+        spent.seconds += checkpoint.seconds_before
+        _save(name, ended, labels, record)
         cost.keep(artifacts.synthetic_file(name), spent)
         run_log.log_outputs(tracker, params, name)
-    progress.say(f"{name}: {len(labels)} synthetic images, syn_lr {state.syn_lr.item():.4g}, in {spent.seconds:.0f} s")
+    checkpoint.remove()
+    progress.say(f"{name}: {len(labels)} synthetic images, syn_lr {ended.state.syn_lr.item():.4g}, in {spent.seconds:.0f} s")
 
 
 def _initial_images(params: Params, name: str, statistics: Statistics, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -113,29 +111,23 @@ def _check_batch(name: str, distil: Distillation, count: int) -> None:
 
 
 def _optimise(
-    params: Params, name: str, statistics: Statistics, images: Tensor, labels: Tensor, tracker: Tracker
-) -> tuple[State, History]:
+    params: Params, name: str, statistics: Statistics, images: Tensor, labels: Tensor, record: Record, tracker: Tracker
+) -> tuple[Distilling, Checkpoint]:
     """The outer loop; every iteration draws from its own generator."""
-    distil = params.distillations[name]
     network = _network(params, name, statistics, images.device)
-    derivatives = _derivatives(params, name, network, images)
-    state, history, space = distillation.start(images, distil), History(), artifacts.load_space(params.runs[name].dataset)
-    moments = _moments(distil)
-    with progress.progress(f"distill {name}", distil.iterations) as advance:
-        for iteration in range(distil.iterations + 1):
-            if iteration in moments:
-                history.snapshots[iteration] = space.to_pixels(state.images.cpu())
-                run_log.log_images(tracker, history.snapshots[iteration], labels, iteration)
-            if iteration < distil.iterations:
-                state, row = _iterate(params, name, network, derivatives, state, labels, iteration)
-                history.rows.append(row)
-                run_log.log_row(tracker, row)
-                advance(f"matching loss {row['matching_loss']:.4f}, syn_lr {row['syn_lr']:.4f}")
-    return state, history
+    derivatives, compiled = _derivatives(params, name, network, images)
+    space = artifacts.load_space(params.runs[name].dataset)
+    loop = Loop(params, name, network, derivatives, labels, space)
+    checkpoint = work.of(params, "distill", name, record, images.device, compiled).checkpoint()
+    stored = checkpoint.load()
+    at = outer_loop.resumed(stored, images.device) if stored else outer_loop.first(loop, images)
+    if stored:
+        progress.say(f"{name}: resumed at iteration {at.iteration} of {loop.distil.iterations}")
+    return outer_loop.run(loop, at, checkpoint, tracker), checkpoint
 
 
-def _derivatives(params: Params, name: str, network: FlatNetwork, images: Tensor) -> Derivatives:
-    """Compiled where the run is long enough to pay for it."""
+def _derivatives(params: Params, name: str, network: FlatNetwork, images: Tensor) -> tuple[Derivatives, bool]:
+    """Compiled where the run is long enough to pay for it; and whether they are."""
     distil = params.distillations[name]
     batch = min(distil.batch_syn or len(images), len(images))
     theta = torch.zeros(network.dimension, device=images.device)
@@ -143,56 +135,15 @@ def _derivatives(params: Params, name: str, network: FlatNetwork, images: Tensor
     compiled, reason = runtime.compiles(params.runtime, passes * forward_flops(network, theta, images[:1]))
     if reason:
         progress.say(f"{name}: {reason}")
-    return Derivatives(network, params.runtime.precision == "bfloat16", compiled)
+    found = Derivatives(network, params.runtime.precision == "bfloat16", compiled)
+    found.first, found.second = stopping.interruptible(found.first), stopping.interruptible(found.second)
+    return found, compiled
 
 
-def _moments(distil: Distillation) -> set[int]:
-    """Iterations at which images are kept: evenly spaced, first and last among them."""
-    return {round(distil.iterations * i / (distil.snapshots - 1)) for i in range(distil.snapshots)}
-
-
-def _iterate(
-    params: Params,
-    name: str,
-    network: FlatNetwork,
-    derivatives: Derivatives,
-    state: State,
-    labels: Tensor,
-    iteration: int,
-) -> tuple[State, dict[str, Any]]:
-    run, distil = params.runs[name], params.distillations[name]
-    draws = generator(params.seed, "distill", "iteration", iteration)
-    count = params.experts[run.experts].count
-    drawn = [distillation.draw_start(count, distil, draws) for _ in range(distil.trajectories_per_iteration)]
-    starts = [
-        Start(artifacts.read_snapshots(run.experts, expert, epoch, epoch + distil.expert_epochs + 1).to(labels.device), epoch)
-        for expert, epoch in drawn
-    ]
-    experts, epochs = (" ".join(str(number) for number in column) for column in zip(*drawn, strict=True))
-    try:
-        state, figures = distillation.iterate(network, derivatives, state, labels, starts, distil, draws)
-    except DivergenceError as error:
-        raise DivergenceError(
-            f"run {name} diverged at iteration {iteration} (expert {experts}, start epoch {epochs}): {error}"
-        ) from None
-    return state, {"iteration": iteration, "expert": experts, "start_epoch": epochs, **_row(figures)}
-
-
-def _row(figures: Figures) -> dict[str, float]:
-    way_points = {f"way_point_{k}": value for k, value in enumerate(figures.terms, start=1)}
-    return {
-        "matching_loss": figures.matching_loss,
-        **way_points,
-        "syn_lr": figures.syn_lr,
-        "grad_norm_images": figures.grad_norm_images,
-        "grad_norm_syn_lr": figures.grad_norm_syn_lr,
-    }
-
-
-def _save(name: str, state: State, history: History, labels: Tensor, record: artifacts.Record) -> None:
-    pixels = history.snapshots.pop(0) if not history.rows else history.snapshots[len(history.rows)]  # (S, C, H, W)
-    moments = [*history.snapshots.values()]  # none of a set that is not distilled
-    kept = Snapshots(torch.tensor([*history.snapshots]).long(), torch.stack(moments) if moments else pixels.new_empty(0))
-    artifacts.save_snapshots(name, kept, artifacts.Record("snapshots", record.settings, record.inputs))
-    files.write_csv(artifacts.history_file(name), history.rows, HISTORY_COLUMNS)
-    artifacts.save_synthetic(name, SyntheticSet(pixels, labels, state.syn_lr), record)
+def _save(name: str, ended: Distilling, labels: Tensor, record: Record) -> None:
+    pixels, snapshots = ended.snapshots[ended.iteration], ended.snapshots if ended.rows else {}
+    moments = [*snapshots.values()]  # none of a set that is not distilled
+    kept = Snapshots(torch.tensor([*snapshots]).long(), torch.stack(moments) if moments else pixels.new_empty(0))
+    artifacts.save_snapshots(name, kept, Record("snapshots", record.settings, record.inputs))
+    files.write_csv(artifacts.history_file(name), ended.rows, HISTORY_COLUMNS)
+    artifacts.save_synthetic(name, SyntheticSet(pixels, labels, ended.state.syn_lr), record)

@@ -18,12 +18,12 @@ from torch import Tensor
 from src.ground import runtime
 from src.ground.errors import ArtifactError
 from src.ground.params import Params
-from src.io import artifacts, cost, files, progress, tracking, workers
+from src.io import artifacts, checkpoints, cost, files, progress, tracking, workers
 from src.io.artifacts import Statistics, SyntheticSet
 from src.io.tracking import Tracker
 from src.maths import protocol, scores
-from src.stages import run_log, students
-from src.stages.records import synthetic_settings
+from src.stages import run_log, students, work
+from src.stages.records import students_record, synthetic_settings
 from src.stages.students import Training
 
 SPLITS = ("val", "test")
@@ -33,21 +33,34 @@ Predicted = dict[str, Tensor]  # split -> classes (G, N)
 
 
 def run(params: Params, name: str) -> None:
-    """Evaluate the run `name` with its own network and those of `cross`."""
-    settings = params.run(name)
+    """Evaluate the run `name` with its own network and those of `cross`, from students' checkpoints where there are any."""
+    params.run(name)
+    with checkpoints.at_work("evaluate", name):
+        _run(params, name)
+
+
+def _run(params: Params, name: str) -> None:
+    settings = params.runs[name]
     device = runtime.start(params.runtime)
     statistics, synthetic = _inputs(params, name)
     networks = [settings.network, *settings.cross]
     with _track(params, name, networks, statistics) as tracker:
         with cost.measured(device) as spent:
-            found = {network: predict_all(params, name, network, synthetic, statistics, device) for network in networks}
+            found = {n: predict_all(params, name, n, synthetic, statistics, device, kept=True) for n in networks}
         spent.peak_memory_mib = max(spent.peak_memory_mib, *(peak for _, peak in found.values()))
         rows = _accuracies(params, name, {network: predicted for network, (predicted, _) in found.items()})
         summaries = {network: _summary(own) for network, own in rows.items()}
         _save(params, name, rows, summaries, found[settings.network][0], statistics)
         cost.keep(artifacts.metrics_file(name), spent)
         _log(tracker, params, name, summaries)
+    for network in networks:
+        checkpoints.forget("evaluate", _place(name, network))
     _show(params, name, summaries)
+
+
+def _place(name: str, network: str) -> str:
+    """Where the partial work of a run's students of one network lies."""
+    return f"{name}@{network}"
 
 
 def score_networks(params: Params, name: str, networks: Sequence[str]) -> None:
@@ -116,9 +129,18 @@ def _track(params: Params, name: str, networks: Sequence[str], statistics: Stati
 
 
 def predict_all(
-    params: Params, name: str, network: str, synthetic: SyntheticSet, statistics: Statistics, device: torch.device
+    params: Params,
+    name: str,
+    network: str,
+    synthetic: SyntheticSet,
+    statistics: Statistics,
+    device: torch.device,
+    kept: bool = False,
 ) -> tuple[Predicted, float]:
-    """Each split's classes (G, N) as predicted by trained students of `network`, and the largest memory of a process in MiB."""
+    """Each split's classes (G, N) as predicted by trained students of `network`, and the largest memory of a process in MiB.
+
+    With `kept`, the set is the run's artifact, and what is done survives an interruption.
+    """
     run = params.runs[name]
     settings, spec = params.evaluate[run.evaluate], params.networks[network]
     forward = students.forward_flops(spec, statistics.shape)
@@ -130,12 +152,17 @@ def predict_all(
         run.dataset, settings, spec, statistics.shape, params.seed, way,
         images.numpy(), synthetic.labels.numpy(), synthetic.syn_lr.item(),
         SPLITS, "test" if settings.selects_on_test else None,
+        work.of(params, "evaluate", _place(name, network), students_record(params, name, network), device, way.compiled)
+        if kept else None,
     )  # fmt: skip
     groups = 1 if way.together else settings.students
     processes = workers.processes(params.runtime, device, groups, way.flops)
-    work = functools.partial(students.train_group, training)
+    units, before = groups * settings.epochs, students.epochs_before(training, groups)
     title = f"evaluate {name}" if network == run.network else f"evaluate {name} with {network}"
-    found, peak = workers.each(work, groups, params.runtime, processes, title, groups * settings.epochs)
+    if before:
+        progress.say(f"{title}: resumed at {before} of {units} epochs")
+    train_group = functools.partial(students.train_group, training)
+    found, peak = workers.each(train_group, groups, params.runtime, processes, title, units, before)
     return {split: torch.cat([torch.from_numpy(group[split]) for group in found]) for split in SPLITS}, peak
 
 

@@ -5,25 +5,30 @@ from __future__ import annotations
 import functools
 import statistics as numbers
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from src.ground import runtime
+from src.ground.errors import DivergenceError
 from src.ground.params import Params
 from src.ground.seeding import generator
 from src.ground.settings import Experts, Network
-from src.io import artifacts, cost, files, progress, tracking, workers
+from src.io import artifacts, checkpoints, cost, files, progress, stopping, tracking, workers
 from src.io.artifacts import Record, Statistics
+from src.io.checkpoints import Checkpoint, Stored, Work
 from src.io.progress import Advance
 from src.io.workers import Array
 from src.maths import expert_training, networks, scores, smoothness
 from src.maths.derivatives import forward_flops
-from src.maths.expert_training import Epoch, Gradient
+from src.maths.expert_training import Gradient, State
 from src.maths.networks import FlatNetwork, ImageShape
-from src.stages import run_log
+from src.stages import run_log, work
 from src.stages.records import experts_record
+
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ class Training:
     spec: Network
     shape: ImageShape
     record: Record
+    work: Work
     seed: int
     bfloat16: bool
     compiled: bool
@@ -42,14 +48,45 @@ class Training:
     val: tuple[Array, Array]
 
 
+@dataclass(frozen=True)
+class Expert:
+    """One expert on its way."""
+
+    state: State
+    thetas: tuple[Tensor, ...]  # theta*_0 .. of the finished epochs, (P,) each, on the CPU
+    rows: tuple[Row, ...]  # of the finished epochs
+
+    def stored(self, settings: Experts) -> Stored:
+        """What its checkpoint holds; raises DivergenceError rather than keep numbers that are not finite."""
+        if self.state.steps:
+            expert_training.check(self.state, settings)
+        tensors = {name: value for name, value in vars(self.state).items() if isinstance(value, Tensor)}
+        facts = {"epochs": self.state.epochs, "steps": self.state.steps, "rows": self.rows}
+        return {**tensors, "thetas": torch.stack(self.thetas)}, facts
+
+
+def restored(stored: Stored, device: torch.device) -> Expert:
+    """The expert that a checkpoint holds."""
+    tensors, facts = stored
+    moved = {name: tensors[name].to(device) for name in ("theta", "moments", "figures")}
+    state = State(**moved, draws=tensors["draws"], pending=tensors["pending"], epochs=facts["epochs"], steps=facts["steps"])
+    return Expert(state, tensors["thetas"].unbind(), tuple(facts["rows"]))
+
+
 def run(params: Params, name: str) -> None:
-    """Train the experts `name`."""
-    settings = params.expert_set(name)
+    """Train the experts `name`, or those that are not there yet."""
+    params.expert_set(name)
+    with checkpoints.at_work("experts", name):
+        _run(params, name)
+
+
+def _run(params: Params, name: str) -> None:
+    settings = params.experts[name]
     device = runtime.start(params.runtime)
     statistics = artifacts.load_statistics(settings.dataset)
     record = experts_record(params, name)
     say_what_is_needed(params, name)
-    find = {"ast.fingerprint": tracking.fingerprint(vars(record))}
+    find = {"ast.fingerprint": tracking.fingerprint({**vars(record), "count": settings.count})}
     with tracking.track(settings.dataset, f"experts/{name}", "experts", find) as tracker:
         tracker.params({"experts": settings.model_dump(), "network": params.networks[settings.network].model_dump()})
         tracker.dataset(settings.dataset, artifacts.split_file(settings.dataset, "train"), "training")
@@ -87,12 +124,16 @@ def train_all(
     if reason:
         progress.say(f"{name}: {reason}")
     training = Training(
-        name, settings, spec, shape, record, params.seed, params.runtime.precision == "bfloat16", compiled, train, val
-    )
+        name, settings, spec, shape, record, work.of(params, "experts", name, record, device, compiled), params.seed,
+        params.runtime.precision == "bfloat16", compiled, train, val,
+    )  # fmt: skip
     processes = workers.processes(params.runtime, device, settings.count, flops)
-    units = settings.count * settings.last_epoch
-    work = functools.partial(_train_one, training)
-    found, peak = workers.each(work, settings.count, params.runtime, processes, f"experts {name}", units)
+    units, earlier = settings.count * settings.last_epoch, [training.work.checkpoint(i).facts() for i in range(settings.count)]
+    before = sum(len(facts["rows"]) for facts in earlier if facts)
+    if any(earlier):
+        progress.say(f"{name}: resumed at {before} of {units} epochs of {settings.count} experts")
+    train_one = functools.partial(_train_one, training)
+    found, peak = workers.each(train_one, settings.count, params.runtime, processes, f"experts {name}", units, before)
     return [row for rows in found for row in rows], peak
 
 
@@ -108,33 +149,71 @@ def _flops(settings: Experts, spec: Network, shape: ImageShape, images: int) -> 
     return expert_training.passes(settings, images) * forward_flops(network, torch.zeros(network.dimension), image)
 
 
-def _train_one(training: Training, index: int, device: torch.device, advance: Advance) -> list[dict[str, Any]]:
-    """Train one expert, wherever joblib puts it, and save its trajectory as soon as it is whole; its curves' rows."""
-    thetas, rows = [], []
-    for epoch, accuracy in _epochs(training, index, device):
-        thetas.append(epoch.theta.cpu())
-        if epoch.number:
-            figures = {"train_loss": epoch.train_loss, "gradient_penalty": epoch.penalty, "val_accuracy": accuracy}
-            rows.append({"expert": index, "epoch": epoch.number, **figures})
-            advance(f"validation {accuracy:.1%}")
-    trajectory = torch.stack(thetas)  # (T + 1, P)
+def _train_one(training: Training, index: int, device: torch.device, advance: Advance) -> list[Row]:
+    """Train one expert, wherever joblib puts it, and save its trajectory as soon as it is whole; its curves' rows.
+
+    A trajectory of the same work that lies there already is kept, and what an earlier process began is continued.
+    """
+    path, checkpoint = artifacts.trajectory_file(training.name, index), training.work.checkpoint(index)
+    stored = checkpoint.load()
+    if stored is not None and "trajectory" in stored[1]:
+        if path.exists() and files.digest(path) == stored[1]["trajectory"]:
+            return list(stored[1]["rows"])
+        stored = None  # gone or changed since
+    expert = _trained(training, index, device, checkpoint, stored, advance)
+    trajectory = torch.stack(expert.thetas)  # (T + 1, P)
     artifacts.save_trajectory(training.name, index, trajectory, training.record)
     steps = smoothness.parameter_steps(trajectory).tolist()
-    return [{**row, "parameter_step": step} for row, step in zip(rows, steps, strict=True)]
+    rows = [{**row, "parameter_step": step} for row, step in zip(expert.rows, steps, strict=True)]
+    checkpoint.save({}, {"trajectory": files.digest(path), "rows": rows})
+    return rows
 
 
-def _epochs(training: Training, index: int, device: torch.device) -> Iterator[tuple[Epoch, float]]:
-    """Each epoch of one expert, from the initialisation on, with its accuracy on the validation split."""
+def _trained(
+    training: Training, index: int, device: torch.device, checkpoint: Checkpoint, stored: Stored | None, advance: Advance
+) -> Expert:
+    """One expert after its last epoch."""
+    expert = restored(stored, device) if stored else _first(training, index, device)
+    try:
+        with checkpoint.kept() as keep:
+            for expert in _steps(training, index, expert, device):  # noqa: B020, each takes the place of the one before
+                keep(functools.partial(expert.stored, training.settings))
+                if expert.state.between_epochs:
+                    advance(f"validation {expert.rows[-1]['val_accuracy']:.1%}")
+    except DivergenceError as error:
+        good = f"last good train loss {expert.rows[-1]['train_loss']:g}" if expert.rows else "no good epoch before"
+        raise DivergenceError(f"{training.name}, expert {index}: {error}; {good}") from None
+    return expert
+
+
+def _first(training: Training, index: int, device: torch.device) -> Expert:
+    """One expert before its first step."""
+    network = networks.build(training.spec, training.shape, generator(training.seed, "experts", index, "initialisation"))
+    state = expert_training.start(network.to(device), generator(training.seed, "experts", index, "training"))
+    return Expert(state, (state.theta.cpu(),), ())
+
+
+def _steps(training: Training, index: int, expert: Expert, device: torch.device) -> Iterator[Expert]:
+    """One expert after each further step; where an epoch ends, its accuracy on the validation split is taken."""
     images, labels, val_images, val_labels = (torch.from_numpy(x).to(device) for x in (*training.train, *training.val))
-    start = networks.build(training.spec, training.shape, generator(training.seed, "experts", index, "initialisation"))
     network, gradient = _derivative(
         training.spec, training.shape, training.settings, device, training.bfloat16, training.compiled
     )
-    draws = generator(training.seed, "experts", index, "training")
+    logits, gradient = stopping.interruptible(network), stopping.interruptible(gradient)
     chunk = expert_training.CHUNK if device.type == "cpu" else None
-    for epoch in expert_training.train(start.to(device), images, labels, training.settings, draws, gradient, chunk):
-        predicted = scores.predictions(functools.partial(network, epoch.theta), val_images)
-        yield epoch, scores.accuracy(predicted, val_labels)
+    for state in expert_training.steps(expert.state, images, labels, training.settings, gradient, chunk):
+        expert = replace(expert, state=state)
+        if state.between_epochs:
+            predicted = scores.predictions(functools.partial(logits, state.theta), val_images)
+            row = _row(index, state, scores.accuracy(predicted, val_labels))
+            expert = Expert(state, (*expert.thetas, state.theta.cpu()), (*expert.rows, row))
+        yield expert
+
+
+def _row(index: int, state: State, accuracy: float) -> Row:
+    epoch = expert_training.epoch_of(state)
+    figures = {"train_loss": epoch.train_loss, "gradient_penalty": epoch.penalty, "val_accuracy": accuracy}
+    return {"expert": index, "epoch": epoch.number, **figures}
 
 
 @functools.cache
@@ -148,7 +227,7 @@ def _derivative(
 
 
 def _forget_others(name: str, count: int) -> None:
-    """Delete trajectories that an earlier, larger buffer of this name left behind."""
+    """Delete what an earlier, larger buffer of this name left behind: DVC keeps the folder as it is between two runs."""
     keep = {artifacts.trajectory_file(name, index) for index in range(count)}
     for path in artifacts.trajectories_folder(name).iterdir():
         if path not in keep:

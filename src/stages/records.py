@@ -10,12 +10,12 @@ from src.io.artifacts import Record
 
 
 def experts_record(params: Params, name: str) -> Record:
-    """The record of a set of experts under today's parameters and training split."""
+    """The record of each expert under today's parameters and training split; it does not depend on how many there are."""
     settings = params.expert_set(name)
     train = artifacts.split_file(settings.dataset, "train")
     artifacts.load_split(settings.dataset, "train")  # a missing or damaged split is said in its own words
     network = params.networks[settings.network].model_dump()
-    made_from = {"seed": params.seed, "experts": settings.model_dump(mode="json"), "network": network}
+    made_from = {"seed": params.seed, "experts": settings.model_dump(mode="json", exclude={"count"}), "network": network}
     return Record("trajectory", made_from, {train.as_posix(): files.digest(train)})
 
 
@@ -36,3 +36,15 @@ def synthetic_record(params: Params, name: str) -> Record:
     """The whole record of a run's synthetic set, with the expert buffer it is made from."""
     buffer = artifacts.trajectories_folder(params.run(name).experts)
     return replace(synthetic_settings(params, name), inputs={buffer.as_posix(): files.digest(buffer)})
+
+
+def students_record(params: Params, name: str, network: str) -> Record:
+    """What a run's students of one network, and what they predict, are made from. No artifact carries it."""
+    run = params.run(name)
+    settings = {
+        "seed": params.seed,
+        "network": params.networks[network].model_dump(),
+        "evaluate": params.evaluate[run.evaluate].model_dump(mode="json"),
+    }
+    inputs = (artifacts.synthetic_file(name), artifacts.dataset_folder(run.dataset))
+    return Record("students", settings, {path.as_posix(): files.digest(path) for path in inputs})

@@ -1,0 +1,161 @@
+"""Checkpoints: partial work, kept outside of DVC's artifacts, from which the same command goes on to the same bytes.
+
+One safetensors file for each piece of work, replaced whole. Its name holds the digest of all that the result's bytes depend on,
+so that changed settings, inputs or code never pick it up; its metadata hold that definition and the plain part of the state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from src.ground.errors import ArtifactError, InterruptedWorkError, UserError
+from src.ground.runtime import workspace
+from src.io import files, stopping
+from src.io.progress import say
+
+STAGES = ("prepare", "experts", "distill", "evaluate", "report")
+METADATA_KEY = "checkpoint"  # one entry, as artifacts have it
+PAUSES = 50  # times that writing took must pass before the next: at most 2 % of the time
+
+Facts = dict[str, Any]  # numbers, text, lists: all that is no tensor
+Stored = tuple[dict[str, Tensor], Facts]
+
+
+@dataclass(frozen=True)
+class Work:
+    """Work that can be continued. The definition names everything that its bytes depend on."""
+
+    stage: str
+    name: str
+    definition: Mapping[str, Any]
+    seconds: float  # between checkpoints
+
+    def checkpoint(self, piece: int = 0) -> Checkpoint:
+        text = json.dumps([self.stage, self.name, self.definition], sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        return Checkpoint(folder() / self.stage / self.name / f"{digest}-{piece:03d}.safetensors", self)
+
+
+class Checkpoint:
+    """The file of one piece of work."""
+
+    def __init__(self, path: Path, work: Work):
+        self.path = path
+        self._work = work
+        self._pause = work.seconds
+        self._begun = self._saved = time.monotonic()
+        self.seconds_before = 0.0  # that earlier processes spent on what was loaded
+
+    def load(self) -> Stored | None:
+        """What was saved last; None where nothing was, or where it is damaged: it is deleted then."""
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                about = json.loads(file.metadata()[METADATA_KEY])
+                self.seconds_before = about["seconds"]
+                return {name: file.get_tensor(name) for name in file.keys()}, about["facts"]  # noqa: SIM118, not a dict
+        except FileNotFoundError:
+            return None
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            say(f"Warning: the checkpoint {self.path} is damaged ({error}): it is deleted, and this part starts again")
+            self.remove()
+            return None
+
+    def facts(self) -> Facts:
+        """The plain part of what was saved last, read without the tensors; empty where there is none."""
+        found = read(self.path)
+        return found["facts"] if found else {}
+
+    def save(self, tensors: Mapping[str, Tensor], facts: Facts) -> None:
+        """Replace the file; raises ArtifactError where it can't be written, and the old one stays."""
+        start = time.monotonic()
+        about = {**vars(self._work), "facts": facts, "seconds": self.seconds_before + start - self._begun}
+        apart = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}  # of the same memory none is taken
+        files.write_tensors(self.path, apart, {METADATA_KEY: json.dumps(about)})
+        self._saved = time.monotonic()
+        self._pause = max(self._work.seconds, PAUSES * (self._saved - start)) if self._work.seconds else 0.0
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+    @contextmanager
+    def kept(self) -> Iterator[Callable[[Callable[[], Stored]], None]]:
+        """Yields keep(state): to be called after each step with a function that gives what to store.
+
+        It is stored when the time has come, and when the block is asked to stop.
+        """
+        latest: Callable[[], Stored] | None = None
+
+        def keep(state: Callable[[], Stored]) -> None:
+            nonlocal latest
+            latest = state
+            if time.monotonic() - self._saved >= self._pause:
+                self.save(*state())
+
+        try:
+            yield keep
+        except InterruptedWorkError:
+            if latest is not None:
+                self.save(*latest())
+            raise
+
+
+def forget(stage: str, name: str) -> None:
+    """Delete the checkpoints of work that has ended."""
+    for path in (folder() / stage / name).glob("*"):
+        path.unlink(missing_ok=True)
+
+
+def folder() -> Path:
+    return workspace() / ".cache" / "checkpoints"
+
+
+def code(stage: str) -> str:
+    """Digest of the code that a stage's bytes may depend on: all below it, and of its layer all but the other stages."""
+    modules = [path for layer in ("ground", "maths", "io", "stages") for path in Path("src", layer).rglob("*.py")]
+    others = {Path("src", "stages", f"{name}.py") for name in STAGES if name != stage}
+    text = json.dumps([(path.as_posix(), files.digest(path)) for path in sorted(modules) if path not in others])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@contextmanager
+def at_work(stage: str, name: str) -> Iterator[None]:
+    """Alone at these artifacts, and ready to be stopped; raises UserError where another process is at them."""
+    path = Path(".cache", "locks", f"{stage}-{name}.lock")
+    lock = FileLock(path, timeout=0)  # the kernel frees that of a killed process
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"{stage} {name} is being made by another process: wait for its end, or stop it") from None
+    except OSError as error:
+        raise ArtifactError(f"{path} can't be written ({error.strerror}): free space or permit writing there") from None
+    try:
+        with stopping.heeded():
+            yield
+    finally:
+        lock.release()
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Stage, name, definition and facts of a checkpoint's file; empty where there is none, or it is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(json.loads(file.metadata()[METADATA_KEY]))
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return {}
+
+
+def found() -> list[Path]:
+    """Every file of partial work, half-written ones included."""
+    return sorted(path for path in folder().rglob("*") if path.is_file())

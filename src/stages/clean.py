@@ -1,0 +1,91 @@
+"""clean: lists what long stages left behind, and deletes what nothing will continue. No stage of the pipeline."""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from src.ground import runtime
+from src.ground.errors import UserError
+from src.ground.params import Params
+from src.io import checkpoints
+from src.io.artifacts import Record
+from src.io.progress import say
+from src.stages import records, work
+from src.stages.plan import duration
+
+KIB = 2**10
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """One file of partial work, and what it is to params.yaml, inputs and code as they are now."""
+
+    path: Path
+    stage: str
+    name: str
+    state: str  # current, stale, or unknown where its inputs are missing
+
+
+def run(params: Params, yes: bool, everything: bool) -> None:
+    """List partial work; with `yes` delete what is stale, with `everything` all of it."""
+    definitions = _definitions(params)
+    found = [_leftover(path, definitions) for path in checkpoints.found()]
+    Console(highlight=False).print(_table(found))
+    doomed = [one for one in found if everything or one.state == "stale"]
+    size = sum(one.path.stat().st_size for one in doomed) / KIB
+    if not yes:
+        say(f"{len(doomed)} of {len(found)} files, {size:,.0f} KiB, would be deleted: add --yes to do it")
+        return
+    for one in doomed:
+        one.path.unlink(missing_ok=True)
+    say(f"{len(doomed)} of {len(found)} files, {size:,.0f} KiB, are deleted")
+
+
+def _definitions(params: Params) -> dict[tuple[str, str], Mapping[str, Any] | None]:
+    """What defines each piece of work now; None where that can't be told, as inputs are missing."""
+    makers: dict[tuple[str, str], Callable[[], Record]] = {}
+    for name in params.experts:
+        makers["experts", name] = functools.partial(records.experts_record, params, name)
+    for name, run in params.runs.items():
+        makers["distill", name] = functools.partial(records.synthetic_record, params, name)
+        for network in (run.network, *run.cross):
+            makers["evaluate", f"{name}@{network}"] = functools.partial(records.students_record, params, name, network)
+    device = runtime.start(params.runtime)
+    found: dict[tuple[str, str], Mapping[str, Any] | None] = {}
+    for (stage, name), make in makers.items():
+        try:
+            found[stage, name] = work.definition(params, stage, make(), device)
+        except (UserError, OSError):
+            found[stage, name] = None
+    return found
+
+
+def _leftover(path: Path, definitions: Mapping[tuple[str, str], Mapping[str, Any] | None]) -> Leftover:
+    about = checkpoints.read(path)
+    if not about:  # damaged, or half-written by a process that was killed
+        stage, name = path.relative_to(checkpoints.folder()).parts[:2]
+        return Leftover(path, stage, name, "stale")
+    stage, name = about["stage"], about["name"]
+    now = definitions.get((stage, name), {})  # a name that params.yaml has no more makes nothing current
+    if now is None:
+        return Leftover(path, stage, name, "unknown")
+    made = {key: value for key, value in about["definition"].items() if key != "compiled"}
+    return Leftover(path, stage, name, "current" if made == json.loads(json.dumps(now)) else "stale")
+
+
+def _table(found: list[Leftover]) -> Table:
+    table = Table("stage", "name", "file", "age", "size, KiB", "state", title="partial work", title_justify="left")
+    for one in found:
+        about = one.path.stat()
+        age = duration(max(time.time() - about.st_mtime, 0.0))
+        table.add_row(one.stage, one.name, one.path.name, age, f"{about.st_size / KIB:,.0f}", one.state)
+    return table

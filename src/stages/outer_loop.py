@@ -1,0 +1,169 @@
+"""The outer loop of `distill`: what it carries from one iteration to the next, its checkpoint, and its second chances."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from src.ground.errors import DivergenceError
+from src.ground.params import Params
+from src.ground.seeding import generator
+from src.ground.settings import Distillation
+from src.io import artifacts, progress
+from src.io.checkpoints import Checkpoint, Stored
+from src.io.tracking import Tracker
+from src.maths import distillation
+from src.maths.derivatives import Derivatives
+from src.maths.distillation import Figures, Start, State
+from src.maths.networks import FlatNetwork
+from src.maths.pixels import Space
+from src.stages import run_log
+
+ANCHOR_ITERATIONS = 100  # between two states to restore: a fixed number, so that the same bytes come again
+RESTORES = 3  # at most, each halves lr_img
+
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Distilling:
+    """The outer loop on its way: all that it carries from one iteration to the next."""
+
+    state: State
+    anchor: State  # of the last iteration that is a multiple of ANCHOR_ITERATIONS
+    rows: tuple[Row, ...]  # one for each iteration done
+    snapshots: Mapping[int, Tensor]  # iteration -> pixels (S, C, H, W)
+    restores: tuple[int, ...] = ()  # iterations at which it diverged
+
+    @property
+    def iteration(self) -> int:
+        return len(self.rows)
+
+    def stored(self) -> Stored:
+        """What its checkpoint holds."""
+        tensors = {
+            f"{which}.{name}": value for which in ("state", "anchor") for name, value in vars(getattr(self, which)).items()
+        }
+        tensors |= {f"snapshot.{iteration}": pixels for iteration, pixels in self.snapshots.items()}
+        return tensors, {"rows": self.rows, "restores": self.restores}
+
+
+def resumed(stored: Stored, device: torch.device) -> Distilling:
+    """The outer loop that a checkpoint holds."""
+    tensors, facts = stored
+    parts: dict[str, dict[str, Tensor]] = {"state": {}, "anchor": {}, "snapshot": {}}
+    for name, value in tensors.items():
+        kind, _, key = name.partition(".")
+        parts[kind][key] = value
+    state, anchor = (State(**{key: value.to(device) for key, value in parts[kind].items()}) for kind in ("state", "anchor"))
+    snapshots = {int(key): parts["snapshot"][key] for key in sorted(parts["snapshot"], key=int)}
+    return Distilling(state, anchor, tuple(facts["rows"]), snapshots, tuple(facts["restores"]))
+
+
+@dataclass(frozen=True)
+class Loop:
+    """What every iteration takes."""
+
+    params: Params
+    name: str
+    network: FlatNetwork
+    derivatives: Derivatives
+    labels: Tensor  # (S,)
+    space: Space
+
+    @property
+    def distil(self) -> Distillation:
+        return self.params.distillations[self.name]
+
+    @property
+    def moments(self) -> frozenset[int]:
+        """Iterations at which images are kept: evenly spaced, first and last among them."""
+        count = self.distil.snapshots
+        return frozenset(round(self.distil.iterations * i / (count - 1)) for i in range(count))
+
+
+def first(loop: Loop, images: Tensor) -> Distilling:
+    """The outer loop before its first iteration, at images (S, C, H, W) on the device."""
+    state = distillation.start(images, loop.distil)
+    return Distilling(state, state, (), {0: loop.space.to_pixels(images.cpu())})
+
+
+def run(loop: Loop, at: Distilling, checkpoint: Checkpoint, tracker: Tracker) -> Distilling:
+    """All iterations that are left. What is logged already is not logged twice."""
+    for row in at.rows:
+        run_log.log_row(tracker, row)
+    for iteration, pixels in at.snapshots.items():
+        run_log.log_images(tracker, pixels, loop.labels, iteration)
+    furthest, total = at.iteration, loop.distil.iterations
+    with progress.progress(f"distill {loop.name}", total, furthest) as advance, checkpoint.kept() as keep:
+        while at.iteration < total:
+            at = _iterate(loop, at)
+            keep(at.stored)
+            if at.iteration > furthest:  # not after a restore, until it is there again
+                furthest, row = at.iteration, at.rows[-1]
+                run_log.log_row(tracker, row)
+                if furthest in at.snapshots:
+                    run_log.log_images(tracker, at.snapshots[furthest], loop.labels, furthest)
+                advance(f"matching loss {row['matching_loss']:.4f}, syn_lr {row['syn_lr']:.4f}")
+    return at
+
+
+def _iterate(loop: Loop, at: Distilling) -> Distilling:
+    """The next iteration done; or, where it diverges and the settings want it, the last anchor again."""
+    settings = loop.distil.model_copy(update={"lr_img": loop.distil.lr_img / 2 ** len(at.restores)})
+    experts, epochs, starts, draws = _starts(loop, at.iteration)
+    try:
+        state, figures = distillation.iterate(loop.network, loop.derivatives, at.state, loop.labels, starts, settings, draws)
+    except DivergenceError as error:
+        good = f"last good matching loss {at.rows[-1]['matching_loss']:g}" if at.rows else "no good iteration before it"
+        where = f"iteration {at.iteration} (expert {experts}, start epoch {epochs}, {good})"
+        return _restored(loop, at, f"run {loop.name} diverged at {where}: {error}")
+    row = {"iteration": at.iteration, "expert": experts, "start_epoch": epochs, **_row(figures), "lr_img": settings.lr_img}
+    done = replace(at, state=state, rows=(*at.rows, row))
+    if done.iteration in loop.moments:
+        done = replace(done, snapshots={**at.snapshots, done.iteration: loop.space.to_pixels(state.images.cpu())})
+    return replace(done, anchor=state) if done.iteration % ANCHOR_ITERATIONS == 0 else done
+
+
+def _starts(loop: Loop, iteration: int) -> tuple[str, str, list[Start], torch.Generator]:
+    """The experts and start epochs drawn for an iteration, in words and as snapshots, and the generator of its other draws."""
+    run, distil = loop.params.runs[loop.name], loop.distil
+    draws = generator(loop.params.seed, "distill", "iteration", iteration)
+    count = loop.params.experts[run.experts].count
+    drawn = [distillation.draw_start(count, distil, draws) for _ in range(distil.trajectories_per_iteration)]
+    starts = []
+    for expert, epoch in drawn:
+        snapshots = artifacts.read_snapshots(run.experts, expert, epoch, epoch + distil.expert_epochs + 1)
+        starts.append(Start(snapshots.to(loop.labels.device), epoch))
+    experts, epochs = (" ".join(str(number) for number in column) for column in zip(*drawn, strict=True))
+    return experts, epochs, starts, draws
+
+
+def _restored(loop: Loop, at: Distilling, problem: str) -> Distilling:
+    """The loop at its last anchor; raises DivergenceError where the settings or too many restores forbid it."""
+    if loop.distil.on_divergence == "stop":
+        raise DivergenceError(f"{problem}; or set on_divergence to restore, which goes back and halves lr_img")
+    if len(at.restores) == RESTORES:
+        raise DivergenceError(f"{problem}; lr_img was halved {RESTORES} times, after iterations {at.restores}")
+    iteration = at.iteration // ANCHOR_ITERATIONS * ANCHOR_ITERATIONS
+    restores = (*at.restores, at.iteration)
+    lr_img = loop.distil.lr_img / 2 ** len(restores)
+    progress.say(f"Warning: {problem}. Restored at iteration {iteration} with lr_img {lr_img:g}")
+    snapshots = {moment: pixels for moment, pixels in at.snapshots.items() if moment <= iteration}
+    return Distilling(at.anchor, at.anchor, at.rows[:iteration], snapshots, restores)
+
+
+def _row(figures: Figures) -> dict[str, float]:
+    way_points = {f"way_point_{k}": value for k, value in enumerate(figures.terms, start=1)}
+    return {
+        "matching_loss": figures.matching_loss,
+        **way_points,
+        "syn_lr": figures.syn_lr,
+        "grad_norm_images": figures.grad_norm_images,
+        "grad_norm_syn_lr": figures.grad_norm_syn_lr,
+    }

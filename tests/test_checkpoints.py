@@ -1,0 +1,370 @@
+"""Checkpoints, stopping, second chances after divergence, and what a full disk or a killed writer leaves."""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from src.ground import params as reading
+from src.ground.errors import ArtifactError, DivergenceError, InterruptedWorkError, UserError
+from src.io import artifacts, checkpoints, files, stopping
+from src.io.artifacts import Record
+from src.io.checkpoints import Work
+from src.maths import distillation, expert_training, protocol
+from src.maths.derivatives import Derivatives
+from src.maths.distillation import Figures, State
+from src.maths.expert_training import differentiate
+from src.maths.networks import FlatNetwork, flatten
+from src.maths.pixels import Normalisation
+from src.stages import clean, experts, outer_loop
+from src.stages.experts import Expert
+from src.stages.outer_loop import Distilling, Loop
+from tests import test_expert_training, test_protocol
+from tests.imports import ROOT
+from tests.reference import small_network
+
+CPU = torch.device("cpu")
+WORK = Work("experts", "e", {"record": {"lr": 0.1}, "compiled": False}, seconds=0)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    return tmp_path
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+# -- the file
+
+
+def test_what_is_saved_comes_back() -> None:
+    checkpoint, theta = WORK.checkpoint(3), torch.rand(7)
+    assert checkpoint.load() is None
+    assert checkpoint.facts() == {}
+    facts = {"epochs": 2, "rows": [{"loss": 0.1 + 0.2, "nan": math.inf}]}
+    checkpoint.save({"theta": theta, "same": theta, "none": torch.empty(0)}, facts)
+    found = WORK.checkpoint(3).load()
+    assert found is not None
+    assert torch.equal(found[0]["theta"], theta)
+    assert found[0]["none"].shape == (0,)
+    assert found[1] == checkpoint.facts() == facts
+    assert WORK.checkpoint(2).load() is None
+    assert checkpoint.path.is_relative_to(Path(".cache/checkpoints/experts/e").resolve())
+    checkpoint.remove()
+    assert checkpoint.load() is None
+
+
+def test_other_definitions_have_other_files() -> None:
+    others = (replace(WORK, name="f"), replace(WORK, stage="distill"), replace(WORK, definition={"record": {"lr": 0.2}}))
+    assert len({work.checkpoint().path for work in (WORK, *others)}) == 4
+    assert replace(WORK, seconds=9.0).checkpoint().path == WORK.checkpoint().path
+
+
+def test_seconds_add_up_over_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: now[0])
+    for process in range(3):
+        checkpoint = WORK.checkpoint()
+        checkpoint.load()
+        assert checkpoint.seconds_before == 10.0 * process
+        now[0] += 10.0
+        checkpoint.save({}, {})
+        now[0] += 5.0  # what was lost does not count
+
+
+@pytest.mark.parametrize("keep", [0, 5, 60, -1])
+def test_a_damaged_one_is_deleted_and_said(keep: int, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = WORK.checkpoint()
+    checkpoint.save({"theta": torch.rand(7)}, {"epochs": 2})
+    checkpoint.path.write_bytes(checkpoint.path.read_bytes()[:keep])
+    assert checkpoint.facts() == {}
+    assert checkpoint.load() is None
+    assert "is damaged" in capsys.readouterr().err
+    assert not checkpoint.path.exists()
+
+
+def test_pauses_follow_the_setting_and_the_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, writes = [0.0], []
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: now[0])
+
+    def write(*_: Any) -> None:
+        writes.append(now[0])
+        now[0] += 3.0
+
+    monkeypatch.setattr(files, "write_tensors", write)
+    with replace(WORK, seconds=60.0).checkpoint().kept() as keep:
+        while now[0] < 500:
+            keep(lambda: ({}, {}))
+            now[0] += 1.0
+    assert writes == [60.0, 63.0 + 150, 216.0 + 150]
+
+
+def test_an_interrupted_block_keeps_its_last_step() -> None:
+    checkpoint = replace(WORK, seconds=1e9).checkpoint()
+    with pytest.raises(InterruptedWorkError), checkpoint.kept() as keep:
+        for step in range(5):
+            keep(lambda step=step: ({}, {"step": step}))
+        raise InterruptedWorkError
+    assert checkpoint.facts() == {"step": 4}
+    with pytest.raises(ZeroDivisionError), checkpoint.kept() as keep:
+        keep(lambda: ({}, {"step": 5}))
+        _ = 1 / 0
+    assert checkpoint.facts() == {"step": 4}
+
+
+def test_code_of_other_stages_does_not_count() -> None:
+    for name in ("ground", "maths", "io", "stages"):
+        Path("src", name).mkdir(parents=True)
+    digests = [checkpoints.code("experts")]
+    for path in ("stages/experts.py", "stages/report.py", "maths/a.py", "stages/work.py", "stages/distill.py"):
+        Path("src", path).write_text(path)
+        digests.append(checkpoints.code("experts"))
+    assert [a != b for a, b in pairwise(digests)] == [True, False, True, True, False]
+
+
+def test_the_same_artifacts_at_once_are_refused() -> None:
+    with checkpoints.at_work("distill", "r"):
+        with pytest.raises(UserError, match="distill r is being made by another process"), checkpoints.at_work("distill", "r"):
+            pass
+        with checkpoints.at_work("distill", "s"):
+            pass
+    with checkpoints.at_work("distill", "r"):
+        pass
+
+
+# -- stopping
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_the_next_step_and_says_so(number: signal.Signals) -> None:
+    before, step = signal.getsignal(number), stopping.interruptible(lambda x: x + 1)
+    with stopping.heeded():
+        assert step(1) == 2
+        signal.raise_signal(number)
+        assert stopping.requested()
+        with pytest.raises(InterruptedWorkError, match=f"Stopped by {number.name}: what is done is kept") as error:
+            step(1)
+        assert error.value.exit_code == 128 + number
+    assert signal.getsignal(number) is before
+    assert step(1) == 2
+
+
+def test_ignored_signals_stay_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stopping.heeded():
+            signal.raise_signal(signal.SIGHUP)
+            assert not stopping.requested()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+# -- state in, state out
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
+def test_an_expert_goes_on_from_any_step_bit_for_bit(optimiser: str) -> None:
+    chosen = test_expert_training.settings(**test_expert_training.AST, optimiser=optimiser, epochs=3, lr=0.01)
+    images, labels = torch.randn(22, 2, 8, 8, generator=seeded(1)), torch.randint(5, (22,), generator=seeded(2))
+    network = small_network().float()
+    gradient = differentiate(FlatNetwork(network), chosen)
+    whole = list(expert_training.steps(expert_training.start(network, seeded(3)), images, labels, chosen, gradient))
+    assert len(whole) == 9
+    for index, state in enumerate(whole):
+        stored = Expert(state, (state.theta,), ()).stored(chosen)
+        WORK.checkpoint(index).save(*stored)
+        found = WORK.checkpoint(index).load()
+        assert found is not None
+        begun = experts.restored(found, CPU).state
+        rest = list(expert_training.steps(begun, images, labels, chosen, gradient))
+        assert len(rest) == len(whole) - index - 1
+        last = rest[-1] if rest else begun
+        assert all(
+            torch.equal(getattr(last, name), getattr(whole[-1], name)) for name in ("theta", "moments", "figures", "draws")
+        )
+        assert torch.equal(torch.tensor([last.epochs, last.steps]), torch.tensor([3, 9]))
+
+
+def test_students_go_on_from_any_epoch_bit_for_bit() -> None:
+    chosen, images = test_protocol.settings(), torch.randn(10, 2, 8, 8, generator=seeded(0))
+    gradients = protocol.side_by_side(Derivatives(FlatNetwork(small_network().float())).loss)
+    thetas = torch.stack([flatten(small_network(seed).float()) for seed in range(2)])
+    rest = (images, test_protocol.LABELS, 0.05, chosen, gradients)
+    whole = list(protocol.epochs(protocol.start(thetas, [seeded(5), seeded(6)]), *rest))
+    for epoch, students in enumerate(whole[:-1], start=1):
+        assert students.epochs == epoch
+        assert torch.equal(list(protocol.epochs(students, *rest))[-1].thetas, whole[-1].thetas)
+
+
+def state_at(value: float) -> State:
+    return State(*(torch.full(shape, value) for shape in ((2, 1, 2, 2), (), (2, 1, 2, 2), ())))
+
+
+def test_the_outer_loop_comes_back_from_its_checkpoint() -> None:
+    at = Distilling(
+        state_at(0.1), state_at(0.2), ({"iteration": 0, "loss": 1 / 3},), {10: torch.ones(2), 2: torch.zeros(2)}, (7,)
+    )
+    WORK.checkpoint().save(*at.stored())
+    found = WORK.checkpoint().load()
+    assert found is not None
+    again = outer_loop.resumed(found, CPU)
+    assert (again.rows, again.restores, [*again.snapshots]) == (at.rows, at.restores, [2, 10])
+    for one, other in ((again.state, at.state), (again.anchor, at.anchor)):
+        assert all(torch.equal(value, vars(other)[name]) for name, value in vars(one).items())
+
+
+# -- divergence
+
+
+@pytest.fixture
+def raw(valid_params: dict[str, Any]) -> dict[str, Any]:
+    valid_params["distill"]["ast"] |= {"on_divergence": "restore", "iterations": 250, "snapshots": 2, "lr_img": 8.0}
+    return valid_params
+
+
+def loop_of(raw: dict[str, Any], monkeypatch: pytest.MonkeyPatch, diverges: Callable[[int, float], bool]) -> Loop:
+    """A loop whose images go up by lr_img, and which diverges where told."""
+    calls = {"iteration": 0}
+
+    def starts(loop: Loop, iteration: int) -> tuple[str, str, list[Any], torch.Generator]:
+        calls["iteration"] = iteration
+        return "0", "0", [], seeded(iteration)
+
+    def iterate(network: Any, derivatives: Any, state: State, labels: Tensor, starts: Any, settings: Any, draws: Any) -> Any:
+        if diverges(calls["iteration"], settings.lr_img):
+            raise DivergenceError("too far")
+        return replace(state, images=state.images + settings.lr_img), Figures([0.5], 0.1, 1.0, 1.0)
+
+    monkeypatch.setattr(outer_loop, "_starts", starts)
+    monkeypatch.setattr(distillation, "iterate", iterate)
+    space = Normalisation(torch.zeros(1), torch.ones(1))
+    return Loop(reading.parse(raw), "one", None, None, torch.zeros(2), space)  # type: ignore[arg-type]
+
+
+def all_of(loop: Loop) -> Distilling:
+    at = outer_loop.first(loop, torch.zeros(2, 1, 2, 2))
+    for _ in range(2000):
+        if at.iteration == loop.distil.iterations:
+            break
+        at = outer_loop._iterate(loop, at)
+    return at
+
+
+def test_divergence_restores_the_last_anchor_with_half_the_step(
+    raw: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at = all_of(loop_of(raw, monkeypatch, lambda iteration, lr: (iteration == 130 and lr > 4) or (iteration == 210 and lr > 2)))
+    assert at.restores == (130, 210)
+    assert [row["iteration"] for row in at.rows] == list(range(250))
+    assert [at.rows[i]["lr_img"] for i in (0, 99, 100, 199, 200, 249)] == [8.0, 8.0, 4.0, 4.0, 2.0, 2.0]
+    assert at.state.images.flatten()[0] == 100 * 8 + 100 * 4 + 50 * 2
+    assert [*at.snapshots] == [0, 250]
+    said = capsys.readouterr().err
+    assert "run one diverged at iteration 130 (expert 0, start epoch 0, last good matching loss 0.5): too far" in said
+    assert "Restored at iteration 100 with lr_img 4" in said
+
+
+def test_divergence_ends_the_run_where_wanted_or_in_vain(raw: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DivergenceError, match=r"diverged at iteration 130 .*lr_img was halved 3 times"):
+        all_of(loop_of(raw, monkeypatch, lambda iteration, lr: iteration == 130))
+    raw["distill"]["ast"]["on_divergence"] = "stop"
+    with pytest.raises(DivergenceError, match=r"iteration 0 .*no good iteration before it.*set on_divergence to restore"):
+        all_of(loop_of(raw, monkeypatch, lambda iteration, lr: True))
+
+
+@pytest.mark.parametrize(("loss", "image"), [(1001.0, 1.0), (1.0, 10001.0)])
+def test_absurd_numbers_are_divergence(loss: float, image: float, raw: dict[str, Any]) -> None:
+    settings = reading.parse(raw).distillations["one"]
+    distillation._check(Figures([999.0], 0.1, 1.0, 1.0), state_at(9999.0), settings)
+    with pytest.raises(DivergenceError, match="lower lr_img"):
+        distillation._check(Figures([loss], 0.1, 1.0, 1.0), state_at(image), settings)
+
+
+# -- the file system
+
+
+def test_a_killed_writer_leaves_nothing_in_the_folder_of_trajectories() -> None:
+    code = (
+        "import os, torch; from src.io import artifacts, files\n"
+        "files.save_file = lambda tensors, file, metadata: (file.write_bytes(b'x'), os.kill(os.getpid(), 9))\n"
+        "artifacts.save_trajectory('e', 0, torch.ones(2, 3), artifacts.Record('trajectory', {}))"
+    )
+    artifacts.save_trajectory("e", 1, torch.ones(2, 3), Record("trajectory", {}))
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
+    assert [path.name for path in artifacts.trajectories_folder("e").iterdir()] == ["001.safetensors"]
+    assert len(list(Path("data/experts/e").glob(".000.safetensors.*.tmp"))) == 1
+    artifacts.save_trajectory("e", 0, torch.ones(2, 3), Record("trajectory", {}))
+    assert [path.name for path in Path("data/experts/e").iterdir()] == ["trajectories"]
+
+
+def test_a_full_disk_is_a_sentence_and_leaves_the_old_checkpoint() -> None:
+    checkpoint = WORK.checkpoint()
+    checkpoint.save({"theta": torch.ones(10)}, {"epochs": 1})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(ArtifactError, match=r"can't be written .*free space or permit writing there"):
+            checkpoint.save({"theta": torch.ones(100_000)}, {"epochs": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert checkpoint.facts() == {"epochs": 1}
+    assert [path.name for path in checkpoint.path.parent.iterdir()] == [checkpoint.path.name]
+
+
+def test_a_folder_that_takes_no_file_is_a_sentence() -> None:
+    Path(".cache").write_text("in the way")
+    with pytest.raises(ArtifactError, match="can't be written"), checkpoints.at_work("distill", "r"):
+        pass
+
+
+# -- clean
+
+
+def test_clean_deletes_what_is_stale_and_no_more(
+    valid_params: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    params = reading.parse(valid_params)
+    definitions = {("experts", "e"): WORK.definition, ("distill", "lost"): None}
+    known = {key: {k: v for k, v in value.items() if k != "compiled"} if value else None for key, value in definitions.items()}
+    monkeypatch.setattr(clean, "_definitions", lambda params: known)
+    works = {
+        "current": WORK,
+        "stale": replace(WORK, definition={"record": {"lr": 0.2}, "compiled": False}),
+        "gone": replace(WORK, name="renamed"),
+        "unknown": Work("distill", "lost", {}, 0),
+    }
+    paths = {name: work.checkpoint().path for name, work in works.items()}
+    for work in works.values():
+        work.checkpoint().save({}, {})
+    paths["broken"] = paths["stale"].with_name("x.safetensors")
+    paths["broken"].write_bytes(b"no tensors")
+    os.utime(paths["stale"], (time.time() - 7200, time.time() - 7200))
+    clean.run(params, yes=False, everything=False)
+    assert all(path.exists() for path in paths.values())
+    shown = capsys.readouterr()
+    assert "3 of 5 files" in shown.err
+    assert "2 h 0 min" in shown.out
+    clean.run(params, yes=True, everything=False)
+    assert {name for name, path in paths.items() if path.exists()} == {"current", "unknown"}
+    clean.run(params, yes=True, everything=True)
+    assert not [name for name, path in paths.items() if path.exists()]
