@@ -103,7 +103,8 @@ def students_by_hand(params: Params, network: str) -> list[Any]:
     for student in range(settings.students):
         module = networks.build(params.networks[network], SHAPE, generator(0, "evaluate", student, "initialisation"))
         draws = generator(0, "evaluate", student, "training")
-        given = (synthetic.images, synthetic.labels, synthetic.syn_lr.item(), settings)
+        images = artifacts.load_space("digits").normalise(synthetic.pixels)
+        given = (images, synthetic.labels, synthetic.syn_lr.item(), settings)
         if network == "bn":
             protocol.train_module(module, *given, draws)
             found.append(module)
@@ -126,13 +127,10 @@ def test_networks_come_in_order_with_the_metrics_columns(params: Params) -> None
 
 @pytest.mark.parametrize("network", ["D2", *CROSS])
 def test_each_networks_students_have_the_same_streams(params: Params, network: str) -> None:
-    statistics = artifacts.load_statistics("digits")
     for split in ("val", "test"):
-        real = artifacts.load_split("digits", split)
-        images = statistics.normalised(real)
-        accuracies = [
-            scores.accuracy(scores.predictions(student, images), real.labels) for student in students_by_hand(params, network)
-        ]
+        images, labels = artifacts.load_inputs("digits", split)
+        students = students_by_hand(params, network)
+        accuracies = [scores.accuracy(scores.predictions(student, images), labels) for student in students]
         mean, std = scores.mean_and_std(accuracies)
         row = scored()[network]
         # side by side they round differently, which may turn an image in hundreds
@@ -210,22 +208,19 @@ def test_unknown_networks_are_answered_with_the_known(
 
 def test_the_best_epoch_on_the_test_split(params: Params, capsys: pytest.CaptureFixture[str]) -> None:
     """By hand: the accuracies of the tested epochs, and the largest of them."""
-    synthetic, statistics, settings = (
-        artifacts.load_synthetic("best"),
-        artifacts.load_statistics("digits"),
-        params.evaluate["best"],
-    )
-    real = artifacts.load_split("digits", "test")
-    images, seen = statistics.normalised(real), []
+    synthetic, settings = artifacts.load_synthetic("best"), params.evaluate["best"]
+    images, real_labels = artifacts.load_inputs("digits", "test")
+    seen = []
     fresh = [networks.build(params.networks["D2"], SHAPE, generator(0, "evaluate", s, "initialisation")) for s in range(2)]
     flat, draws = FlatNetwork(fresh[0]), [generator(0, "evaluate", s, "training") for s in range(2)]
 
     def note(thetas: Tensor) -> Tensor:
-        seen.append([scores.accuracy(scores.predictions(functools.partial(flat, t), images), real.labels) for t in thetas])
+        seen.append([scores.accuracy(scores.predictions(functools.partial(flat, t), images), real_labels) for t in thetas])
         return torch.zeros(2, dtype=torch.float64)
 
     thetas = torch.stack([networks.flatten(student) for student in fresh])
-    given = (synthetic.images, synthetic.labels, synthetic.syn_lr.item(), settings, draws)
+    shown = artifacts.load_space("digits").normalise(synthetic.pixels)
+    given = (shown, synthetic.labels, synthetic.syn_lr.item(), settings, draws)
     protocol.train_students(flat, thetas, *given, score=note)
     assert len(seen) == 3  # after epochs 5, 10 and 12
     rows = files.read_csv(artifacts.students_file("best"), "")
@@ -255,7 +250,7 @@ def test_other_families_are_matched_too(params: Params) -> None:
     deep = parse(changed)
     experts.run(deep, "deep")
     distill.run(deep, "deep")
-    first, *_, last = artifacts.load_snapshots("deep").images
+    first, *_, last = artifacts.load_snapshots("deep").pixels
     assert last.isfinite().all()
     assert not torch.equal(first, last)
 

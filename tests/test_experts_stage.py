@@ -17,7 +17,7 @@ from src.ground.errors import DivergenceError, InterruptedWorkError, ParamsError
 from src.ground.params import Params
 from src.ground.settings import Runtime
 from src.io import artifacts, checkpoints, files, stopping, workers
-from src.io.artifacts import SyntheticSet
+from src.io.artifacts import Record, SyntheticSet
 from src.io.progress import Advance
 from src.maths import protocol
 from src.stages import evaluate, experts, prepare
@@ -112,11 +112,12 @@ def test_epochs_that_no_run_needs_are_said(raw: dict[str, Any], capsys: pytest.C
     assert capsys.readouterr().err == ""
 
 
-def predicted(params: Params) -> dict[str, list[list[int]]]:
+def predicted(params: Params, kept: bool = False) -> dict[str, list[list[int]]]:
     images = torch.randn(10, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     statistics = artifacts.load_statistics("digits")
     synthetic = SyntheticSet(images, torch.arange(10), torch.tensor(0.01))
-    found, _ = evaluate.predict_all(params, "one", "D2", synthetic, statistics, CPU)
+    artifacts.save_synthetic("one", synthetic, Record("synthetic set", {}))
+    found, _ = evaluate.predict_all(params, "one", "D2", synthetic, statistics, CPU, kept)
     return {split: classes.tolist() for split, classes in found.items()}
 
 
@@ -147,11 +148,12 @@ def test_students_one_by_one_go_on_where_they_were_stopped(params: Params, monke
         monkeypatch.setattr(stopping, "check", stop)
         for _ in range(2):
             with pytest.raises(InterruptedWorkError):
-                predicted(params)
+                predicted(params, kept=True)
             left[0] = calls
         monkeypatch.setattr(stopping, "check", lambda: None)
-        assert list((checkpoints.folder() / "evaluate/one").iterdir())
-        assert predicted(params) == whole
+        assert list((checkpoints.folder() / "evaluate/one@D2").iterdir())
+        assert predicted(params, kept=True) == whole
+        checkpoints.forget("evaluate", "one@D2")
 
 
 def announced(piece: int, device: torch.device, advance: Advance, fail: int = -1) -> tuple[int, int]:
