@@ -162,3 +162,26 @@ def test_a_cost_belongs_to_the_bytes_and_stays_the_first() -> None:
     assert cost.lookup(path) == cost.Cost(1.0, 2.0)
     files.write_text(path, "another")
     assert cost.lookup(path) is None
+
+
+def test_no_bit_changes_unseen() -> None:
+    """Of the tensors or of the record: every flipped bit of a small file is refused, or changes nothing that is read."""
+    artifacts.save_synthetic("r", synthetic(), RECORD)
+    path = artifacts.synthetic_file("r")
+    good, unseen = path.read_bytes(), []
+    for position in range(0, 8 * len(good), 7):
+        damaged = bytearray(good)
+        damaged[position // 8] ^= 1 << position % 8
+        path.write_bytes(damaged)
+        try:
+            found = artifacts.load_synthetic("r")
+        except ArtifactError:
+            continue
+        unseen += (
+            [position] if any(not torch.equal(a, b) for a, b in zip(*map(_tensors, (found, synthetic())), strict=True)) else []
+        )
+    assert unseen == []
+
+
+def _tensors(value: SyntheticSet) -> list[torch.Tensor]:
+    return [value.pixels, value.labels, value.syn_lr]

@@ -6,6 +6,7 @@ entry, because safetensors writes several in random order, which would change th
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -24,6 +25,7 @@ from src.maths.pixels import Normalisation, Space, Whitening
 
 DATA = Path("data")
 METADATA_KEY = "ast"
+CHECKSUM = "sha256"  # in the metadata, beside the record
 
 Dtypes = Mapping[str, torch.dtype | tuple[torch.dtype, ...]]  # of tensors by name; a tuple allows several
 
@@ -228,9 +230,11 @@ def read_snapshots(experts: str, index: int, start: int, stop: int) -> Tensor:
 
 
 def check_trajectories(experts: str, count: int, record: Record) -> None:
-    """Raises ArtifactError unless all `count` trajectories are there and were made as `record` says."""
+    """Raises ArtifactError unless all `count` trajectories are there, whole, and were made as `record` says."""
     for index in range(count):
-        check_record(trajectory_file(experts, index), record, remake("experts", experts))
+        path, remedy = trajectory_file(experts, index), remake("experts", experts)
+        check_record(path, record, remedy)
+        _load(path, "trajectory", remedy, {"theta": torch.float32})
 
 
 # -- synthetic sets
@@ -268,6 +272,7 @@ def check_record(path: Path, expected: Record, remedy: str) -> None:
     with _open(path, remedy) as file:
         found = _metadata(file, path, remedy)
     wanted = json.loads(expected.to_json())
+    found.pop(CHECKSUM, None)
     changes = _differences(found, wanted if expected.inputs else {**wanted, "inputs": found.get("inputs")})
     if changes:
         raise ArtifactError(f"{path} was made differently ({'; '.join(changes[:3])}): {remedy}")
@@ -282,14 +287,26 @@ def _differences(found: Any, wanted: Any, place: str = "") -> list[str]:
 
 
 def _save(path: Path, tensors: dict[str, Tensor], record: Record, folder: Path | None = None) -> None:
-    files.write_tensors(path, tensors, {METADATA_KEY: record.to_json()}, folder)
+    about = json.loads(record.to_json())
+    metadata = json.dumps({**about, CHECKSUM: _checksum(about, tensors)}, sort_keys=True)
+    files.write_tensors(path, tensors, {METADATA_KEY: metadata}, folder)
+
+
+def _checksum(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a record and its tensors, so that not a bit of either changes unseen."""
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _load(path: Path, kind: str, remedy: str, dtypes: Dtypes) -> dict[str, Tensor]:
-    """All tensors, of the kind, names and dtypes expected, and finite."""
+    """All tensors, of the kind, names and dtypes expected, finite, and as they were written."""
     with _open(path, remedy) as file:
-        found_kind = _metadata(file, path, remedy).get("kind")
+        about = _metadata(file, path, remedy)
         found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+    found_kind, checksum = about.get("kind"), about.pop(CHECKSUM, None)
     allowed = {name: one if isinstance(one, tuple) else (one,) for name, one in dtypes.items()}
     fits = found.keys() == allowed.keys() and all(tensor.dtype in allowed[name] for name, tensor in found.items())
     if found_kind != kind or not fits:
@@ -297,6 +314,8 @@ def _load(path: Path, kind: str, remedy: str, dtypes: Dtypes) -> dict[str, Tenso
     for name, tensor in found.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ArtifactError(f"{path} holds numbers in '{name}' that are not finite: {remedy}")
+    if checksum != _checksum(about, found):
+        raise ArtifactError(f"{path} is damaged, as its checksum does not fit: {remedy}")
     return found
 
 
