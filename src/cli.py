@@ -148,6 +148,17 @@ def init(
 
 
 @app.command()
+def verify(path: Annotated[Path, typer.Argument(dir_okay=False, help="A .safetensors file that a stage wrote.")]) -> None:
+    """Check that an artifact is as it was written, and made from the settings and inputs of now."""
+    from src.ground.params import load
+
+    params = load()
+    from src.stages import verify as verifying
+
+    verifying.run(params, path)
+
+
+@app.command()
 def report() -> None:
     """Compare all runs in one page, data/report/report.html, and a table, data/report/report.md."""
     from src.ground.params import load

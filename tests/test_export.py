@@ -113,3 +113,26 @@ def test_what_can_not_be_scored_is_a_sentence(
     prepare.run(load(), "digits")
     assert command(words, monkeypatch) == 1
     assert sentence in capsys.readouterr().err
+
+
+def test_an_artifact_is_verified(made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Sound and of today's settings; of other settings, which are named; damaged; and away from its place."""
+    path = artifacts.synthetic_file("one")
+    everything = [*Path("data").rglob("*.safetensors")]
+    assert len(everything) == 4 + 2 + 2
+    for one in everything:
+        assert command(f"verify {one}", monkeypatch) == 0
+        assert "made from the settings and inputs of now" in capsys.readouterr().err
+    settings = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(settings.replace('"seed": 0', '"seed": 1'))
+    assert command(f"verify {path}", monkeypatch) == 1
+    assert "seed was 0, is 1" in capsys.readouterr().err
+    Path("params.yaml").write_text(settings)
+    (made / "away.safetensors").write_bytes(path.read_bytes())
+    assert command("verify away.safetensors", monkeypatch) == 0
+    assert "outside of data/" in capsys.readouterr().err
+    damaged = bytearray(path.read_bytes())
+    damaged[-3] ^= 1
+    path.write_bytes(damaged)
+    assert command(f"verify {path}", monkeypatch) == 1
+    assert "checksum does not fit" in capsys.readouterr().err

@@ -269,13 +269,18 @@ def load_snapshots(run: str) -> Snapshots:
 
 def check_record(path: Path, expected: Record, remedy: str) -> None:
     """Raises ArtifactError where the artifact was made from other settings or inputs than `expected` names."""
-    with _open(path, remedy) as file:
-        found = _metadata(file, path, remedy)
-    wanted = json.loads(expected.to_json())
-    found.pop(CHECKSUM, None)
-    changes = _differences(found, wanted if expected.inputs else {**wanted, "inputs": found.get("inputs")})
+    changes = differences(path, expected, remedy)
     if changes:
         raise ArtifactError(f"{path} was made differently ({'; '.join(changes[:3])}): {remedy}")
+
+
+def differences(path: Path, expected: Record, remedy: str) -> list[str]:
+    """Every setting and, where `expected` names some, every input in which the artifact's record is another one."""
+    with _open(path, remedy) as file:
+        found = _metadata(file, path, remedy)
+    found.pop(CHECKSUM, None)
+    wanted = json.loads(expected.to_json())
+    return _differences(found, wanted if expected.inputs else {**wanted, "inputs": found.get("inputs")})
 
 
 def _differences(found: Any, wanted: Any, place: str = "") -> list[str]:
@@ -303,10 +308,7 @@ def _checksum(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
 
 def _load(path: Path, kind: str, remedy: str, dtypes: Dtypes) -> dict[str, Tensor]:
     """All tensors, of the kind, names and dtypes expected, finite, and as they were written."""
-    with _open(path, remedy) as file:
-        about = _metadata(file, path, remedy)
-        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
-    found_kind, checksum = about.get("kind"), about.pop(CHECKSUM, None)
+    found_kind, found = read_whole(path, remedy)
     allowed = {name: one if isinstance(one, tuple) else (one,) for name, one in dtypes.items()}
     fits = found.keys() == allowed.keys() and all(tensor.dtype in allowed[name] for name, tensor in found.items())
     if found_kind != kind or not fits:
@@ -314,9 +316,18 @@ def _load(path: Path, kind: str, remedy: str, dtypes: Dtypes) -> dict[str, Tenso
     for name, tensor in found.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ArtifactError(f"{path} holds numbers in '{name}' that are not finite: {remedy}")
+    return found
+
+
+def read_whole(path: Path, remedy: str) -> tuple[str, dict[str, Tensor]]:
+    """Kind and tensors of any artifact; raises ArtifactError where they are not as they were written."""
+    with _open(path, remedy) as file:
+        about = _metadata(file, path, remedy)
+        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+    checksum = about.pop(CHECKSUM, None)
     if checksum != _checksum(about, found):
         raise ArtifactError(f"{path} is damaged, as its checksum does not fit: {remedy}")
-    return found
+    return str(about.get("kind")), found
 
 
 def _metadata(file: Any, path: Path, remedy: str) -> dict[str, Any]:

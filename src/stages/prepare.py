@@ -18,6 +18,7 @@ from src.io.sources import reading
 from src.io.sources.reading import Source
 from src.maths import initialisation, pixels
 from src.maths.pixels import Space
+from src.stages.records import split_record
 
 Indices = np.ndarray  # of a split's images, sorted
 
@@ -30,7 +31,7 @@ def run(params: Params, name: str) -> None:
     statistics = _statistics(source, splits)
     _check_runs(params, name, statistics)
     space = _space(settings, splits["train"], source.pixel_max)
-    record = Record("split", {"seed": params.seed, "prepare": settings.model_dump()}, {"source": statistics.source_sha256})
+    record = split_record(params, name, statistics.source_sha256)
     for split, value in splits.items():
         artifacts.save_split(name, split, value, record)
     artifacts.save_space(name, space, Record("space", record.settings, record.inputs))

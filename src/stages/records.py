@@ -9,6 +9,11 @@ from src.io import artifacts, files
 from src.io.artifacts import Record
 
 
+def split_record(params: Params, name: str, source_sha256: str) -> Record:
+    """The record of a prepared split, and of all that is fitted on it."""
+    return Record("split", {"seed": params.seed, "prepare": params.dataset(name).model_dump()}, {"source": source_sha256})
+
+
 def experts_record(params: Params, name: str) -> Record:
     """The record of each expert under today's parameters and training split; it does not depend on how many there are."""
     settings = params.expert_set(name)
