@@ -1,16 +1,19 @@
-# make repro: install and run the whole pipeline. make test: install and run the tests. make ui: the MLflow UI.
+# make repro: install and run the whole pipeline. make test: install and run the tests, make test-all: the slow ones too.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro test check lint ui clean
+.PHONY: repro test test-all check lint ui clean
 
 repro: $(BIN)/.installed
 	dvc repro
 
 test: $(BIN)/.installed
+	python -m pytest -m "not slow"
+
+test-all: $(BIN)/.installed
 	python -m pytest
 
 check: lint test
