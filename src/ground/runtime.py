@@ -42,7 +42,8 @@ def start(runtime: Runtime) -> torch.device:
     device = torch.device("cpu" if wanted == "auto" else wanted)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # asked for by reproducible cuBLAS
     # on CUDA the gradient of DSA's scale and rotate through grid_sample has no reproducible kernel: warn, and go on
-    torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
+    # not use_deterministic_algorithms: it loads the compiler, two seconds, which `compiled` alone needs
+    torch.set_deterministic_debug_mode("warn" if device.type == "cuda" else "error")
     # all that is read was written before: filling new memory for reproducible mistakes costs 3 to 15 %
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return device
@@ -69,6 +70,8 @@ def compiles(runtime: Runtime, flops: float) -> tuple[bool, str]:
 def compiled(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """`function` as one graph, compiled anew for each shape of its arguments; gradients that it takes are traced too."""
     _keep_compiled()
+    if torch.are_deterministic_algorithms_enabled():  # told to the compiler too
+        torch.use_deterministic_algorithms(True, warn_only=torch.is_deterministic_algorithms_warn_only_enabled())
     torch._dynamo.config.trace_autograd_ops = True
     torch._dynamo.reset()  # what it keeps of earlier functions counts towards a limit of recompilations
     return torch.compile(function, fullgraph=True, dynamic=False)
