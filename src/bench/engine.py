@@ -11,6 +11,7 @@ from src.bench.problem import Problem, matching_problem
 from src.bench.settings import MatchingSetting, Setting
 from src.ground import runtime
 from src.ground.settings import Runtime
+from src.io import cost
 from src.maths import distillation, inner_loop
 from src.maths.derivatives import PASSES, Derivatives, forward_flops
 from src.maths.distillation import Start
@@ -32,7 +33,7 @@ def derivatives(setting: MatchingSetting, given: Problem, asked: Runtime) -> tup
     spent = 0.0
     if compiled:
         theta, device = given.snapshots[0], given.images.device
-        first, again = (measure.seconds(lambda: _both(found, given, theta), device) for _ in range(2))
+        first, again = (cost.seconds(lambda: _both(found, given, theta), device) for _ in range(2))
         spent = max(first - again, 0.0)
     return found, {"compile_seconds": spent, "compiled": compiled, "note": "" if compiled else reason}
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from src.bench import engine, measure, plain
 from src.bench.problem import build, matching_problem
 from src.bench.settings import MatchingSetting
+from src.io import cost
 from src.maths.derivatives import PASSES
 
 PEAK_SECONDS, PEAK_CALLS = 1.0, 5  # at least, of each precision
@@ -66,5 +67,5 @@ def _speed(layer: nn.Conv2d, images: Tensor, dtype: torch.dtype) -> float:
         F.conv2d(images, weight, padding=layer.padding)
         timed: list[float] = []
         while sum(timed) < PEAK_SECONDS or len(timed) < PEAK_CALLS:
-            timed.append(measure.seconds(lambda: F.conv2d(images, weight, padding=layer.padding), images.device))
+            timed.append(cost.seconds(lambda: F.conv2d(images, weight, padding=layer.padding), images.device))
     return work / statistics.median(timed) / 1e9

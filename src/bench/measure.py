@@ -1,15 +1,15 @@
-"""A clock that waits for the device, and the figures that every worker adds."""
+"""The device, repeated timings, and the figures that every worker adds."""
 
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from src.ground.runtime import peak_memory_mib
+from src.io import cost
 
 
 def device_of(name: str) -> torch.device:
@@ -19,24 +19,10 @@ def device_of(name: str) -> torch.device:
     return torch.device(name)
 
 
-def seconds(call: Callable[[], object], device: torch.device) -> float:
-    """Wall time of a call, in seconds, the device's own work included."""
-    start = now(device)
-    call()
-    return now(device) - start
-
-
-def now(device: torch.device) -> float:
-    """The clock in seconds, once the device has done its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
 def iterations(iterate: Callable[[], None], count: int, device: torch.device) -> dict[str, Any]:
     """Seconds of one of `count` iterations, their median, after one that isn't counted."""
     iterate()
-    timed = [seconds(iterate, device) for _ in range(count)]
+    timed = [cost.seconds(iterate, device) for _ in range(count)]
     return {"seconds_per_iteration": statistics.median(timed), **surroundings(device)}
 
 

@@ -26,6 +26,7 @@ from src.bench.settings import (
     MatchingSetting,
 )
 from src.ground.seeding import generator
+from src.io import cost
 from src.maths import augmentation
 from src.maths.derivatives import PASSES
 
@@ -94,7 +95,7 @@ def experts(setting: ExpertsSetting) -> dict[str, Any]:
             _expert_step(module, optimiser, batch.to(device), targets.to(device), setting, draws)
 
     epoch(Subset(data, range(min(setting.images, 2 * setting.batch_size))))
-    spent = measure.seconds(lambda: epoch(data), device)
+    spent = cost.seconds(lambda: epoch(data), device)
     return {"seconds": spent, "images_per_second": setting.images / spent, **measure.surroundings(device)}
 
 
@@ -137,7 +138,7 @@ def evaluate(setting: EvaluateSetting) -> dict[str, Any]:
         for student in range(setting.students):
             _train_student(setting, student, setting.epochs, images, targets)
 
-    return {"seconds": measure.seconds(all_students, device), **measure.surroundings(device)}
+    return {"seconds": cost.seconds(all_students, device), **measure.surroundings(device)}
 
 
 def _train_student(setting: EvaluateSetting, student: int, epochs: int, images: Tensor, labels: Tensor) -> None:

@@ -27,7 +27,7 @@ from src.bench.settings import (
 from src.ground import runtime
 from src.ground.seeding import generator
 from src.ground.settings import Experts, Protocol
-from src.io import workers
+from src.io import cost, workers
 from src.io.progress import Advance
 from src.maths import expert_training, protocol
 from src.maths.derivatives import forward_flops
@@ -78,7 +78,7 @@ def _expert(
             next(epochs)
     finally:
         _meet(folder, index, count)  # also where training failed, or the others would wait for ever
-    spent = measure.seconds(lambda: next(epochs), device)
+    spent = cost.seconds(lambda: next(epochs), device)
     advance()
     return spent
 
@@ -109,7 +109,7 @@ def evaluate(setting: EvaluateSetting) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         workers.each(functools.partial(train, 1, Path(folder), count), count, asked, count, "warming up", count)
     work = functools.partial(train, setting.epochs, None, count)
-    spent = measure.seconds(lambda: workers.each(work, len(groups), asked, count, "students", len(groups)), device)
+    spent = cost.seconds(lambda: workers.each(work, len(groups), asked, count, "students", len(groups)), device)
     figures = {"seconds": spent, "processes": count, "note": "" if way.compiled else way.note}
     return measure.surroundings(device) | figures
 

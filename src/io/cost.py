@@ -7,7 +7,7 @@ the same bytes, an artifact keeps the cost of its first making, so that a report
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +29,24 @@ class Cost:
 @contextmanager
 def measured(device: torch.device) -> Iterator[Cost]:
     """Measures what runs inside; the figures are there afterwards."""
-    cost, start = Cost(), time.perf_counter()
+    cost, start = Cost(), now(device)
     yield cost
-    cost.seconds = time.perf_counter() - start
+    cost.seconds = now(device) - start
     cost.peak_memory_mib = peak_memory_mib(device)
+
+
+def seconds(call: Callable[[], object], device: torch.device) -> float:
+    """Wall time of a call, in seconds, the device's own work included."""
+    start = now(device)
+    call()
+    return now(device) - start
+
+
+def now(device: torch.device) -> float:
+    """The clock in seconds, once the device has done its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def keep(artifact: Path, cost: Cost) -> None:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import functools
 import math
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,7 +15,7 @@ from torch import Tensor, nn
 from src.ground import runtime
 from src.ground.params import Params
 from src.ground.settings import Distillation, Experts, Network, Protocol, Run, Runtime
-from src.io import artifacts, progress, workers
+from src.io import artifacts, cost, progress, workers
 from src.io.artifacts import Statistics
 from src.io.progress import Advance
 from src.maths import augmentation, expert_training, inner_loop, networks, protocol
@@ -117,7 +115,7 @@ def inner_step(subject: Subject, network: FlatNetwork, derivatives: Derivatives)
         inner_loop.matching_gradient(derivatives, images, labels, syn_lr, theta, steps[:count], [end], rule)
 
     loop(1)
-    return _seconds(lambda: loop(TIMED_STEPS), subject.device) / TIMED_STEPS
+    return cost.seconds(lambda: loop(TIMED_STEPS), subject.device) / TIMED_STEPS
 
 
 def experts(asked: Runtime, subject: Subject) -> float:
@@ -146,7 +144,7 @@ def _expert_epoch(
     epochs = expert_training.train(module, images, labels, settings, draws, gradient, chunk)
     for _ in range(2):  # the initialisation and the first epoch
         next(epochs)
-    spent = _seconds(lambda: next(epochs), device)
+    spent = cost.seconds(lambda: next(epochs), device)
     advance()
     return spent * subject.real / len(images)
 
@@ -177,7 +175,7 @@ def _students_epoch(subject: Subject, group: int, way: Way, index: int, device: 
     ends: list[float] = []
 
     def note() -> None:
-        ends.append(_now(device))
+        ends.append(cost.now(device))
 
     if subject.spec.keeps_statistics:
         protocol.train_module(subject.module(), images, labels, LR, settings, draws[0], note, way.bfloat16)
@@ -188,16 +186,3 @@ def _students_epoch(subject: Subject, group: int, way: Way, index: int, device: 
         protocol.train_students(network, thetas, images, labels, LR, settings, draws, note, gradients)
     advance()
     return (ends[-1] - ends[0]) / 2 * subject.count / len(images)
-
-
-def _seconds(call: Callable[[], object], device: torch.device) -> float:
-    """Wall time of a call, in seconds, the device's own work included."""
-    start = _now(device)
-    call()
-    return _now(device) - start
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
