@@ -106,7 +106,8 @@ def students_by_hand(params: Params, network: str) -> list[Any]:
         images = artifacts.load_space("digits").normalise(synthetic.pixels)
         given = (images, synthetic.labels, synthetic.syn_lr.item(), settings)
         if network == "bn":
-            protocol.train_module(module, *given, draws)
+            images, labels, syn_lr, _ = given
+            list(protocol.ModuleStudent(module, settings, draws).epochs(images, labels, syn_lr))
             found.append(module)
         else:
             flat, start = FlatNetwork(module), networks.flatten(module)[None]

@@ -20,7 +20,7 @@ from src.io import artifacts, checkpoints, files, stopping, workers
 from src.io.artifacts import Record, SyntheticSet
 from src.io.progress import Advance
 from src.maths import protocol
-from src.stages import evaluate, experts, prepare
+from src.stages import evaluate, experts, prepare, students
 from src.stages.records import experts_record
 
 COUNT, EPOCHS = 3, 5
@@ -112,12 +112,13 @@ def test_epochs_that_no_run_needs_are_said(raw: dict[str, Any], capsys: pytest.C
     assert capsys.readouterr().err == ""
 
 
-def predicted(params: Params, kept: bool = False) -> dict[str, list[list[int]]]:
+def predicted(params: Params) -> dict[str, list[list[int]]]:
     images = torch.randn(10, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     statistics = artifacts.load_statistics("digits")
     synthetic = SyntheticSet(images, torch.arange(10), torch.tensor(0.01))
     artifacts.save_synthetic("one", synthetic, Record("synthetic set", {}))
-    found, _ = evaluate.predict_all(params, "one", "D2", synthetic, statistics, CPU, kept)
+    found, _ = evaluate.predict_all(params, "one", "D2", synthetic, statistics, CPU)
+    checkpoints.forget("evaluate", "one@D2")
     return {split: classes.tolist() for split, classes in found.items()}
 
 
@@ -126,7 +127,9 @@ def test_students_do_not_depend_on_processes_or_on_each_other(params: Params, mo
     assert {split: len(classes) for split, classes in together.items()} == {"val": 3, "test": 3}
     monkeypatch.setattr(protocol, "TOGETHER_FLOPS", 0)
     alone = predicted(with_runtime(params, workers=1))
-    assert alone == predicted(with_runtime(params, workers=2))
+    assert students.parts(3, 2) == 2
+    assert alone == predicted(with_runtime(params, workers=2))  # which hand a student over
+    assert alone == predicted(with_runtime(params, workers=4))
     fewer = replace(params, evaluate={"mtt": params.evaluate["mtt"].model_copy(update={"students": 2})})
     assert {split: classes[:2] for split, classes in alone.items()} == predicted(fewer)
     same = torch.tensor(together["test"]) == torch.tensor(alone["test"])
@@ -148,12 +151,19 @@ def test_students_one_by_one_go_on_where_they_were_stopped(params: Params, monke
         monkeypatch.setattr(stopping, "check", stop)
         for _ in range(2):
             with pytest.raises(InterruptedWorkError):
-                predicted(params, kept=True)
+                predicted(params)
             left[0] = calls
         monkeypatch.setattr(stopping, "check", lambda: None)
         assert list((checkpoints.folder() / "evaluate/one@D2").iterdir())
-        assert predicted(params, kept=True) == whole
-        checkpoints.forget("evaluate", "one@D2")
+        assert predicted(params) == whole
+
+
+@pytest.mark.parametrize(
+    ("groups", "processes", "expected"), [(5, 2, 2), (5, 1, 1), (4, 2, 1), (5, 5, 1), (6, 4, 2), (5, 4, 4)]
+)
+def test_parts_end_at_the_same_time(groups: int, processes: int, expected: int) -> None:
+    assert students.parts(groups, processes) == expected
+    assert groups * expected % processes == 0
 
 
 def announced(piece: int, device: torch.device, advance: Advance, fail: int = -1) -> tuple[int, int]:

@@ -31,7 +31,10 @@ def test_no_stage_imports_another(stage: str) -> None:
 def test_only_the_command_line_imports_the_bench() -> None:
     importers = {m for m in modules() if any(other.startswith("src/bench/") for other in imported(m))}
     assert {m for m in importers if not m.startswith("src/bench/")} == {"src/cli.py"}
-    assert not [m for m in modules() if m.startswith("src/bench/") for other in imported(m) if other.startswith("src/stages/")]
+    stages = {
+        other for m in modules() if m.startswith("src/bench/") for other in imported(m) if other.startswith("src/stages/")
+    }
+    assert stages <= {"src/stages/__init__.py", "src/stages/students.py"}  # their training is what is measured
 
 
 def text_of(module: str) -> str:

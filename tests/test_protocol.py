@@ -148,7 +148,8 @@ def test_students_with_running_statistics_are_trained_as_by_hand(
 ) -> None:
     chosen, student, expected = settings(**changes), with_statistics(1), with_statistics(1)
     start, epochs = {name: tensor.clone() for name, tensor in student.state_dict().items()}, []
-    protocol.train_module(student, images, labels, SYN_LR, chosen, seeded(10), lambda: epochs.append(1))
+    for _ in protocol.ModuleStudent(student, chosen, seeded(10)).epochs(images, labels, SYN_LR):
+        epochs.append(1)
     module_by_hand(expected, images, chosen, labels, seeded(10))
     assert len(epochs) == chosen.epochs
     for name, tensor in student.state_dict().items():
@@ -168,15 +169,32 @@ def test_the_best_tested_epoch_keeps_its_running_statistics(images: Tensor) -> N
         return next(reached)
 
     student = with_statistics(0)
-    protocol.train_module(student, images, LABELS, SYN_LR, SCORED, seeded(10), score=score)
+    list(protocol.ModuleStudent(student, SCORED, seeded(10)).epochs(images, LABELS, SYN_LR, score=score))
     assert len(seen) == 3
     assert all(torch.equal(tensor, seen[1][name]) for name, tensor in student.state_dict().items())
     assert not torch.equal(flatten(student), torch.cat([seen[2][name].flatten() for name, _ in student.named_parameters()]))
 
 
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+def test_a_student_with_running_statistics_goes_on_in_another(momentum: float, images: Tensor) -> None:
+    """From every epoch, with the optimiser, the generator and the best epoch so far."""
+    chosen = SCORED.model_copy(update={"momentum": momentum})
+    reached = [0.2, 0.7, 0.7]  # after epochs 2, 4 and 5
+    whole = protocol.ModuleStudent(with_statistics(0), chosen, seeded(10))
+    left = iter(reached)
+    states = [whole.state() for _ in whole.epochs(images, LABELS, SYN_LR, score=lambda _: next(left))]
+    expected = whole.module.state_dict()
+    for finished in range(1, 5):
+        left = iter(reached[finished // 2 :])
+        other = protocol.ModuleStudent(with_statistics(1), chosen, seeded(11))
+        other.resume(states[finished - 1], finished)
+        list(other.epochs(images, LABELS, SYN_LR, score=lambda _, left=left: next(left)))
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in other.module.state_dict().items())
+
+
 def test_divergence_with_running_statistics_is_the_same_error(images: Tensor) -> None:
     with pytest.raises(DivergenceError, match=r"syn_lr 1e\+200.*lower the run's lr_init or lr_lr"):
-        protocol.train_module(with_statistics(0), images, LABELS, 1e200, settings(), seeded(0))
+        list(protocol.ModuleStudent(with_statistics(0), settings(), seeded(0)).epochs(images, LABELS, 1e200))
 
 
 def test_networks_with_running_statistics_train_one_by_one_and_eagerly() -> None:

@@ -79,9 +79,15 @@ def matching_problem(setting: MatchingSetting, device: torch.device) -> Problem:
 
 def build(setting: Setting, student: int) -> nn.Module:
     """The network of `setting` with fresh parameters. Raises UserError where the images are too small for the depth."""
-    spec = ConvNet(depth=setting.depth, width=setting.width)
-    shape = ImageShape(setting.channels, setting.size, setting.classes)
-    return networks.build(spec, shape, generator(setting.seed, "bench", "initialisation", student))
+    return networks.build(spec(setting), shape(setting), generator(setting.seed, "bench", "initialisation", student))
+
+
+def spec(setting: Setting) -> ConvNet:
+    return ConvNet(depth=setting.depth, width=setting.width)
+
+
+def shape(setting: Setting) -> ImageShape:
+    return ImageShape(setting.channels, setting.size, setting.classes)
 
 
 def real_images(setting: Setting, labels: Tensor, name: str) -> Tensor:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import functools
+import os
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from src.bench import engine, measure
-from src.bench.problem import build, real_images
+from src.bench.problem import build, real_images, shape, spec
 from src.bench.settings import (
     AUGMENTATION,
     EXPERT_LR,
@@ -27,13 +27,15 @@ from src.bench.settings import (
 from src.ground import runtime
 from src.ground.seeding import generator
 from src.ground.settings import Experts, Protocol
-from src.io import cost, workers
+from src.io import checkpoints, cost, workers
+from src.io.checkpoints import Work
 from src.io.progress import Advance
 from src.maths import expert_training, protocol
 from src.maths.derivatives import forward_flops
 from src.maths.expert_training import CHUNK, Gradient
-from src.maths.networks import FlatNetwork, flatten
-from src.maths.protocol import Gradients, Way
+from src.maths.networks import FlatNetwork
+from src.stages import students
+from src.stages.students import Training
 
 # of the papers' runs: the stages decide by the whole work whether to compile and in how many processes to train
 REAL_EXPERTS, REAL_EXPERT_EPOCHS, REAL_STUDENT_EPOCHS = 100, 50, 1_000
@@ -98,18 +100,27 @@ def _expert_settings(setting: ExpertsSetting) -> Experts:
 
 
 def evaluate(setting: EvaluateSetting) -> dict[str, Any]:
-    """Seconds that the training of all students takes, after an epoch to warm up in each process."""
+    """Seconds that the stage takes to train all students, after an epoch to warm up in each process."""
     asked, device = engine.start(setting)
     real = _student_settings(setting, REAL_STUDENT_EPOCHS)
     way = protocol.choose(asked, device, real, setting.ipc * setting.classes, _forward(setting))
-    students = range(setting.students)
-    groups = [students] if way.together else [range(student, student + 1) for student in students]
-    count = workers.processes(asked, device, len(groups), way.flops)
-    train = functools.partial(_students, setting, way, groups)
-    with tempfile.TemporaryDirectory() as folder:
-        workers.each(functools.partial(train, 1, Path(folder), count), count, asked, count, "warming up", count)
-    work = functools.partial(train, setting.epochs, None, count)
-    spent = cost.seconds(lambda: workers.each(work, len(groups), asked, count, "students", len(groups)), device)
+    groups = 1 if way.together else setting.students
+    count = workers.processes(asked, device, groups, way.flops)
+    labels = torch.arange(setting.classes).repeat_interleave(setting.ipc)
+    images = real_images(setting, labels, "synthetic")
+
+    def train(epochs: int) -> None:
+        definition = {"process": os.getpid(), "epochs": epochs}
+        training = Training(
+            "", _student_settings(setting, epochs), spec(setting), shape(setting), setting.seed, way,
+            images.numpy(), labels.numpy(), STUDENT_LR, (), None,
+            Work("evaluate", "bench", definition, asked.checkpoint_seconds),
+        )  # fmt: skip
+        students.train_all(training, groups, asked, count, "students")
+
+    train(2)  # compiles, in each process, as every one begins with an epoch of its own
+    spent = cost.seconds(lambda: train(setting.epochs), device)
+    checkpoints.forget("evaluate", "bench")
     figures = {"seconds": spent, "processes": count, "note": "" if way.compiled else way.note}
     return measure.surroundings(device) | figures
 
@@ -119,37 +130,6 @@ def _student_settings(setting: EvaluateSetting, epochs: int) -> Protocol:
         students=setting.students, epochs=epochs, batch_size=setting.batch_size, momentum=STUDENT_MOMENTUM,
         weight_decay=STUDENT_DECAY, augmentation=AUGMENTATION,
     )  # fmt: skip
-
-
-def _students(
-    setting: EvaluateSetting,
-    way: Way,
-    groups: Sequence[range],
-    epochs: int,
-    folder: Path | None,
-    count: int,
-    index: int,
-    device: torch.device,
-    advance: Advance,
-) -> None:
-    """Train one group of students; with a folder, only once there is a process for each."""
-    if folder is not None:
-        _meet(folder, index, count)
-    labels = torch.arange(setting.classes).repeat_interleave(setting.ipc)
-    images = real_images(setting, labels, "synthetic").to(device)
-    thetas = torch.stack([flatten(build(setting, student)) for student in groups[index]]).to(device)
-    settings = _student_settings(setting, epochs)
-    draws = [generator(setting.seed, "bench", "student", student) for student in groups[index]]
-    network, gradients = _student_gradients(setting, way, device)
-    protocol.train_students(network, thetas, images, labels.to(device), STUDENT_LR, settings, draws, gradients=gradients)
-    advance()
-
-
-@functools.cache
-def _student_gradients(setting: EvaluateSetting, way: Way, device: torch.device) -> tuple[FlatNetwork, Gradients]:
-    """The network and its derivative, compiled once in a process."""
-    network = FlatNetwork(build(setting, 0).to(device))
-    return network, protocol.derivative(network, way)
 
 
 def _forward(setting: Setting) -> int:

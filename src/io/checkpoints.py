@@ -89,6 +89,13 @@ class Checkpoint:
         self.path.unlink(missing_ok=True)
 
     @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Wait until no other process is at this piece of work; that of a killed process is free."""
+        work = self._work
+        with FileLock(_lock_file(f"{work.stage}-{work.name}-{self.path.stem[-3:]}")):
+            yield
+
+    @contextmanager
     def kept(self) -> Iterator[Callable[[Callable[[], Stored]], None]]:
         """Yields keep(state): to be called after each step with a function that gives what to store.
 
@@ -131,20 +138,31 @@ def code(stage: str) -> str:
 @contextmanager
 def at_work(stage: str, name: str) -> Iterator[None]:
     """Alone at these artifacts, and ready to be stopped; raises UserError where another process is at them."""
-    path = Path(".cache", "locks", f"{stage}-{name}.lock")
-    lock = FileLock(path, timeout=0)  # the kernel frees that of a killed process
+    lock = FileLock(_lock_file(f"{stage}-{name}"), timeout=0)  # the kernel frees that of a killed process
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
         raise UserError(f"{stage} {name} is being made by another process: wait for its end, or stop it") from None
     except OSError as error:
-        raise ArtifactError(f"{path} can't be written ({error.strerror}): free space or permit writing there") from None
+        raise _unwritable(Path(lock.lock_file), error) from None
     try:
         with stopping.heeded():
             yield
     finally:
         lock.release()
+
+
+def _lock_file(name: str) -> Path:
+    path = Path(".cache", "locks", f"{name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(path, error) from None
+    return path
+
+
+def _unwritable(path: Path, error: OSError) -> ArtifactError:
+    return ArtifactError(f"{path} can't be written ({error.strerror}): free space or permit writing there")
 
 
 def read(path: Path) -> dict[str, Any]:

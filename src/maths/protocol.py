@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,6 +19,7 @@ from src.maths.derivatives import Derivatives, Logits
 
 PASSES = 3  # work of one step in forward passes
 TOGETHER_FLOPS = 2e10  # of one student, trained in some seconds: below it, on a CPU, starting operations takes longer than they
+MOMENTUM = "momentum_buffer"  # torch.optim.SGD's name for it
 QUICK = 5  # a first derivative compiles in a fifth of the time that the inner loop's second ones take
 
 # (thetas (G, P), batches (G, B, C, H, W), labels (G, B)) -> gradients of G students' cross-entropies (G, P)
@@ -54,7 +55,7 @@ def choose(
     """The way to train on so many synthetic images, of so many operations in a forward pass of one.
 
     Whether students train together rests on the work of one, so that its result does not depend on how many there are. Those
-    with running `statistics` are no function of their parameters: `train_module` trains each by itself.
+    with running `statistics` are no function of their parameters: each is a `ModuleStudent`.
     """
     one = PASSES * settings.epochs * images * forward_flops
     flops = settings.students * one
@@ -142,9 +143,13 @@ def epochs(
     settings: Protocol,
     gradients: Gradients,
     score: Callable[[Tensor], Tensor] | None = None,
+    until: int | None = None,
 ) -> Iterator[Students]:
-    """The students after each further epoch. Raises DivergenceError where a student's parameters stop being finite."""
-    for epoch in range(students.epochs, settings.epochs):
+    """The students after each further epoch, `until` so many or all are finished.
+
+    Raises DivergenceError where a student's parameters stop being finite.
+    """
+    for epoch in range(students.epochs, settings.epochs if until is None else until):
         lr = _lr(syn_lr, epoch, settings)
         generators = [continued(state) for state in students.draws]
         thetas, momenta = students.thetas, students.momenta
@@ -171,38 +176,79 @@ def _with_best(students: Students, reached: Tensor) -> Students:
     return replace(students, best=best, record=torch.maximum(students.record, reached))
 
 
-def train_module(
-    student: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    syn_lr: float,
-    settings: Protocol,
-    generator: torch.Generator,
-    on_epoch: Callable[[], None] = lambda: None,
-    bfloat16: bool = False,
-    score: Callable[[nn.Module], float] | None = None,
-) -> None:
-    """Train one student in place, running statistics included, and leave it ready for testing.
+class ModuleStudent:
+    """One student whose network is no function of its parameters, trained in place, running statistics included.
 
-    For networks that are no function of their parameters. Draws, schedule, `score` and errors are `train_students`'s.
+    Draws, schedule, `score` and errors are those of `train_students`. `state` after an epoch, given to `resume` of another,
+    lets that one go on to the same parameters.
     """
-    momentum, decay = settings.momentum, settings.weight_decay
-    optimiser = torch.optim.SGD(student.parameters(), syn_lr, momentum=momentum, weight_decay=decay)
-    record, best = -1.0, None
-    for epoch in range(settings.epochs):
-        for group in optimiser.param_groups:
-            group["lr"] = _lr(syn_lr, epoch, settings)
-        student.train()
-        for index in torch.randperm(len(images), generator=generator).split(settings.batch_size):
-            batch = _augmented(images, index[None], settings, [generator])[0]
-            _step(student, optimiser, batch, labels[index.to(labels.device)], bfloat16)
-        student.eval()  # running statistics take the place of the batch's
-        _check_finite(networks.flatten(student), epoch, syn_lr)
-        if score is not None and _is_tested(epoch, settings) and (reached := score(student)) > record:
-            record, best = reached, {name: tensor.clone() for name, tensor in student.state_dict().items()}
-        on_epoch()
-    if best is not None:
-        student.load_state_dict(best)
+
+    def __init__(self, module: nn.Module, settings: Protocol, generator: torch.Generator):
+        self.module = module
+        self._settings = settings
+        self._generator = generator
+        self.finished = 0  # epochs
+        momentum, decay = settings.momentum, settings.weight_decay
+        self._optimiser = torch.optim.SGD(module.parameters(), 1.0, momentum=momentum, weight_decay=decay)
+        self._record = -1.0
+        self._best: dict[str, Tensor] | None = None  # parameters and statistics of the best tested epoch
+
+    def epochs(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        syn_lr: float,
+        bfloat16: bool = False,
+        score: Callable[[nn.Module], float] | None = None,
+        until: int | None = None,
+    ) -> Iterator[None]:
+        """Train, and stop for a moment after each epoch; after the last of all the module is the one that counts."""
+        settings, module = self._settings, self.module
+        for epoch in range(self.finished, settings.epochs if until is None else until):
+            for group in self._optimiser.param_groups:
+                group["lr"] = _lr(syn_lr, epoch, settings)
+            module.train()
+            for index in torch.randperm(len(images), generator=self._generator).split(settings.batch_size):
+                batch = _augmented(images, index[None], settings, [self._generator])[0]
+                _step(module, self._optimiser, batch, labels[index.to(labels.device)], bfloat16)
+            module.eval()  # running statistics take the place of the batch's
+            _check_finite(networks.flatten(module), epoch, syn_lr)
+            if score is not None and _is_tested(epoch, settings) and (reached := score(module)) > self._record:
+                self._record, self._best = reached, _copied(module.state_dict())
+            self.finished = epoch + 1
+            yield
+        if self.finished == settings.epochs and self._best is not None:
+            module.load_state_dict(self._best)
+
+    def state(self) -> dict[str, Tensor]:
+        """All that later epochs depend on, but for how many are finished: copies, as training writes to its tensors."""
+        found = (self._optimiser.state[parameter].get(MOMENTUM) for parameter in self.module.parameters())
+        parts = {
+            "module": self.module.state_dict(),
+            "best": self._best or {},
+            "momenta": {str(position): momentum for position, momentum in enumerate(found) if momentum is not None},
+            "": {"draws": self._generator.get_state(), "record": torch.tensor(self._record, dtype=torch.float64)},
+        }
+        return _copied({f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()})
+
+    def resume(self, state: Mapping[str, Tensor], epochs: int) -> None:
+        """Take the place of the student whose `state` after so many epochs this is."""
+        parts: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in state.items():
+            part, _, name = key.partition(".")
+            parts.setdefault(part, {})[name] = tensor
+        self.module.load_state_dict(parts["module"])
+        self._best, self._record = parts.get("best"), parts[""]["record"].item()
+        parameters = list(self.module.parameters())
+        for position, momentum in parts.get("momenta", {}).items():
+            parameter = parameters[int(position)]
+            self._optimiser.state[parameter][MOMENTUM] = momentum.to(parameter.device)
+        self._generator.set_state(parts[""]["draws"])
+        self.finished = epochs
+
+
+def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
 def _step(student: nn.Module, optimiser: torch.optim.Optimizer, batch: Tensor, labels: Tensor, bfloat16: bool) -> None:

@@ -16,7 +16,7 @@ from rich.table import Table
 from src.ground import runtime
 from src.ground.errors import UserError
 from src.ground.params import Params
-from src.io import checkpoints
+from src.io import artifacts, checkpoints
 from src.io.artifacts import Record
 from src.io.progress import say
 from src.stages import records, work
@@ -58,7 +58,7 @@ def _definitions(params: Params) -> dict[tuple[str, str], Mapping[str, Any] | No
     for name, run in params.runs.items():
         makers["distill", name] = functools.partial(records.synthetic_record, params, name)
         for network in (run.network, *run.cross):
-            makers["evaluate", f"{name}@{network}"] = functools.partial(records.students_record, params, name, network)
+            makers["evaluate", f"{name}@{network}"] = functools.partial(_students_record, params, name, network)
     device = runtime.start(params.runtime)
     found: dict[tuple[str, str], Mapping[str, Any] | None] = {}
     for (stage, name), make in makers.items():
@@ -67,6 +67,10 @@ def _definitions(params: Params) -> dict[tuple[str, str], Mapping[str, Any] | No
         except (UserError, OSError):
             found[stage, name] = None
     return found
+
+
+def _students_record(params: Params, name: str, network: str) -> Record:
+    return records.students_record(params, name, network, artifacts.load_synthetic(name))
 
 
 def _leftover(path: Path, definitions: Mapping[tuple[str, str], Mapping[str, Any] | None]) -> Leftover:

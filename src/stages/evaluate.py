@@ -5,7 +5,6 @@ The only stage that opens the test split: once, after training, unless the proto
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,21 +45,20 @@ def _run(params: Params, name: str) -> None:
     networks = [settings.network, *settings.cross]
     with _track(params, name, networks, statistics) as tracker:
         with cost.measured(device) as spent:
-            found = {n: predict_all(params, name, n, synthetic, statistics, device, kept=True) for n in networks}
+            found = {n: predict_all(params, name, n, synthetic, statistics, device) for n in networks}
         spent.peak_memory_mib = max(spent.peak_memory_mib, *(peak for _, peak in found.values()))
         rows = _accuracies(params, name, {network: predicted for network, (predicted, _) in found.items()})
         summaries = {network: _summary(own) for network, own in rows.items()}
         _save(params, name, rows, summaries, found[settings.network][0], statistics)
         cost.keep(artifacts.metrics_file(name), spent)
         _log(tracker, params, name, summaries)
-    for network in networks:
-        checkpoints.forget("evaluate", _place(name, network))
+    _forget(name, networks)
     _show(params, name, summaries)
 
 
-def _place(name: str, network: str) -> str:
-    """Where the partial work of a run's students of one network lies."""
-    return f"{name}@{network}"
+def _forget(place: str, networks: Sequence[str]) -> None:
+    for network in networks:
+        checkpoints.forget("evaluate", f"{place}@{network}")
 
 
 def score_networks(params: Params, name: str, networks: Sequence[str]) -> None:
@@ -68,12 +66,14 @@ def score_networks(params: Params, name: str, networks: Sequence[str]) -> None:
     params.run(name)
     for network in networks:
         params.network(network)
-    device = runtime.start(params.runtime)
-    statistics, synthetic = _inputs(params, name)
-    with _track(params, name, networks, statistics) as tracker:
-        found = {network: predict_all(params, name, network, synthetic, statistics, device)[0] for network in networks}
-        summaries = {network: _summary(own) for network, own in _accuracies(params, name, found).items()}
-        _log_scores(tracker, params, name, summaries)
+    with checkpoints.at_work("evaluate", name):
+        device = runtime.start(params.runtime)
+        statistics, synthetic = _inputs(params, name)
+        with _track(params, name, networks, statistics) as tracker:
+            found = {network: predict_all(params, name, network, synthetic, statistics, device)[0] for network in networks}
+            summaries = {network: _summary(own) for network, own in _accuracies(params, name, found).items()}
+            _log_scores(tracker, params, name, summaries)
+        _forget(name, networks)
     _show(params, name, summaries)
 
 
@@ -85,8 +85,10 @@ def score_file(params: Params, name: str, networks: Sequence[str], path: Path) -
     _check_fit(path, synthetic, statistics)
     for network in networks:
         params.network(network)
-    chosen = networks or [run.network]
-    found = {network: predict_all(params, name, network, synthetic, statistics, device)[0] for network in chosen}
+    chosen, place = networks or [run.network], f"file-{synthetic.sha256()[:16]}"
+    with checkpoints.at_work("evaluate", place):
+        found = {n: predict_all(params, name, n, synthetic, statistics, device, place)[0] for n in chosen}
+        _forget(place, chosen)
     summaries = {network: _summary(own) for network, own in _accuracies(params, name, found).items()}
     _show(params, name, summaries)
 
@@ -135,11 +137,11 @@ def predict_all(
     synthetic: SyntheticSet,
     statistics: Statistics,
     device: torch.device,
-    kept: bool = False,
+    place: str = "",
 ) -> tuple[Predicted, float]:
     """Each split's classes (G, N) as predicted by trained students of `network`, and the largest memory of a process in MiB.
 
-    With `kept`, the set is the run's artifact, and what is done survives an interruption.
+    What is done is kept until the caller forgets it, under the run's name or another `place`.
     """
     run = params.runs[name]
     settings, spec = params.evaluate[run.evaluate], params.networks[network]
@@ -148,21 +150,17 @@ def predict_all(
     if way.note:
         progress.say(f"{name}: {way.note}")
     images = artifacts.load_space(run.dataset).normalise(synthetic.pixels)
+    record = students_record(params, name, network, synthetic)
     training = Training(
         run.dataset, settings, spec, statistics.shape, params.seed, way,
         images.numpy(), synthetic.labels.numpy(), synthetic.syn_lr.item(),
         SPLITS, "test" if settings.selects_on_test else None,
-        work.of(params, "evaluate", _place(name, network), students_record(params, name, network), device, way.compiled)
-        if kept else None,
+        work.of(params, "evaluate", f"{place or name}@{network}", record, device, way.compiled),
     )  # fmt: skip
     groups = 1 if way.together else settings.students
     processes = workers.processes(params.runtime, device, groups, way.flops)
-    units, before = groups * settings.epochs, students.epochs_before(training, groups)
     title = f"evaluate {name}" if network == run.network else f"evaluate {name} with {network}"
-    if before:
-        progress.say(f"{title}: resumed at {before} of {units} epochs")
-    train_group = functools.partial(students.train_group, training)
-    found, peak = workers.each(train_group, groups, params.runtime, processes, title, units, before)
+    found, peak = students.train_all(training, groups, params.runtime, processes, title)
     return {split: torch.cat([torch.from_numpy(group[split]) for group in found]) for split in SPLITS}, peak
 
 

@@ -23,7 +23,7 @@ from src.maths.derivatives import PASSES, Derivatives, module_flops
 from src.maths.inner_loop import InnerRule, InnerStep
 from src.maths.matching import WayPoint
 from src.maths.networks import FlatNetwork
-from src.maths.protocol import Way
+from src.maths.protocol import ModuleStudent, Way
 
 TIMED_STEPS = 2  # after some that warm up and compile
 LR = 1e-6  # low enough for training on noise not to diverge
@@ -163,7 +163,7 @@ def _students(asked: Runtime, subject: Subject) -> float:
     work = functools.partial(_students_epoch, subject, settings.students // groups, way)
     found, _ = workers.each(work, count, asked, count, "a few steps of students", count)
     slowest: float = max(found)
-    return slowest * settings.epochs * math.ceil(groups / count)
+    return slowest * settings.epochs * groups / count  # they end together: students are handed from process to process
 
 
 def _students_epoch(subject: Subject, group: int, way: Way, index: int, device: torch.device, advance: Advance) -> float:
@@ -178,7 +178,8 @@ def _students_epoch(subject: Subject, group: int, way: Way, index: int, device: 
         ends.append(cost.now(device))
 
     if subject.spec.keeps_statistics:
-        protocol.train_module(subject.module(), images, labels, LR, settings, draws[0], note, way.bfloat16)
+        for _ in ModuleStudent(subject.module(), settings, draws[0]).epochs(images, labels, LR, way.bfloat16):
+            note()
     else:
         network = FlatNetwork(subject.module())
         thetas = networks.flatten(subject.module()).expand(group, -1)

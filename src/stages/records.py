@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from src.ground.params import Params
 from src.io import artifacts, files
-from src.io.artifacts import Record
+from src.io.artifacts import Record, SyntheticSet
 
 
 def split_record(params: Params, name: str, source_sha256: str) -> Record:
@@ -43,13 +43,13 @@ def synthetic_record(params: Params, name: str) -> Record:
     return replace(synthetic_settings(params, name), inputs={buffer.as_posix(): files.digest(buffer)})
 
 
-def students_record(params: Params, name: str, network: str) -> Record:
-    """What a run's students of one network, and what they predict, are made from. No artifact carries it."""
+def students_record(params: Params, name: str, network: str, synthetic: SyntheticSet) -> Record:
+    """What students of one network under a run's protocol, and what they predict, are made from. No artifact carries it."""
     run = params.run(name)
     settings = {
         "seed": params.seed,
         "network": params.networks[network].model_dump(),
         "evaluate": params.evaluate[run.evaluate].model_dump(mode="json"),
     }
-    inputs = (artifacts.synthetic_file(name), artifacts.dataset_folder(run.dataset))
-    return Record("students", settings, {path.as_posix(): files.digest(path) for path in inputs})
+    folder = artifacts.dataset_folder(run.dataset)
+    return Record("students", settings, {folder.as_posix(): files.digest(folder), "synthetic set": synthetic.sha256()})

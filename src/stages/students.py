@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from src.ground.seeding import generator
-from src.ground.settings import Network, Protocol
-from src.io import artifacts, stopping
+from src.ground.settings import Network, Protocol, Runtime
+from src.io import artifacts, stopping, workers
 from src.io.checkpoints import Stored, Work
-from src.io.progress import Advance
+from src.io.progress import Advance, say
 from src.io.workers import Array
 from src.maths import networks, protocol, scores
 from src.maths.derivatives import Logits, module_flops
 from src.maths.networks import FlatNetwork, ImageShape
-from src.maths.protocol import Gradients, Students, Way
+from src.maths.protocol import Gradients, ModuleStudent, Students, Way
 
-Keep = Callable[[Callable[[], Stored]], None]  # called after each epoch with what gives the state to store
+State = Callable[[], Stored]
+Predicted = dict[str, Array]  # split -> classes (g, N)
 Predictor = Callable[[Tensor], Tensor]  # images (B, C, H, W) -> logits (B, K)
 
 
@@ -39,7 +41,7 @@ class Training:
     syn_lr: float
     splits: tuple[str, ...]  # to predict
     watched: str | None  # the split that chooses each student's best epoch; None keeps the last one
-    work: Work | None  # by which what is done survives an interruption
+    work: Work  # by which what is done survives an interruption, and goes from one process to another
 
 
 def forward_flops(spec: Network, shape: ImageShape) -> int:
@@ -48,66 +50,119 @@ def forward_flops(spec: Network, shape: ImageShape) -> int:
     return module_flops(network, torch.zeros(1, shape.channels, shape.size, shape.size))
 
 
+def parts(groups: int, processes: int) -> int:
+    """Equal parts of each group's training, by which so many processes end at the same time.
+
+    Five students in two processes would be three rounds; ten halves are five, two and a half of a student's.
+    """
+    return processes // math.gcd(groups, processes)
+
+
 def epochs_before(training: Training, groups: int) -> int:
     """Epochs of all students that earlier processes finished."""
-    if training.work is None:
-        return 0
     return sum(training.work.checkpoint(group).facts().get("epochs", 0) for group in range(groups))
 
 
-def train_group(training: Training, index: int, device: torch.device, advance: Advance) -> dict[str, Array]:
-    """Train one student or all, wherever joblib puts them; the classes (g, N) they then predict of each split.
+def train_all(training: Training, groups: int, runtime: Runtime, processes: int, title: str) -> tuple[list[Predicted], float]:
+    """What each group's students predict after their training, and the largest memory of a process in MiB."""
+    pieces = parts(groups, processes) * groups
+    units, before = groups * training.settings.epochs, epochs_before(training, groups)
+    if before:
+        say(f"{title}: resumed at {before} of {units} epochs")
+    part = functools.partial(_train_part, training, groups, pieces)
+    found, peak = workers.each(part, pieces, runtime, processes, title, units, before)
+    return found[-groups:], peak
 
-    Students of every network have the same seeds, each network's parameters its own shapes. What an earlier process finished
-    is kept, and what it began is continued.
+
+def _train_part(
+    training: Training, groups: int, pieces: int, index: int, device: torch.device, advance: Advance
+) -> Predicted | None:
+    """A part of a group's training, wherever joblib puts it; after the last one what its students predict.
+
+    Pieces come as the first parts of all groups, then the second ones. A part begins where the checkpoint is: that is how one
+    process hands a group to another, and how work that was interrupted goes on.
     """
-    if training.work is None:
-        return _predicted(training, index, device, advance, None, lambda state: None)
-    checkpoint = training.work.checkpoint(index)
-    stored = checkpoint.load()
-    if stored is not None and "thetas" not in stored[0]:
-        return {split: stored[0][split].numpy() for split in training.splits}
-    with checkpoint.kept() as keep:
-        predicted = _predicted(training, index, device, advance, stored, keep)
-    tensors = {split: torch.from_numpy(classes) for split, classes in predicted.items()}
-    checkpoint.save(tensors, {"epochs": training.settings.epochs})
-    return predicted
+    part, group = divmod(index, groups)
+    until = training.settings.epochs * (part + 1) * groups // pieces
+    checkpoint = training.work.checkpoint(group)
+    with checkpoint.alone():  # the part before may still be in the making
+        stored = checkpoint.load()
+        if stored is not None and stored[1].get("predicted"):
+            return {split: stored[0][split].numpy() for split in training.splits}
+        if stored is not None and stored[1]["epochs"] >= until < training.settings.epochs:
+            return None
+        start = _Modules if training.spec.keeps_statistics else _Points
+        with checkpoint.kept() as keep:
+            students = start(training, group, device, stored)
+            for _ in students.epochs(until):
+                keep(students.state())
+                advance()
+            if until < training.settings.epochs:
+                checkpoint.save(*students.state()())
+                return None
+            predicted = {split: _predict(training, split, students.predictors(), device).cpu() for split in training.splits}
+        checkpoint.save(predicted, {"epochs": until, "predicted": True})
+    return {split: classes.numpy() for split, classes in predicted.items()}
 
 
-def _predicted(
-    training: Training, index: int, device: torch.device, advance: Advance, stored: Stored | None, keep: Keep
-) -> dict[str, Array]:
-    if training.spec.keeps_statistics:
-        predictors = _train_module(training, index, device, advance)
-    else:
-        predictors = _train_flat(training, index, device, advance, stored, keep)
-    return {split: _predict(training, split, predictors, device).cpu().numpy() for split in training.splits}
+class _Points:
+    """One student or all as points theta in parameter space."""
+
+    def __init__(self, training: Training, group: int, device: torch.device, stored: Stored | None):
+        self._training, self._device = training, device
+        self._network, self._gradients = _derivative(training.spec, training.shape, device, training.way)
+        self._students = _resumed(stored, device) if stored else _first(training, group, device)
+
+    def epochs(self, until: int) -> Iterator[None]:
+        training = self._training
+        watch = _watch(training, self._device)
+        score = None if watch is None else lambda thetas: watch(self._functions(thetas))
+        images, labels = _synthetic(training, self._device)
+        given = (images, labels, training.syn_lr, training.settings, self._gradients, score)
+        for students in protocol.epochs(self._students, *given, until):
+            self._students = students
+            yield
+
+    def state(self) -> State:
+        return functools.partial(_stored, self._students)
+
+    def predictors(self) -> list[Predictor]:
+        return self._functions(protocol.chosen(self._students))
+
+    def _functions(self, thetas: Tensor) -> list[Predictor]:
+        return [functools.partial(self._network, theta) for theta in thetas]
+
+
+class _Modules:
+    """One student with running statistics beside its parameters."""
+
+    def __init__(self, training: Training, group: int, device: torch.device, stored: Stored | None):
+        self._training, self._device = training, device
+        module, draws = _fresh(training, group, device), generator(training.seed, "evaluate", group, "training")
+        module.register_forward_pre_hook(lambda *_: stopping.check())
+        self._student = ModuleStudent(module, training.settings, draws)
+        if stored is not None:
+            self._student.resume(stored[0], stored[1]["epochs"])
+
+    def epochs(self, until: int) -> Iterator[None]:
+        training = self._training
+        watch = _watch(training, self._device)
+        score = None if watch is None else lambda module: watch([module]).item()
+        images, labels = _synthetic(training, self._device)
+        return self._student.epochs(images, labels, training.syn_lr, training.way.bfloat16, score, until)
+
+    def state(self) -> State:
+        """Copied at once, as training writes to its tensors."""
+        stored = self._student.state(), {"epochs": self._student.finished}
+        return lambda: stored
+
+    def predictors(self) -> list[Predictor]:
+        return [self._student.module]
 
 
 def _fresh(training: Training, student: int, device: torch.device) -> nn.Module:
     draws = generator(training.seed, "evaluate", student, "initialisation")
     return networks.build(training.spec, training.shape, draws).to(device)
-
-
-def _train_flat(
-    training: Training, index: int, device: torch.device, advance: Advance, stored: Stored | None, keep: Keep
-) -> list[Predictor]:
-    """Students as points theta in parameter space."""
-    network, gradients = _derivative(training.spec, training.shape, device, training.way)
-
-    def predictors(thetas: Tensor) -> list[Predictor]:
-        return [functools.partial(network, theta) for theta in thetas]
-
-    watch = _watch(training, device)
-    score = None if watch is None else lambda thetas: watch(predictors(thetas))
-    images, labels = _synthetic(training, device)
-    students = _resumed(stored, device) if stored else _first(training, index, device)
-    settings, syn_lr = training.settings, training.syn_lr
-    for later in protocol.epochs(students, images, labels, syn_lr, settings, gradients, score):
-        students = later
-        keep(functools.partial(_stored, students))
-        advance()
-    return predictors(protocol.chosen(students))
 
 
 def _first(training: Training, index: int, device: torch.device) -> Students:
@@ -128,22 +183,6 @@ def _resumed(stored: Stored, device: torch.device) -> Students:
     tensors, facts = stored
     moved = {name: x if name in ("draws", "record") else x.to(device) for name, x in tensors.items()}
     return Students(**moved, epochs=facts["epochs"])
-
-
-def _train_module(training: Training, index: int, device: torch.device, advance: Advance) -> list[Predictor]:
-    """A student with running statistics beside its parameters; interrupted, it starts again."""
-    watch = _watch(training, device)
-    score = None if watch is None else lambda student: watch([student]).item()
-    images, labels = _synthetic(training, device)
-    student, draws = _fresh(training, index, device), generator(training.seed, "evaluate", index, "training")
-
-    def on_epoch() -> None:
-        stopping.check()
-        advance()
-
-    settings, syn_lr, bfloat16 = training.settings, training.syn_lr, training.way.bfloat16
-    protocol.train_module(student, images, labels, syn_lr, settings, draws, on_epoch, bfloat16, score)
-    return [student]
 
 
 def _synthetic(training: Training, device: torch.device) -> tuple[Tensor, Tensor]:
