@@ -240,6 +240,12 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", value
 
 
+def load() -> None:
+    """Take the memory that tracking takes, as a plan of a stage's memory must."""
+    import mlflow
+    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+
+
 def serve(port: int) -> None:
     """Replace this process by the MLflow UI on this machine's loopback address, with two processes instead of fifteen."""
     import mlflow
