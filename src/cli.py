@@ -148,6 +148,37 @@ def report() -> None:
 
 
 @app.command()
+def tune(
+    dataset: Annotated[str | None, typer.Option(help="A data set of the section `prepare`.")] = None,
+    ipc: Annotated[int | None, typer.Option(min=1, help="Synthetic images per class.")] = None,
+    run: Annotated[str | None, typer.Option(help="The run to start from; the first that fits where left out.")] = None,
+    side: Annotated[
+        Literal["student", "expert", "both"],
+        typer.Option(help="Whose parameters: the distillation's, its experts', or both together. Experts are costly."),
+    ] = "student",
+    trials: Annotated[
+        int | None,
+        typer.Option(min=0, help="Trials of the study, those of earlier calls included; `tune.trials` where left out."),
+    ] = None,
+    timeout: Annotated[float | None, typer.Option(min=0, help="Seconds after which no trial begins.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="Processes; as many as fill the cores where left out.")
+    ] = None,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Add the best parameters to params.yaml, as the run RUN-tuned.")
+    ] = False,
+) -> None:
+    """Search for better parameters of a run by validation accuracy. The same command again goes on with the same study."""
+    from src.ground.params import load
+
+    params = load()
+    from src.studies import tune as tuning
+
+    base = tuning.choose(params, dataset, ipc, run)
+    tuning.run(params, base, side, trials, timeout, workers, apply)
+
+
+@app.command()
 def ui(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine's loopback address.")] = 5000,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,8 @@ from src.maths.networks import FlatNetwork
 from src.stages import run_log
 from src.stages.records import experts_record, synthetic_record
 
+Watch = Callable[[int, SyntheticSet], None]  # what has become of the set by an iteration at which snapshots are kept
+
 HISTORY_COLUMNS = ("iteration", "matching_loss", "syn_lr")  # of a run that is not distilled: its table is empty
 
 
@@ -34,8 +37,8 @@ class History:
     snapshots: dict[int, Tensor] = field(default_factory=dict)  # iteration -> pixels (S, C, H, W)
 
 
-def run(params: Params, name: str) -> None:
-    """Distil the run `name`."""
+def run(params: Params, name: str, watch: Watch = lambda iteration, synthetic: None) -> None:
+    """Distil the run `name`. An error of `watch` ends it, and nothing is saved."""
     settings, distil = params.run(name), params.distillations[name]
     device = runtime.start(params.runtime)
     statistics = artifacts.load_statistics(settings.dataset)
@@ -49,7 +52,7 @@ def run(params: Params, name: str) -> None:
     with tracking.track(settings.dataset, name, "run", find) as tracker:
         run_log.describe(tracker, params, name)
         with cost.measured(device) as spent:
-            state, history = _optimise(params, name, statistics, images, labels, tracker)
+            state, history = _optimise(params, name, statistics, images, labels, tracker, watch)
         _save(name, state, history, labels, record)
         cost.keep(artifacts.synthetic_file(name), spent)
         run_log.log_outputs(tracker, params, name)
@@ -113,7 +116,7 @@ def _check_batch(name: str, distil: Distillation, count: int) -> None:
 
 
 def _optimise(
-    params: Params, name: str, statistics: Statistics, images: Tensor, labels: Tensor, tracker: Tracker
+    params: Params, name: str, statistics: Statistics, images: Tensor, labels: Tensor, tracker: Tracker, watch: Watch
 ) -> tuple[State, History]:
     """The outer loop; every iteration draws from its own generator."""
     distil = params.distillations[name]
@@ -126,6 +129,7 @@ def _optimise(
             if iteration in moments:
                 history.snapshots[iteration] = space.to_pixels(state.images.cpu())
                 run_log.log_images(tracker, history.snapshots[iteration], labels, iteration)
+                watch(iteration, SyntheticSet(history.snapshots[iteration], labels.cpu(), state.syn_lr.cpu()))
             if iteration < distil.iterations:
                 state, row = _iterate(params, name, network, derivatives, state, labels, iteration)
                 history.rows.append(row)

@@ -88,7 +88,13 @@ def _track(params: Params, name: str, networks: Sequence[str], statistics: Stati
 
 
 def predict_all(
-    params: Params, name: str, network: str, synthetic: SyntheticSet, statistics: Statistics, device: torch.device
+    params: Params,
+    name: str,
+    network: str,
+    synthetic: SyntheticSet,
+    statistics: Statistics,
+    device: torch.device,
+    splits: tuple[str, ...] = SPLITS,
 ) -> tuple[Predicted, float]:
     """Each split's classes (G, N) as predicted by trained students of `network`, and the largest memory of a process in MiB."""
     run = params.runs[name]
@@ -101,14 +107,14 @@ def predict_all(
     training = Training(
         run.dataset, settings, spec, statistics.shape, params.seed, way,
         images.numpy(), synthetic.labels.numpy(), synthetic.syn_lr.item(),
-        SPLITS, "test" if settings.selects_on_test else None,
+        splits, "test" if settings.selects_on_test else None,
     )  # fmt: skip
     groups = 1 if way.together else settings.students
     processes = workers.processes(params.runtime, device, groups, way.flops)
     work = functools.partial(students.train_group, training)
     title = f"evaluate {name}" if network == run.network else f"evaluate {name} with {network}"
     found, peak = workers.each(work, groups, params.runtime, processes, title, groups * settings.epochs)
-    return {split: torch.cat([torch.from_numpy(group[split]) for group in found]) for split in SPLITS}, peak
+    return {split: torch.cat([torch.from_numpy(group[split]) for group in found]) for split in splits}, peak
 
 
 def _accuracies(params: Params, name: str, predicted: Mapping[str, Predicted]) -> dict[str, Rows]:
