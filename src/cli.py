@@ -179,6 +179,20 @@ def tune(
 
 
 @app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="Two evaluated runs of the section `runs`, or more.", show_default=False)],
+    html: Annotated[Path | None, typer.Option(dir_okay=False, help="File to write a page with curves and pictures to.")] = None,
+) -> None:
+    """Show where runs differ: parameters, accuracy, cost; and whether their students differ by more than noise."""
+    from src.ground.params import load
+
+    params = load()
+    from src.studies import compare as comparison
+
+    comparison.run(params, runs, html)
+
+
+@app.command()
 def ui(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine's loopback address.")] = 5000,
 ) -> None:

@@ -148,9 +148,19 @@ class Spent:
 
 
 @dataclass(frozen=True)
+class Contrast:
+    """What sets a few runs apart: rows of a heading and a cell a run, and sentences about pairs."""
+
+    runs: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    verdicts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Page:
     """All that the page shows."""
 
+    title: str
     params: Params
     groups: tuple[Group, ...]
     panels: tuple[Panel, ...]
@@ -162,6 +172,7 @@ class Page:
     experts_spent: tuple[Spent, ...]
     runs_spent: tuple[Spent, ...]
     learned_rates: dict[str, float]  # syn_lr of every run, as its students use it
+    contrast: Contrast | None = None  # of a page that compares a few runs
 
     @property
     def results(self) -> tuple[Result, ...]:

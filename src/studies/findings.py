@@ -25,7 +25,7 @@ from src.studies.space import Side
 from src.studies.study import Study
 from src.studies.variants import Changes
 
-SHOWN = 5  # trials of the table, beside the start
+SHOWN = 3  # trials of the table, beside the start
 PLOTS: dict[str, Callable[[optuna.Study], Any]] = {
     "history": plots.plot_optimization_history,
     "importances": plots.plot_param_importances,
@@ -35,7 +35,7 @@ PLOTS: dict[str, Callable[[optuna.Study], Any]] = {
 
 def describe(tracker: Tracker, params: Params, base: str, side: Side, plan: Study) -> None:
     """What the study's MLflow run says before any trial."""
-    searched = {name.replace(".", "/"): str(distribution) for name, distribution in plan.space.items()}
+    searched = {name: str(distribution) for name, distribution in plan.space.items()}
     settings = params.tune.model_dump(exclude={"ranges", "trials"})
     tracker.params({"run": base, "side": side, "seed": params.seed, "tune": settings, "space": searched})
     tracker.tags({"optuna.journal": str(plan.folder / study.JOURNAL)})
@@ -118,7 +118,8 @@ def show(opened: optuna.Study, params: Params, base: str, plan: Study) -> None:
 
 def _table(shown: list[FrozenTrial], plan: Study, importances: dict[str, float]) -> Table:
     """A row a parameter, a column a trial: there are more parameters than trials to show."""
-    table = Table("", *(f"trial {t.number}{' (start)' if t.number == 0 else ''}" for t in shown), "importance")
+    table = Table("", *("start" if t.number == 0 else f"trial {t.number}" for t in shown), "importance")
+    table.columns[0].no_wrap = True
     table.add_row("validation, %", *(f"{100 * (t.value or 0):.1f} ± {100 * float(_std(t) or 0):.1f}" for t in shown))
     table.add_section()
     for name in plan.space:
