@@ -193,6 +193,27 @@ def compare(
 
 
 @app.command()
+def ablate(
+    run: Annotated[str, typer.Option(help="A run of the section `runs`.")],
+    seeds: Annotated[
+        int, typer.Option(min=2, max=100, help="Repetitions, each with experts, draws and students of its own.")
+    ] = 3,
+    test: Annotated[bool, typer.Option("--test", help="Open the test split too, for a table to publish.")] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="Processes; as many as fill the cores where left out.")
+    ] = None,
+) -> None:
+    """Measure what each of AST's six parts does for a run: without each, and each alone. The same command again goes on."""
+    from src.ground.params import load
+
+    params = load()
+    params.run(run)
+    from src.studies import ablate as ablation
+
+    ablation.run(params, run, seeds, test, workers)
+
+
+@app.command()
 def ui(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine's loopback address.")] = 5000,
 ) -> None:

@@ -305,7 +305,7 @@ def test_apply_only_adds_lines(tuned: Path) -> None:
 @pytest.mark.slow
 def test_the_expert_side_trains_experts_and_applies_them(tmp_path: Path) -> None:
     raw = studying.raw_params(ranges={"digits": {"experts": {"lr": {"low": 0.01, "high": 0.05}}}})
-    raw["experts"]["digits-smooth"] |= {"epochs": 3, "lr": 1e-3, "clipping_epochs": 1}
+    raw["experts"]["digits-smooth"] |= {"epochs": 4, "lr": 1e-3, "clipping_epochs": 1}
     folder = studying.folder_of(tmp_path, raw)
     done = call(folder, f"tune --run {RUN} --side expert --trials 2 --workers 1 --apply")
     assert done.returncode == 0, done.stderr

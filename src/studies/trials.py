@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,7 @@ from src.ground.params import Params
 from src.io import progress, tracking
 from src.io.tracking import Nest, Tracker
 from src.maths import scores
-from src.studies import space, study, variants
+from src.studies import processes, space, study, variants
 from src.studies.study import Study
 from src.studies.variants import Variant, Workspace
 
@@ -41,25 +39,14 @@ def ready(variant: Variant, workspace: Workspace, nest: Nest) -> None:
 
 def work(task: Task, log: Path) -> None:
     """A worker, as a process of its own whose output goes to a file."""
-    _write_to(log)
+    processes.begin(log)
     opened = task.study.open()
-    parent = multiprocessing.parent_process()
     with task.workspace.entered(), tracking.nested(task.nest), task.study.worker() as name:
         while task.deadline is None or time.time() < task.deadline:
-            if parent is not None and not parent.is_alive():
-                return
             trial = task.study.claim(opened, name, task.trials)
             if trial is None:
                 return
             one(task, opened, trial)
-
-
-def _write_to(log: Path) -> None:
-    log.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    for stream in (1, 2):
-        os.dup2(descriptor, stream)
-    os.close(descriptor)
 
 
 def one(task: Task, opened: optuna.Study, trial: Trial) -> None:

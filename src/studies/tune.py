@@ -11,12 +11,10 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import optuna
-from joblib import cpu_count  # type: ignore[import-untyped]
 from optuna.distributions import distribution_to_json
 
 from src.ground import runtime
@@ -24,7 +22,7 @@ from src.ground.errors import UserError
 from src.ground.params import Params
 from src.io import artifacts, files, progress, tracking
 from src.io.tracking import Nest, Tracker
-from src.studies import findings, space, study, trials, variants
+from src.studies import findings, processes, space, study, trials, variants
 from src.studies.space import Side
 from src.studies.study import Study
 from src.studies.trials import Task
@@ -41,7 +39,7 @@ def run(
     wanted = params.tune.trials if trials_wanted is None else trials_wanted
     plan = plan_of(params, base, side)
     if wanted:
-        search(params, base, side, plan, wanted, timeout, _workers(params, workers))
+        search(params, base, side, plan, wanted, timeout, processes.count(params, workers))
     opened = plan.open()
     findings.show(opened, params, base, plan)
     if apply:
@@ -80,14 +78,6 @@ def plan_of(params: Params, base: str, side: Side) -> Study:
     return Study(runtime.workspace() / "data" / "tune" / name, name, searched, tidy, params.seed, params.tune.rungs > 1)
 
 
-def _workers(params: Params, asked: int | None) -> int:
-    """Processes: as many as fill the cores, one where there is a GPU."""
-    if asked is not None:
-        return asked
-    device = runtime.start(params.runtime)
-    return 1 if device.type != "cpu" else max(1, int(cpu_count()) // (params.runtime.threads or 1))
-
-
 def search(params: Params, base: str, side: Side, plan: Study, wanted: int, timeout: float | None, workers: int) -> None:
     """Work on the study in processes, and keep its MLflow run."""
     run, deadline = params.runs[base], time.time() + timeout if timeout else None
@@ -102,7 +92,7 @@ def search(params: Params, base: str, side: Side, plan: Study, wanted: int, time
         nest = Nest(experiment, tracker.run_id)
         if side == "student" and left > 0:
             _ready_experts(params, base, workspace, nest)
-        task = Task(_alone(params, min(workers, left)), base, plan, workspace, nest, wanted, deadline)
+        task = Task(processes.share(params, min(workers, left)), base, plan, workspace, nest, wanted, deadline)
         _work(task, opened, min(workers, left), tracker)
         if not opened.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
             tracker.end_children()
@@ -111,16 +101,10 @@ def search(params: Params, base: str, side: Side, plan: Study, wanted: int, time
         progress.say(f"{plan.name}: {len(study.finished(opened))} of {wanted} trials: see {plan.folder / 'logs'}")
 
 
-def _alone(params: Params, workers: int) -> Params:
-    """One worker's share of the machine."""
-    threads = params.runtime.threads or (max(1, int(cpu_count()) // workers) if workers > 1 else None)
-    return replace(params, runtime=params.runtime.model_copy(update={"threads": threads, "workers": 1}))
-
-
 def _ready_experts(params: Params, base: str, workspace: Workspace, nest: Nest) -> None:
     """The experts that all trials match, made once with the whole machine."""
     variant = variants.build(params, base, Changes(), variants.protocol_of(params, base))
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), processes.begin) as pool:
         pool.submit(trials.ready, variant, workspace, nest).result()
 
 

@@ -24,7 +24,7 @@ from src.ground import runtime
 from src.ground.errors import ArtifactError
 from src.ground.params import Params, parse
 from src.ground.seeding import seed_of
-from src.ground.settings import Protocol
+from src.ground.settings import Protocol, Runtime
 from src.io import artifacts, files, tracking
 from src.io.artifacts import SyntheticSet
 from src.io.tracking import Tracker
@@ -144,6 +144,11 @@ def build(params: Params, base: str, changes: Changes, protocol: Protocol) -> Va
     return Variant(parse(raw, f"a variant of {base}"), name, run.experts)
 
 
+def with_runtime(variant: Variant, asked: Runtime) -> Variant:
+    """The same variant, with another share of the machine."""
+    return replace(variant, params=replace(variant.params, runtime=asked))
+
+
 def protocol_of(params: Params, base: str) -> Protocol:
     """How students of variants are trained: as the run's, but for the settings in `tune`; never chosen on the test split."""
     own, tune = params.evaluate[params.runs[base].evaluate], params.tune
@@ -187,11 +192,10 @@ def make(variant: Variant, tracker: Tracker, judge: Judge | None = None, splits:
 
     At the rungs before the end `judge` is told the accuracy of a few students.
     """
+    found = finished(variant, splits)
+    if found is not None:
+        return found
     protocol, tune = variant.params.evaluate[PROTOCOL], variant.params.tune
-    result = Path("results", f"{variant.name}-{digest([protocol.model_dump(), splits])}.json")
-    if result.exists():
-        found = files.read_json(result, f"delete {result}")
-        return {split: tuple(accuracies) for split, accuracies in found["accuracies"].items()}
     start, total = time.perf_counter(), variant.params.distillations[variant.name].iterations
 
     def watch(iteration: int, synthetic: SyntheticSet) -> None:
@@ -203,8 +207,23 @@ def make(variant: Variant, tracker: Tracker, judge: Judge | None = None, splits:
     with tracking.joined(tracker):
         _distil(variant, watch)
     accuracies = score(variant, artifacts.load_synthetic(variant.name), protocol.students, splits)
-    files.write_json(result, {"accuracies": accuracies, "seconds": time.perf_counter() - start})
+    spent = time.perf_counter() - start
+    files.write_json(_result(variant, splits), {"accuracies": accuracies, "seconds": spent})
     return accuracies
+
+
+def finished(variant: Variant, splits: tuple[str, ...], folder: Path = Path()) -> Accuracies | None:
+    """What `make` found earlier, by whatever process, in this workspace's folder."""
+    path = folder / _result(variant, splits)
+    if not path.exists():
+        return None
+    found = files.read_json(path, f"delete {path}, and it is made again")
+    return {split: tuple(accuracies) for split, accuracies in found["accuracies"].items()}
+
+
+def _result(variant: Variant, splits: tuple[str, ...]) -> Path:
+    protocol = variant.params.evaluate[PROTOCOL].model_dump()
+    return Path("results", f"{variant.name}-{digest([protocol, splits])}.json")
 
 
 def _distil(variant: Variant, watch: distill.Watch) -> None:
