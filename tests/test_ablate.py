@@ -60,7 +60,6 @@ def figures(folder: Path) -> dict[str, Any]:
 def test_killed_and_gone_on_with(tmp_path: Path) -> None:
     raw = studying.raw_params(students=2, rungs=1)
     raw["runs"][RUN]["distill"] |= {"iterations": 3}
-    raw["experts"]["digits-smooth"] |= {"epochs": 4, "clipping_loss": False}
     folder = studying.folder_of(tmp_path, raw)
     (folder / "data/prepare/digits/test.safetensors").rename(folder / "kept")
     words = f"ablate --run {RUN} --seeds 2 --workers 2"
@@ -76,14 +75,17 @@ def test_killed_and_gone_on_with(tmp_path: Path) -> None:
     found = figures(folder)
     assert len(found) == 1 + 5 + 1 + 6
     assert all(len(one["seeds"]["val"]) == 2 and not one["problem"] for one in found.values())
-    assert len(list(folder.glob("data/ablate/*/data/experts/*"))) == 2 * 4  # of parts 1 and 2 on and off
+    assert len(list(folder.glob("data/ablate/*/data/experts/*"))) == 2 * 3  # with clipping, with the penalty, with neither
     assert "beyond noise" in done.stdout or "may be noise" in done.stdout
     assert "test" not in found["MTT: no part"]["seeds"]
     client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
     rows = client.search_runs([client.get_experiment_by_name("digits-studies").experiment_id])  # type: ignore[union-attr]
     assert {row.info.status for row in rows} <= {"FINISHED", "KILLED"}
-    assert sum(row.data.tags["ast.kind"] == "variant" and row.info.status == "FINISHED" for row in rows) >= 2 * 12 - 2
+    assert sum(row.data.tags["ast.kind"] == "variant" and row.info.status == "FINISHED" for row in rows) >= 2 * 13 - 2
     (folder / "kept").rename(folder / "data/prepare/digits/test.safetensors")
     assert call(folder, f"{words} --test").returncode == 0
     assert set(figures(folder)["MTT: no part"]["seeds"]) == {"val", "test"}
+    assert {label: one["seeds"]["val"] for label, one in figures(folder).items()} == {
+        label: one["seeds"]["val"] for label, one in found.items()
+    }
     assert (folder / f"data/ablate/{RUN}.md").read_text().count("\n| ") == 1 + 1 + 13
