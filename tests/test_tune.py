@@ -26,7 +26,7 @@ from ruamel.yaml import YAML
 
 from src.ground.errors import ParamsError, UserError
 from src.ground.params import Params, load, parse
-from src.studies import space, study
+from src.studies import space, study, tune
 from src.studies.study import Study
 from src.studies.variants import Workspace
 from tests import studying
@@ -355,11 +355,28 @@ def test_a_study_that_is_killed_again_and_again(tmp_path: Path) -> None:
     assert sorted(numbers) == [str(number) for number in range(trials)]
 
 
-@pytest.mark.slow
-def test_refusals(tmp_path: Path) -> None:
-    YAML(typ="safe").dump(studying.raw_params(), tmp_path / "params.yaml")
-    (tmp_path / "src").symlink_to(ROOT / "src", target_is_directory=True)
-    assert "Name a run with --run" in call(tmp_path, "tune --ipc 1").stderr
-    assert "no run on digits with ipc 7 is distilled so" in call(tmp_path, "tune --dataset digits --ipc 7").stderr
-    assert "run digits-ipc1-random is distilled so" in call(tmp_path, "tune --run digits-ipc1-random").stderr
-    assert "make it with `python -m src.cli prepare" in call(tmp_path, f"tune --run {RUN}").stderr
+REFUSED = [
+    ((None, 1, None), "Name a run with --run"),
+    (("digits", 7, None), "no run of params.yaml distils digits to 7 images per class"),
+    ((None, None, "digits-ipc1-random"), "has 0 iterations"),
+    ((None, 10, RUN), "runs.digits-ipc1-ast.ipc is 1, not 10"),
+    (("digit", 1, None), "no data set is named 'digit'"),
+    ((None, None, "x"), "no run is named 'x'"),
+]
+
+
+@pytest.mark.parametrize(("asked", "sentence"), REFUSED)
+def test_refusals(asked: tuple[str | None, int | None, str | None], sentence: str, params: Params) -> None:
+    with pytest.raises(UserError, match=sentence):
+        tune.choose(params, *asked)
+
+
+def test_the_run_to_start_from(params: Params) -> None:
+    assert tune.choose(params, "digits", 10, None) == "digits-ipc10-ast"
+    assert tune.choose(params, None, None, "digits-ipc1-mtt") == "digits-ipc1-mtt"
+
+
+def test_a_data_set_that_is_not_prepared(params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="make it with `python -m src.cli prepare --dataset digits`"):
+        tune.run(params, RUN, "student", None, None, 1, False)

@@ -20,6 +20,7 @@ from optuna.distributions import distribution_to_json
 from src.ground import runtime
 from src.ground.errors import UserError
 from src.ground.params import Params
+from src.ground.settings import Run
 from src.io import artifacts, files, progress, tracking
 from src.io.tracking import Nest, Tracker
 from src.studies import findings, processes, space, study, trials, variants
@@ -48,19 +49,29 @@ def run(
 
 def choose(params: Params, dataset: str | None, ipc: int | None, base: str | None) -> str:
     """The run to start from: the one that is named, or the first that is distilled from this data set to so many images."""
-    if base is None and (dataset is None or ipc is None):
+    if dataset is not None:
+        params.dataset(dataset)
+    if base is not None:
+        return _fitting(params, params.run(base), base, dataset, ipc)
+    if dataset is None or ipc is None:
         raise UserError(
             "tune what? Name a run with --run, or a data set and a number of images per class with --dataset and --ipc"
         )
-    if dataset is not None:
-        params.dataset(dataset)
-    named = {base: params.run(base)} if base is not None else params.runs
-    fit = [name for name, run in named.items() if dataset in (None, run.dataset) and ipc in (None, run.ipc)]
-    fit = [name for name in fit if params.distillations[name].iterations > 0]
-    if not fit:
-        asked = f"run {base}" if base else f"no run on {dataset} with ipc {ipc}"
-        raise UserError(f"{asked} is distilled so: name one with iterations above 0, or add one to params.yaml")
-    return fit[0]
+    for name, run in params.runs.items():
+        if (run.dataset, run.ipc) == (dataset, ipc) and params.distillations[name].iterations > 0:
+            return name
+    raise UserError(f"no run of params.yaml distils {dataset} to {ipc} images per class: add one to start from")
+
+
+def _fitting(params: Params, run: Run, base: str, dataset: str | None, ipc: int | None) -> str:
+    for field, asked in (("dataset", dataset), ("ipc", ipc)):
+        if asked is not None and getattr(run, field) != asked:
+            raise UserError(
+                f"runs.{base}.{field} is {getattr(run, field)}, not {asked}: leave --{field} out, or name another --run"
+            )
+    if not params.distillations[base].iterations:
+        raise UserError(f"runs.{base} has 0 iterations: there is nothing to tune in it; name a run that is distilled")
+    return base
 
 
 def plan_of(params: Params, base: str, side: Side) -> Study:
