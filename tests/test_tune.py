@@ -22,7 +22,6 @@ import psutil
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
-from ruamel.yaml import YAML
 
 from src.ground.errors import ParamsError, UserError
 from src.ground.params import Params, load, parse
@@ -378,5 +377,5 @@ def test_the_run_to_start_from(params: Params) -> None:
 
 def test_a_data_set_that_is_not_prepared(params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="make it with `python -m src.cli prepare --dataset digits`"):
+    with pytest.raises(UserError, match=r"make it with `python -m src\.cli prepare --dataset digits`"):
         tune.run(params, RUN, "student", None, None, 1, False)
