@@ -217,6 +217,7 @@ def poor(**tune: Any) -> dict[str, Any]:
     """Tiny parameters whose run learns next to nothing, as its syn_lr is far too small."""
     raw = studying.raw_params(ranges={"digits": {"distill": RANGES}}, **tune)
     raw["runs"][RUN]["distill"] |= {"lr_init": 1e-5, "lr_lr": 1e-9}
+    raw["runtime"]["workers"] = 2  # experts are trained side by side
     return raw
 
 
@@ -231,8 +232,10 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder after a study of six trials by two workers, in which there was no test split."""
     folder = studying.folder_of(tmp_path_factory.mktemp("tune"), poor())
     (folder / "data/prepare/digits/test.safetensors").unlink()
+    start = time.monotonic()
     done = call(folder, "tune --dataset digits --ipc 1 --trials 6 --workers 2")
     assert done.returncode == 0, done.stderr
+    assert time.monotonic() - start < 290  # joblib's processes would idle for 300 seconds
     (folder / "shown.txt").write_text(done.stdout)
     return folder
 

@@ -10,6 +10,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from joblib import cpu_count  # type: ignore[import-untyped]
+from joblib.externals.loky import get_reusable_executor  # type: ignore[import-untyped]
 
 from src.ground import runtime
 from src.ground.params import Params
@@ -36,6 +37,11 @@ def begin(log: Path | None = None) -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def let_go() -> None:
+    """End joblib's idle processes: they wait five minutes for more work, and a worker that started them waits for their end."""
+    get_reusable_executor().shutdown(kill_workers=True)
 
 
 def _end_with(parent: BaseProcess) -> None:

@@ -34,7 +34,10 @@ class Task:
 def ready(variant: Variant, workspace: Workspace, nest: Nest) -> None:
     """Make the experts that all trials share, as a process of its own."""
     with workspace.entered(), tracking.nested(nest):
-        variants.ready_experts(variant, workspace.source)
+        try:
+            variants.ready_experts(variant, workspace.source)
+        finally:
+            processes.let_go()
 
 
 def work(task: Task, log: Path) -> None:
