@@ -166,7 +166,7 @@ def test_a_trial_that_kills_its_processes_fails_in_the_end(tmp_path: Path) -> No
     assert plan.claim(opened, "next", 1) is None
     (failed,) = opened.trials
     assert failed.state == TrialState.FAIL
-    assert "killed 3 times" in failed.user_attrs["sentence"]
+    assert f"killed {study.ATTEMPTS} times" in failed.user_attrs["sentence"]
 
 
 def test_a_space_that_is_used_up_ends_the_study(tmp_path: Path) -> None:

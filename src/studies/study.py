@@ -28,7 +28,7 @@ from src.studies.space import Space
 
 JOURNAL = "journal.log"
 DRAWS = 100  # of parameters that are all known already, before the search space counts as exhausted
-ATTEMPTS = 3  # processes that may be killed at one trial
+ATTEMPTS = 5  # processes that may be killed at one trial
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 Tidy = Callable[[dict[str, Any]], dict[str, Any]]
