@@ -184,6 +184,72 @@ def clean(
 
 
 @app.command()
+def tune(
+    dataset: Annotated[str | None, typer.Option(help="A data set of the section `prepare`.")] = None,
+    ipc: Annotated[int | None, typer.Option(min=1, help="Synthetic images per class.")] = None,
+    run: Annotated[str | None, typer.Option(help="The run to start from; the first that fits where left out.")] = None,
+    side: Annotated[
+        Literal["student", "expert", "both"],
+        typer.Option(help="Whose parameters: the distillation's, its experts', or both together. Experts are costly."),
+    ] = "student",
+    trials: Annotated[
+        int | None,
+        typer.Option(min=0, help="Trials of the study, those of earlier calls included; `tune.trials` where left out."),
+    ] = None,
+    timeout: Annotated[float | None, typer.Option(min=0, help="Seconds after which no trial begins.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="Processes; as many as fill the cores where left out.")
+    ] = None,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Add the best parameters to params.yaml, as the run RUN-tuned.")
+    ] = False,
+) -> None:
+    """Search for better parameters of a run by validation accuracy. The same command again goes on with the same study."""
+    from src.ground.params import load
+
+    params = load()
+    from src.studies import tune as tuning
+
+    base = tuning.choose(params, dataset, ipc, run)
+    tuning.run(params, base, side, trials, timeout, workers, apply)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="Two evaluated runs of the section `runs`, or more.", show_default=False)],
+    html: Annotated[Path | None, typer.Option(dir_okay=False, help="File to write a page with curves and pictures to.")] = None,
+) -> None:
+    """Show where runs differ: parameters, accuracy, cost; and whether their students differ by more than noise."""
+    from src.ground.params import load
+
+    params = load()
+    from src.studies import compare as comparison
+
+    comparison.run(params, runs, html)
+
+
+@app.command()
+def ablate(
+    run: Annotated[str, typer.Option(help="A run of the section `runs`.")],
+    seeds: Annotated[
+        int, typer.Option(min=2, max=100, help="Repetitions, each with experts, draws and students of its own.")
+    ] = 3,
+    test: Annotated[bool, typer.Option("--test", help="Open the test split too, for a table to publish.")] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="Processes; as many as fill the cores where left out.")
+    ] = None,
+) -> None:
+    """Measure what each of AST's six parts does for a run: without each, and each alone. The same command again goes on."""
+    from src.ground.params import load
+
+    params = load()
+    params.run(run)
+    from src.studies import ablate as ablation
+
+    ablation.run(params, run, seeds, test, workers)
+
+
+@app.command()
 def ui(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine's loopback address.")] = 5000,
 ) -> None:

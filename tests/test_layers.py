@@ -9,7 +9,7 @@ import pytest
 
 from tests.imports import ROOT, imported, modules
 
-LAYERS = ("src/ground", "src/maths", "src/io", ("src/stages", "src/bench"), "src/cli.py")
+LAYERS = ("src/ground", "src/maths", "src/io", ("src/stages", "src/bench"), "src/studies", "src/cli.py")
 STAGES = {f"src/stages/{name}.py" for name in ("prepare", "experts", "distill", "evaluate", "report")}
 
 
@@ -55,8 +55,14 @@ def test_only_evaluate_opens_the_test_split() -> None:
     assert readers == ["src/stages/evaluate.py", "src/stages/prepare.py"]  # prepare writes it
 
 
+def test_studies_leave_the_test_split_alone() -> None:
+    """But for `compare`, which reads what `evaluate` found there, and what a user asks for by --test."""
+    readers = [m for m in modules() if m.startswith("src/studies/") and '"test"' in text_of(m)]
+    assert readers == ["src/studies/ablate.py", "src/studies/compare.py", "src/studies/variants.py"]
+
+
 def test_help_imports_no_heavy_library() -> None:
-    heavy = ("torch", "mlflow", "matplotlib", "sklearn", "pandas")
+    heavy = ("torch", "mlflow", "matplotlib", "optuna", "sklearn", "pandas")
     code = f"import sys, src.cli; print([name for name in {heavy} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

@@ -25,6 +25,7 @@ from src.ground.settings import (
     Run,
     Runtime,
     Settings,
+    Tune,
 )
 
 PARAMS_FILE = Path("params.yaml")
@@ -35,7 +36,7 @@ NAMED_SECTIONS: Mapping[str, type[Settings]] = {
     "evaluate": Protocol,
     "runs": Run,
 }
-SECTIONS = ("seed", "runtime", "prepare", "networks", "experts", "distill", "evaluate", "report", "runs")
+SECTIONS = ("seed", "runtime", "prepare", "networks", "experts", "distill", "evaluate", "tune", "report", "runs")
 
 MISSING = "is missing: it has no default"
 
@@ -53,6 +54,7 @@ class Params:
     networks: Mapping[str, Network]
     experts: Mapping[str, Experts]
     evaluate: Mapping[str, Protocol]
+    tune: Tune
     report: Report
     runs: Mapping[str, Run]
     distillations: Mapping[str, Distillation]
@@ -105,16 +107,21 @@ def parse(raw: Any, source: str = "params.yaml") -> Params:
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         problems.append(("seed", f"must be a whole number, 0 or more; got {seed!r}"))
     runtime = _validate(Runtime, raw.get("runtime", {}), "runtime", problems)
+    tune = _validate(Tune, raw.get("tune", {}), "tune", problems)
     report = _validate(Report, raw.get("report", {}), "report", problems)
     named: dict[str, Mapping[str, Any]] = {"networks": _networks(raw, problems)}
     named |= {section: _named(model, raw, section, problems) for section, model in NAMED_SECTIONS.items()}
     methods = _mapping(raw, "distill", problems)
     distillations = _distillations(methods, _mapping(raw, "runs", []), problems)
     _check_references(raw, named, problems)
+    known = _mapping(raw, "prepare", [])
+    problems += [
+        (f"tune.ranges.{one}", _unknown(one, "prepare", known)) for one in (tune.ranges if tune else ()) if one not in known
+    ]
     _check_runs(named, distillations, problems)
-    if problems or runtime is None or report is None:
+    if problems or runtime is None or tune is None or report is None:
         raise ParamsError(source, problems)
-    return Params(seed=seed, runtime=runtime, report=report, distillations=distillations, **named)  # type: ignore[arg-type]
+    return Params(seed=seed, runtime=runtime, tune=tune, report=report, distillations=distillations, **named)  # type: ignore[arg-type]
 
 
 def _mapping(raw: Mapping[str, Any], section: str, problems: Problems) -> dict[str, Any]:

@@ -148,9 +148,19 @@ class Spent:
 
 
 @dataclass(frozen=True)
+class Contrast:
+    """What sets a few runs apart: rows of a heading and a cell a run, and sentences about pairs."""
+
+    runs: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    verdicts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Page:
     """All that the page shows."""
 
+    title: str
     params: Params
     groups: tuple[Group, ...]
     panels: tuple[Panel, ...]
@@ -162,6 +172,7 @@ class Page:
     experts_spent: tuple[Spent, ...]
     runs_spent: tuple[Spent, ...]
     learned_rates: dict[str, float]  # syn_lr of every run, as its students use it
+    contrast: Contrast | None = None  # of a page that compares a few runs
 
     @property
     def results(self) -> tuple[Result, ...]:
@@ -193,7 +204,7 @@ def html(page: Page) -> str:
 def markdown(title: str, results: Sequence[Result], matrix: Matrix | None) -> str:
     """A heading and the tables of results, aligned for a terminal. No costs: all of it is reproducible."""
     header = ("run", "data set", "images per class", "images", "method", "AST parts", "validation, %", "test, %", "gain")
-    lines = _table(header, [_cells(result) for result in results], left=(0, 1, 4, 5))
+    lines = table(header, [_cells(result) for result in results], left=(0, 1, 4, 5))
     parts = ", ".join(f"{number} {name.lower()}" for number, (name, _) in enumerate(PARTS, start=1))
     notes = (
         "Accuracy of fresh students trained on a run's images alone: mean ± standard deviation over the students.\n"
@@ -211,10 +222,10 @@ def _markdown_matrix(matrix: Matrix) -> str:
         (result.run, *("-" if accuracy is None else score(accuracy) + result.mark for accuracy in accuracies))
         for result, accuracies in matrix.rows
     ]
-    return f"Test accuracy, %, of students of other networks:\n\n{_table(('run', *matrix.networks), rows, left=(0,))}\n"
+    return f"Test accuracy, %, of students of other networks:\n\n{table(('run', *matrix.networks), rows, left=(0,))}\n"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int]) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int]) -> str:
     """A Markdown table; columns are aligned to the right but for those in `left`."""
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
     rule = ["-" * width if column in left else "-" * (width - 1) + ":" for column, width in enumerate(widths)]

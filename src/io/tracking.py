@@ -1,5 +1,7 @@
 """MLflow: one experiment a data set, one run a named run, one a set of experts. The only module that imports mlflow.
 
+Studies have an experiment of their own a data set, a run each, and their trials and variants nested in it.
+
 Work is known by its fingerprint (settings, inputs, code). The same work done again goes on in the same MLflow run, where
 points already logged are not logged twice. Tracking never fails a stage: the first error is said once, and tracking stops.
 """
@@ -16,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +43,38 @@ QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
+
+
+@dataclass(frozen=True)
+class Nest:
+    """Where runs go that belong to another one."""
+
+    experiment: str
+    parent: str | None  # run id; None where the parent is not tracked, and so nothing of it is
+
+
+_nest: ContextVar[Nest | None] = ContextVar("nest", default=None)
+_open: ContextVar[Tracker | None] = ContextVar("open", default=None)
+
+
+@contextmanager
+def nested(nest: Nest) -> Iterator[None]:
+    """All runs that the block opens, of stages as well, are children of one run, in its experiment."""
+    token = _nest.set(nest)
+    try:
+        yield
+    finally:
+        _nest.reset(token)
+
+
+@contextmanager
+def joined(tracker: Tracker) -> Iterator[None]:
+    """All that stages track inside the block goes into the run that is open already."""
+    token = _open.set(tracker)
+    try:
+        yield
+    finally:
+        _open.reset(token)
 
 
 def store_uri() -> str:
@@ -121,12 +156,23 @@ class Tracker:
 
         self._send(log)
 
+    def end_children(self) -> None:
+        """End those of this run's children that a killed process left open; nobody may be at work in them."""
+
+        def end(mlflow: Any) -> None:
+            experiment_id = mlflow.get_run(self.run_id).info.experiment_id
+            condition = f"tags.`mlflow.parentRunId` = '{self.run_id}' and attributes.status = 'RUNNING'"
+            for run in mlflow.search_runs([experiment_id], condition, output_format="list"):
+                self._client.set_terminated(run.info.run_id, "KILLED")
+
+        self._send(end)
+
     def link_experts(self, experiment: str, experts: str, buffer: Path) -> None:
         """Point to the run of the experts that made `buffer`."""
 
         def link(mlflow: Any) -> None:
             tags = {"ast.name": f"experts/{experts}", "ast.kind": "experts", "ast.buffer": files.digest(buffer)}
-            experiment_id = _experiment(mlflow, experiment)
+            experiment_id = _experiment(mlflow, nest.experiment if (nest := _nest.get()) else experiment)
             if found := _search(mlflow, experiment_id, tags):
                 link = f"#/experiments/{experiment_id}/runs/{found}"
                 mlflow.set_tags({"ast.experts_run_id": found, "mlflow.note.content": f"Experts: [{experts}]({link})"})
@@ -150,13 +196,17 @@ class Tracker:
         self.run_id = None
 
     def _begin(self, experiment: str, name: str, kind: str, find: Mapping[str, str], add: Mapping[str, str]) -> None:
-        """Open the run that `track` describes, or a new one."""
+        """Open the run that `track` describes, or a new one; none where it belongs to one that is not tracked."""
+        nest = _nest.get()
+        if nest is not None and nest.parent is None:
+            return
         import mlflow
 
         mlflow.set_tracking_uri(store_uri())
-        experiment_id = _experiment(mlflow, experiment)
+        experiment_id = _experiment(mlflow, nest.experiment if nest else experiment)
         known = _search(mlflow, experiment_id, {"ast.name": name, "ast.kind": kind, **find}, add)
-        run = mlflow.start_run(run_id=known, experiment_id=experiment_id, run_name=None if known else name)
+        within = {"nested": True, "parent_run_id": nest.parent} if nest and not known else {"nested": nest is not None}
+        run = mlflow.start_run(run_id=known, experiment_id=experiment_id, run_name=None if known else name, **within)
         self.run_id, self._client = run.info.run_id, mlflow.MlflowClient()
         self._logged = self._last_steps(run) if known else {}
         mlflow.set_tags({"ast.name": name, "ast.kind": kind, **find, **add, **_dvc_tags()})
@@ -167,6 +217,9 @@ class Tracker:
         return {**steps, **marks}
 
     def _end(self, status: str) -> None:
+        nest = _nest.get()
+        if nest is not None and nest.parent is None:
+            return
         self.flush()
         self._send(lambda mlflow: mlflow.end_run(status))
         if self.run_id is None:  # the fluent state would otherwise try again at exit
@@ -182,8 +235,12 @@ def track(
 ) -> Iterator[Tracker]:
     """An MLflow run around the block, of this name and kind.
 
-    It is the newest one that has the tags `find`, and has the tags `add` or does not have them yet; or a new one.
+    It is the newest one that has the tags `find`, and has the tags `add` or does not have them yet; or a new one. Inside
+    `joined` it is the one that is open already, and stays open.
     """
+    if (tracker := _open.get()) is not None:
+        yield tracker
+        return
     for variable, value in QUIET.items():
         os.environ.setdefault(variable, value)
     for library in ("mlflow", "alembic"):

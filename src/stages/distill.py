@@ -18,20 +18,20 @@ from src.maths import initialisation, networks
 from src.maths.derivatives import PASSES, Derivatives, forward_flops
 from src.maths.networks import FlatNetwork
 from src.stages import outer_loop, run_log, work
-from src.stages.outer_loop import Distilling, Loop
+from src.stages.outer_loop import Distilling, Loop, Watch
 from src.stages.records import experts_record, synthetic_record
 
 HISTORY_COLUMNS = ("iteration", "matching_loss", "syn_lr")  # of a run that is not distilled: its table is empty
 
 
-def run(params: Params, name: str) -> None:
-    """Distil the run `name`, from its checkpoint where there is one."""
+def run(params: Params, name: str, watch: Watch = outer_loop.unwatched) -> None:
+    """Distil the run `name`, from its checkpoint where there is one. An error of `watch` ends it, and nothing is saved."""
     params.run(name)
     with checkpoints.at_work("distill", name):
-        _run(params, name)
+        _run(params, name, watch)
 
 
-def _run(params: Params, name: str) -> None:
+def _run(params: Params, name: str, watch: Watch) -> None:
     settings, distil = params.runs[name], params.distillations[name]
     device = runtime.start(params.runtime)
     statistics = artifacts.load_statistics(settings.dataset)
@@ -45,7 +45,7 @@ def _run(params: Params, name: str) -> None:
     with tracking.track(settings.dataset, name, "run", find) as tracker:
         run_log.describe(tracker, params, name)
         with cost.measured(device) as spent:
-            ended, checkpoint = _optimise(params, name, statistics, images, labels, record, tracker)
+            ended, checkpoint = _optimise(params, name, statistics, images, labels, record, tracker, watch)
         spent.seconds += checkpoint.seconds_before
         _save(name, ended, labels, record)
         cost.keep(artifacts.synthetic_file(name), spent)
@@ -111,7 +111,14 @@ def _check_batch(name: str, distil: Distillation, count: int) -> None:
 
 
 def _optimise(
-    params: Params, name: str, statistics: Statistics, images: Tensor, labels: Tensor, record: Record, tracker: Tracker
+    params: Params,
+    name: str,
+    statistics: Statistics,
+    images: Tensor,
+    labels: Tensor,
+    record: Record,
+    tracker: Tracker,
+    watch: Watch,
 ) -> tuple[Distilling, Checkpoint]:
     """The outer loop; every iteration draws from its own generator."""
     network = _network(params, name, statistics, images.device)
@@ -123,7 +130,7 @@ def _optimise(
     at = outer_loop.resumed(stored, images.device) if stored else outer_loop.first(loop, images)
     if stored:
         progress.say(f"{name}: resumed at iteration {at.iteration} of {loop.distil.iterations}")
-    return outer_loop.run(loop, at, checkpoint, tracker), checkpoint
+    return outer_loop.run(loop, at, checkpoint, tracker, watch), checkpoint
 
 
 def _derivatives(params: Params, name: str, network: FlatNetwork, images: Tensor) -> tuple[Derivatives, bool]:

@@ -52,11 +52,12 @@ def _run(params: Params, name: str) -> None:
         _save(params, name, rows, summaries, found[settings.network][0], statistics)
         cost.keep(artifacts.metrics_file(name), spent)
         _log(tracker, params, name, summaries)
-    _forget(name, networks)
+    forget(name, networks)
     _show(params, name, summaries)
 
 
-def _forget(place: str, networks: Sequence[str]) -> None:
+def forget(place: str, networks: Sequence[str]) -> None:
+    """Delete what is kept of students' training."""
     for network in networks:
         checkpoints.forget("evaluate", f"{place}@{network}")
 
@@ -73,7 +74,7 @@ def score_networks(params: Params, name: str, networks: Sequence[str]) -> None:
             found = {network: predict_all(params, name, network, synthetic, statistics, device)[0] for network in networks}
             summaries = {network: _summary(own) for network, own in _accuracies(params, name, found).items()}
             _log_scores(tracker, params, name, summaries)
-        _forget(name, networks)
+        forget(name, networks)
     _show(params, name, summaries)
 
 
@@ -88,7 +89,7 @@ def score_file(params: Params, name: str, networks: Sequence[str], path: Path) -
     chosen, place = networks or [run.network], f"file-{synthetic.sha256()[:16]}"
     with checkpoints.at_work("evaluate", place):
         found = {n: predict_all(params, name, n, synthetic, statistics, device, place)[0] for n in chosen}
-        _forget(place, chosen)
+        forget(place, chosen)
     summaries = {network: _summary(own) for network, own in _accuracies(params, name, found).items()}
     _show(params, name, summaries)
 
@@ -138,6 +139,7 @@ def predict_all(
     statistics: Statistics,
     device: torch.device,
     place: str = "",
+    splits: tuple[str, ...] = SPLITS,
 ) -> tuple[Predicted, float]:
     """Each split's classes (G, N) as predicted by trained students of `network`, and the largest memory of a process in MiB.
 
@@ -154,14 +156,14 @@ def predict_all(
     training = Training(
         run.dataset, settings, spec, statistics.shape, params.seed, way,
         images.numpy(), synthetic.labels.numpy(), synthetic.syn_lr.item(),
-        SPLITS, "test" if settings.selects_on_test else None,
+        splits, "test" if settings.selects_on_test else None,
         work.of(params, "evaluate", f"{place or name}@{network}", record, device, way.compiled),
     )  # fmt: skip
     groups = 1 if way.together else settings.students
     processes = workers.processes(params.runtime, device, groups, way.flops)
     title = f"evaluate {name}" if network == run.network else f"evaluate {name} with {network}"
     found, peak = students.train_all(training, groups, params.runtime, processes, title)
-    return {split: torch.cat([torch.from_numpy(group[split]) for group in found]) for split in SPLITS}, peak
+    return {split: torch.cat([torch.from_numpy(group[split]) for group in found]) for split in splits}, peak
 
 
 def _accuracies(params: Params, name: str, predicted: Mapping[str, Predicted]) -> dict[str, Rows]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from src.ground.params import Params
 from src.ground.seeding import generator
 from src.ground.settings import Distillation
 from src.io import artifacts, progress
+from src.io.artifacts import SyntheticSet
 from src.io.checkpoints import Checkpoint, Stored
 from src.io.tracking import Tracker
 from src.maths import distillation
@@ -26,8 +27,8 @@ from src.stages import run_log
 ANCHOR_ITERATIONS = 100  # between two states to restore: a fixed number, so that the same bytes come again
 RESTORES = 3  # at most, each halves lr_img
 
-
 Row = dict[str, Any]
+Watch = Callable[[int, SyntheticSet], None]  # what has become of the set by an iteration at which images are kept
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,11 @@ def first(loop: Loop, images: Tensor) -> Distilling:
     return Distilling(state, state, (), {0: loop.space.to_pixels(images.cpu())})
 
 
-def run(loop: Loop, at: Distilling, checkpoint: Checkpoint, tracker: Tracker) -> Distilling:
+def unwatched(iteration: int, synthetic: SyntheticSet) -> None:
+    """No one looks on."""
+
+
+def run(loop: Loop, at: Distilling, checkpoint: Checkpoint, tracker: Tracker, watch: Watch = unwatched) -> Distilling:
     """All iterations that are left. What is logged already is not logged twice."""
     for row in at.rows:
         run_log.log_row(tracker, row)
@@ -109,6 +114,7 @@ def run(loop: Loop, at: Distilling, checkpoint: Checkpoint, tracker: Tracker) ->
                 run_log.log_row(tracker, row)
                 if furthest in at.snapshots:
                     run_log.log_images(tracker, at.snapshots[furthest], loop.labels, furthest)
+                    watch(furthest, SyntheticSet(at.snapshots[furthest], loop.labels.cpu(), at.state.syn_lr.cpu()))
                 advance(f"matching loss {row['matching_loss']:.4f}, syn_lr {row['syn_lr']:.4f}")
     return at
 

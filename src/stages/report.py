@@ -21,15 +21,15 @@ WINDOWS = 15  # so many running means fit into a curve side by side
 def run(params: Params) -> None:
     """Write data/report/report.html and report.md from what the other stages left on disk."""
     for name in params.runs:
-        _check(params, name)
-    content = _page(params)
+        check(params, name)
+    content = page_of(params, params.report.title)
     files.write_text(artifacts.report_file("html"), page.html(content))
     files.write_text(artifacts.report_file("md"), page.markdown(params.report.title, content.results, content.matrix))
     _show(params.report.title, content.results)
     progress.say(f"page: {artifacts.report_file('html')}")
 
 
-def _check(params: Params, name: str) -> None:
+def check(params: Params, name: str) -> None:
     """Raises ArtifactError where an artifact was made with other settings: the page would name today's."""
     path, experts = artifacts.synthetic_file(name), params.runs[name].experts
     artifacts.check_record(path, synthetic_settings(params, name), artifacts.remake("distill", name))
@@ -37,12 +37,14 @@ def _check(params: Params, name: str) -> None:
         artifacts.check_trajectories(experts, params.experts[experts].count, experts_record(params, experts))
 
 
-def _page(params: Params) -> Page:
+def page_of(params: Params, title: str) -> Page:
+    """The page about the runs of `params`, which are checked."""
     groups = results.groups(params)
     galleries = tuple(Gallery(group, tuple(_pictures(result) for result in group.results)) for group in groups)
     used = list(dict.fromkeys(settings.experts for settings in params.runs.values()))
     matched = [group for group in groups if group.distilled]
     return Page(
+        title=title,
         params=params,
         groups=groups,
         panels=_panels(groups),

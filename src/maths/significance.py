@@ -1,0 +1,43 @@
+"""Whether two groups of accuracies differ by more than their scatter: Welch's t-test. Source: Welch, Biometrika 34 (1947)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean, variance
+
+from scipy.stats import t as student_t
+
+LEVEL = 0.05  # of p, below which a difference counts as more than noise
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean of the second group minus that of the first, and p: how often chance alone would do as much, two-sided."""
+
+    mean: float
+    p: float
+
+    @property
+    def beyond_noise(self) -> bool:
+        return self.p < LEVEL
+
+
+def welch(first: Sequence[float], second: Sequence[float]) -> Difference:
+    """Compare two groups, of any variances; p is 1 or 0 where neither scatters, and 1 where one has fewer than two members."""
+    difference = mean(second) - mean(first)
+    if min(len(first), len(second)) < 2:
+        return Difference(difference, 1.0)
+    a, b = variance(first) / len(first), variance(second) / len(second)  # squared standard errors
+    if a + b == 0:
+        return Difference(difference, float(difference == 0))
+    freedom = (a + b) ** 2 / (a**2 / (len(first) - 1) + b**2 / (len(second) - 1))
+    return Difference(difference, 2 * float(student_t.sf(abs(difference) / (a + b) ** 0.5, freedom)))
+
+
+def words(difference: Difference, first: str, second: str) -> str:
+    """The verdict in a sentence; the means are accuracies as fractions."""
+    points, p = f"{100 * abs(difference.mean):.1f} points", f"p = {difference.p:.2g}"
+    if not difference.beyond_noise:
+        return f"{second} and {first} differ by {points}, which may be noise ({p})"
+    return f"{second} is {points} {'above' if difference.mean > 0 else 'below'} {first}, beyond noise ({p})"

@@ -1,0 +1,1 @@
+"""Studies of parameters, beside the pipeline: search, comparison, ablation."""

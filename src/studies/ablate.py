@@ -1,0 +1,243 @@
+"""ablate: what each of AST's six parts does for a run: without each, and each alone on MTT, over several seeds.
+
+Every seed has experts, draws and students of its own; variants of one seed share the experts that they have in common. What is
+finished is kept by its content, so that the same command goes on after whatever ended it.
+"""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from src.ground import runtime
+from src.ground.errors import InterruptedWorkError, UserError
+from src.ground.params import Params
+from src.ground.seeding import seed_of
+from src.io import artifacts, files, page, progress, tracking
+from src.io.page import PARTS, Accuracy
+from src.io.tracking import Nest
+from src.maths import scores, significance
+from src.studies import processes, trials, variants
+from src.studies.variants import Accuracies, Changes, Variant, Workspace
+
+# (section, field, value without the part, value with it where the run itself has none): parts 1 to 6
+SWITCHES: tuple[tuple[str, str, Any, Any], ...] = (
+    ("experts", "clipping_loss", False, True),
+    ("experts", "gradient_penalty", 0.0, 2.0),
+    ("distill", "initialisation", "random", "representative"),
+    ("distill", "balanced_loss", False, True),
+    ("distill", "intermediate_loss", "off", "ramp"),
+    ("distill", "weight_perturbation", 0.0, 1.0),
+)
+WHOLE, NONE = "the run as it is", "MTT: no part"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of the table: which parts are on, and the row that it is compared with."""
+
+    label: str
+    parts: tuple[int, ...]
+    against: str | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an arm reached: the mean accuracy of each seed's students by split, and how it differs from another arm."""
+
+    label: str
+    parts: tuple[int, ...]
+    seeds: Mapping[str, tuple[float, ...]]
+    against: str | None
+    difference: float | None = None  # of validation accuracy
+    p: float | None = None
+    problem: str = ""
+
+
+def run(params: Params, base: str, seeds: int, test: bool, workers: int | None) -> None:
+    """Make what is not there yet, then print and write the table."""
+    if not params.distillations[base].iterations:
+        raise UserError(f"runs.{base} has 0 iterations: there are no parts to take away; name a run that is distilled")
+    splits = ("val", "test") if test else ("val",)
+    dataset, experiment = params.runs[base].dataset, f"{params.runs[base].dataset}-studies"
+    artifacts.load_statistics(dataset)  # says what to do where the data set is not prepared
+    images = [files.digest(artifacts.split_file(dataset, split)) for split in ("train", "val")]
+    folder = runtime.workspace() / "data" / "ablate" / f"{base}-{variants.digest(images)}"
+    workspace = Workspace(folder, Path.cwd())
+    workspace.lend(dataset, test)
+    wanted = {arm: _of_seeds(params, base, arm, seeds) for arm in arms(params, base)}
+    with tracking.track(experiment, folder.name, "ablation", {"ast.ablation": folder.name}) as tracker:
+        nest = Nest(experiment, tracker.run_id)
+        problems = _make_all(params, wanted, workspace, nest, splits, processes.count(params, workers))
+        tracker.end_children()
+        found = outcomes(wanted, folder, splits, problems)
+        written = _write(base, found, seeds)
+        for path in written:
+            tracker.file(path)
+    Console(highlight=False).print(_shown(found, base, seeds))
+    progress.say(f"written: {', '.join(str(path) for path in written)}")
+
+
+def arms(params: Params, base: str) -> tuple[Arm, ...]:
+    """The run, it without each part that it has, no part, and each part alone."""
+    own = tuple(part for part in range(1, 7) if _value(params, base, part) != _off(params, base, part))
+    names = [name.lower() for name, _ in PARTS]
+    without = (Arm(f"without {names[part - 1]}", tuple(p for p in own if p != part), WHOLE) for part in own)
+    alone = (Arm(f"MTT and {names[part - 1]}", (part,), NONE) for part in range(1, 7))
+    return (Arm(WHOLE, own, None), *without, Arm(NONE, (), WHOLE), *alone)
+
+
+def _value(params: Params, base: str, part: int) -> Any:
+    section, field, _, _ = SWITCHES[part - 1]
+    return getattr(params.distillations[base] if section == "distill" else params.experts[params.runs[base].experts], field)
+
+
+def _off(params: Params, base: str, part: int) -> Any:
+    """A run that begins with noise, say, has no representative initialisation, and goes on beginning so."""
+    own, (_, field, off, usual) = _value(params, base, part), SWITCHES[part - 1]
+    return own if field == "initialisation" and own != usual else off
+
+
+def changes(params: Params, base: str, parts: Sequence[int], seed: int) -> Changes:
+    """What makes the run have these parts and no others; a part has the strength that the run gives it."""
+    sections: dict[str, dict[str, Any]] = {"distill": {}, "experts": {}}
+    for part, (section, field, _, usual) in enumerate(SWITCHES, start=1):
+        own, off = _value(params, base, part), _off(params, base, part)
+        sections[section][field] = (own if own != off else usual) if part in parts else off
+    return Changes(**sections, seed=seed)
+
+
+def _of_seeds(params: Params, base: str, arm: Arm, seeds: int) -> list[Variant]:
+    roots = [params.seed, *(seed_of(params.seed, "ablate", number) for number in range(1, seeds))]
+    protocol = variants.protocol_of(params, base)
+    return [variants.build(params, base, changes(params, base, arm.parts, root), protocol) for root in roots]
+
+
+# -- making variants
+
+
+def _make_all(
+    params: Params,
+    wanted: Mapping[Arm, Sequence[Variant]],
+    workspace: Workspace,
+    nest: Nest,
+    splits: tuple[str, ...],
+    workers: int,
+) -> dict[str, str]:
+    """Make what is missing, side by side: first experts, each set once, then variants. Problems by the variant's name."""
+    labels = {variant.name: (variant, f"{arm.label}, seed {n}") for arm, own in wanted.items() for n, variant in enumerate(own)}
+    labels = {name: one for name, one in labels.items() if variants.finished(one[0], splits, workspace.folder) is None}
+    if not labels:
+        return {}
+    asked = processes.share(params, min(workers, len(labels))).runtime
+    labels = {name: (variants.with_runtime(variant, asked), label) for name, (variant, label) in labels.items()}
+    buffers = {variant.experts: variant for variant, _ in labels.values()}
+    context = multiprocessing.get_context("spawn")
+    start = functools.partial(processes.begin, workspace.folder / "log.txt")
+    with ProcessPoolExecutor(min(workers, len(labels)), context, start) as pool:
+        alone = functools.partial(_make, workspace=workspace, nest=nest, splits=splits)
+        for future in [pool.submit(trials.ready, variant, workspace, nest) for variant in buffers.values()]:
+            future.result()
+        jobs = {pool.submit(alone, variant, label): name for name, (variant, label) in labels.items()}
+        with progress.progress("ablate", len(jobs)) as advance:
+            problems = {}
+            for job in as_completed(jobs):
+                problems[jobs[job]] = job.result()
+                advance(labels[jobs[job]][1])
+    return {name: problem for name, problem in problems.items() if problem}
+
+
+def _make(variant: Variant, label: str, workspace: Workspace, nest: Nest, splits: tuple[str, ...]) -> str:
+    """Make one variant, as a process of its own; what kept it from being made, or nothing."""
+    find = {"ast.variant": variant.name}
+    try:
+        with (
+            workspace.entered(),
+            tracking.nested(nest),
+            tracking.track(nest.experiment, label, "variant", find) as tracker,
+        ):
+            found = variants.make(variant, tracker, splits=splits)
+            for split, accuracies in found.items():
+                accuracy, std = scores.mean_and_std(accuracies)
+                tracker.metrics({f"{split}_accuracy_mean": accuracy, f"{split}_accuracy_std": std})
+    except InterruptedWorkError:
+        raise
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+# -- what was found
+
+
+def outcomes(
+    wanted: Mapping[Arm, Sequence[Variant]], folder: Path, splits: tuple[str, ...], problems: Mapping[str, str]
+) -> list[Outcome]:
+    """A row an arm; an arm with a problem has no figures."""
+    means = {arm.label: _means(own, folder, splits) for arm, own in wanted.items()}
+    found = []
+    for arm, own in wanted.items():
+        seeds = means[arm.label]
+        problem = next((problems[variant.name] for variant in own if variant.name in problems), "")
+        other = means[arm.against] if arm.against else None
+        if not seeds or not other:
+            found.append(Outcome(arm.label, arm.parts, seeds, arm.against, problem=problem))
+            continue
+        difference = significance.welch(other["val"], seeds["val"])
+        found.append(Outcome(arm.label, arm.parts, seeds, arm.against, difference.mean, difference.p))
+    return found
+
+
+def _means(own: Sequence[Variant], folder: Path, splits: tuple[str, ...]) -> dict[str, tuple[float, ...]]:
+    """The mean over the students of each seed: seeds are independent, the students of one synthetic set are not."""
+    made: list[Accuracies | None] = [variants.finished(variant, splits, folder) for variant in own]
+    if any(one is None for one in made):
+        return {}
+    return {split: tuple(mean(one[split]) for one in made if one is not None) for split in splits}
+
+
+def _rows(found: Sequence[Outcome]) -> Iterator[tuple[str, ...]]:
+    for one in found:
+        parts = " ".join(map(str, one.parts)) or "-"
+        if not one.seeds:
+            yield (one.label, parts, "failed", "-", "", "", one.problem)
+            continue
+        accuracies = [
+            page.score(Accuracy(*scores.mean_and_std(one.seeds[s]))) if s in one.seeds else "-" for s in ("val", "test")
+        ]
+        if one.difference is None or one.p is None:
+            yield (one.label, parts, *accuracies, "", "", "")
+        else:
+            verdict = f"{'beyond noise' if one.p < significance.LEVEL else 'may be noise'}, against {one.against}"
+            yield (one.label, parts, *accuracies, page.points(one.difference), f"{one.p:.2g}", verdict)
+
+
+HEADER = ("variant", "parts", "validation, %", "test, %", "points", "p", "verdict")
+
+
+def _shown(found: Sequence[Outcome], base: str, seeds: int) -> Table:
+    table = Table(*HEADER, title=f"{base}, {seeds} seeds", title_justify="left")
+    for row in _rows(found):
+        table.add_row(*row)
+    return table
+
+
+def _write(base: str, found: Sequence[Outcome], seeds: int) -> tuple[Path, Path]:
+    folder = runtime.workspace() / "data" / "ablate"
+    files.write_json(folder / f"{base}.json", {"run": base, "variants": [asdict(one) for one in found]})
+    text = page.table(HEADER, list(_rows(found)), left=(0, 1, 6))
+    about = (
+        f"Mean and standard deviation over {seeds} seeds, each with experts, draws and students of its own; points and p\n"
+        "(Welch's t-test over the seeds) of validation accuracy. MTT is the run with all six parts off, all else kept."
+    )
+    files.write_text(folder / f"{base}.md", f"# What the parts do: {base}\n\n{text}\n\n{about}\n")
+    return folder / f"{base}.json", folder / f"{base}.md"

@@ -1,0 +1,121 @@
+"""compare: named runs of the pipeline beside each other, and whether they differ by more than noise. It makes no artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from src.ground.errors import ArtifactError, UserError
+from src.ground.params import Params
+from src.io import artifacts, cost, files, page, progress
+from src.io.cost import Cost
+from src.io.page import Accuracy, Contrast
+from src.io.tracking import flatten
+from src.maths import scores, significance
+from src.stages import report
+
+SPLITS: Mapping[str, str] = {"val": "validation", "test": "test"}
+WORK = ("experts", "distill", "evaluate")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One run: its parameters by dotted name, the accuracies of its students by split, and its cost by stage."""
+
+    name: str
+    dataset: str
+    settings: Mapping[str, str]
+    accuracies: Mapping[str, tuple[float, ...]]
+    costs: Mapping[str, Cost | None]
+
+
+def run(params: Params, names: Sequence[str], html: Path | None) -> None:
+    """Print a table of the runs and a verdict on each pair; and write a page about them to `html`."""
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise UserError(f"compare takes two different runs or more, and got {', '.join(names)}: name each once")
+    found = [_compared(params, name) for name in names]
+    if len({one.dataset for one in found}) > 1:
+        sets = ", ".join(f"{one.name} on {one.dataset}" for one in found)
+        raise UserError(f"runs on different data sets can't be compared ({sets}): name runs on one")
+    console = Console(highlight=False)
+    console.print(table(found))
+    for line in verdicts(found):
+        console.print(line, soft_wrap=True)
+    if html is not None:
+        chosen = replace(params, runs={name: params.runs[name] for name in names})
+        contrast = Contrast(tuple(names), tuple(rows(found)), tuple(verdicts(found)))
+        content = replace(report.page_of(chosen, " against ".join(names)), contrast=contrast)
+        files.write_text(html, page.html(content))
+        progress.say(f"page: {html}")
+
+
+def _compared(params: Params, name: str) -> Compared:
+    """Raises ArtifactError where the run is not evaluated, or was made with other settings than params.yaml has."""
+    run = params.run(name)
+    report.check(params, name)
+    path, remedy = artifacts.students_file(name), artifacts.remake("evaluate", name)
+    students = files.read_csv(path, remedy)
+    try:
+        accuracies = {split: tuple(float(row[f"{split}_accuracy"]) for row in students) for split in SPLITS}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{path} is damaged ({error!r}): {remedy}") from None
+    made = (artifacts.trajectories_folder(run.experts), artifacts.synthetic_file(name), artifacts.metrics_file(name))
+    costs = {stage: cost.lookup(path) for stage, path in zip(WORK, made, strict=True)}
+    return Compared(name, run.dataset, settings(params, name), accuracies, costs)
+
+
+def settings(params: Params, name: str) -> dict[str, str]:
+    """All that a run depends on, as text; what the experts or the protocol are called does not matter, what they are does."""
+    run = params.runs[name]
+    nested: dict[str, Any] = {
+        "network": params.networks[run.network].model_dump(),
+        "ipc": run.ipc,
+        "distill": params.distillations[name].model_dump(),
+        "experts": params.experts[run.experts].model_dump(exclude={"dataset", "network"}),
+        "evaluate": params.evaluate[run.evaluate].model_dump(),
+    }
+    return {key: _text(value) for key, value in flatten(nested)}
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return " ".join(map(str, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def rows(found: Sequence[Compared]) -> Iterator[tuple[str, ...]]:
+    """Accuracies and cost of all runs, and of the parameters those that differ; the first cell says what a row holds."""
+    for split, words in SPLITS.items():
+        accuracies = (Accuracy(*scores.mean_and_std(one.accuracies[split])) for one in found)
+        yield (f"{words}, %", *(page.score(accuracy) for accuracy in accuracies))
+    for stage in WORK:
+        spent = [one.costs[stage] for one in found]
+        yield (f"{stage}, time", *("-" if one is None else page.duration(one.seconds) for one in spent))
+        yield (f"{stage}, memory", *("-" if one is None else f"{one.peak_memory_mib:,.0f} MiB" for one in spent))
+    for key in dict.fromkeys(key for one in found for key in one.settings):
+        values = tuple(one.settings.get(key, "-") for one in found)
+        if len(set(values)) > 1:
+            yield (key, *values)
+
+
+def table(found: Sequence[Compared]) -> Table:
+    """The rows, a column a run."""
+    shown = Table("", *(one.name for one in found))
+    shown.columns[0].no_wrap = True
+    for number, row in enumerate(rows(found), start=1):
+        shown.add_row(*row, end_section=number in (len(SPLITS), len(SPLITS) + 2 * len(WORK)))
+    return shown
+
+
+def verdicts(found: Sequence[Compared]) -> Iterator[str]:
+    """A sentence a pair and split: Welch's t-test over the students."""
+    for first, second in combinations(found, 2):
+        for split, words in SPLITS.items():
+            difference = significance.welch(first.accuracies[split], second.accuracies[split])
+            yield f"{words}: {significance.words(difference, first.name, second.name)}"

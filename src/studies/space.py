@@ -1,0 +1,130 @@
+"""What a study searches: AST's parameters, each with the values it may take.
+
+The ranges hold for images from 8x8 to 64x64; the section `tune` of params.yaml changes them by data set. Every range is widened
+to the run's present value, so that a study can start from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from src.ground.errors import UserError
+from src.ground.params import Params
+from src.ground.settings import Distillation, Experts, Range, Ranges
+from src.studies.variants import Changes
+
+Side = Literal["student", "expert", "both"]
+Space = Mapping[str, BaseDistribution]  # by 'distill.lr_img', 'experts.lr'
+
+SIDES: Mapping[Side, tuple[str, ...]] = {"student": ("distill",), "expert": ("experts",), "both": ("distill", "experts")}
+DIGITS = 3  # of a real number that is tried: what params.yaml shows is exactly what was tried
+
+
+def _choose(*values: bool | float | str) -> Range:
+    return Range(choices=values)
+
+
+DISTILL: Mapping[str, Range] = {
+    "lr_img": Range(low=0.1, high=1e4, log=True),
+    "lr_lr": Range(low=1e-7, high=1e-3, log=True),
+    "lr_init": Range(low=1e-3, high=0.1, log=True),
+    "syn_steps": Range(low=10, high=40),
+    "expert_epochs": Range(low=1, high=4),
+    "max_start_epoch": Range(low=1, high=30),
+    "inner_momentum": _choose(0.0, 0.5, 0.9),
+    "initialisation": _choose("representative", "random"),
+    "balanced_loss": _choose(True, False),
+    "intermediate_loss": _choose("off", "sum", "ramp"),
+    "weight_perturbation": Range(low=0.0, high=2.0),
+}
+EXPERTS: Mapping[str, Range] = {
+    "lr": Range(low=1e-3, high=0.1, log=True),
+    "momentum": _choose(0.0, 0.5, 0.9),
+    "weight_decay": _choose(0.0, 1e-4, 5e-4, 1e-3),
+    "lr_drop_factor": Range(low=0.1, high=1.0),
+    "clipping_loss": _choose(True, False),
+    "clipping_start": Range(low=0.2, high=0.9),
+    "clipping_epochs": Range(low=1, high=20),
+    "gradient_penalty": Range(low=0.0, high=5.0),
+    "gradient_penalty_axes": _choose("channels", "image"),
+}
+
+
+def build(params: Params, base: str, side: Side) -> Space:
+    """The distributions of a side's parameters; raises UserError where a range does not fit its parameter."""
+    ranges = _ranges(params, base, side)
+    space = {name: _distribution(name, ranges[name], value) for name, value in start(params, base, side).items()}
+    starts, last = space.get("distill.max_start_epoch"), params.experts[params.runs[base].experts].last_epoch
+    if isinstance(starts, IntDistribution):
+        high = min(starts.high, last)
+        space["distill.max_start_epoch"] = IntDistribution(min(starts.low, high), high, log=starts.log)
+    return space
+
+
+def start(params: Params, base: str, side: Side) -> dict[str, Any]:
+    """The run's present values of what a study searches."""
+    present = {"distill": params.distillations[base], "experts": params.experts[params.runs[base].experts]}
+    return {
+        name: getattr(present[section], field)
+        for name in _ranges(params, base, side)
+        for section, _, field in [name.partition(".")]
+    }
+
+
+def _ranges(params: Params, base: str, side: Side) -> dict[str, Range]:
+    """By dotted name: those of this module, those of the data set in their place."""
+    own = params.tune.ranges.get(params.runs[base].dataset, Ranges())
+    ranges = {"distill": {**DISTILL, **own.distill}, "experts": {**EXPERTS, **own.experts}}
+    return {f"{section}.{name}": values for section in SIDES[side] for name, values in ranges[section].items()}
+
+
+def _distribution(name: str, values: Range, present: Any) -> BaseDistribution:
+    """Values and the present one, as Optuna has them; raises UserError where they don't go together."""
+    if values.choices and not isinstance(present, tuple):
+        return CategoricalDistribution(tuple(dict.fromkeys((*values.choices, present))))
+    number = isinstance(present, int | float) and not isinstance(present, bool)
+    if values.low is None or values.high is None or not number or (values.log and present <= 0):
+        kind = "logarithmic range" if values.log else "range"
+        raise UserError(
+            f"tune: {name} is {present!r} now, which no {kind} holds: give it choices in tune.ranges, or change the run"
+        )
+    low, high = min(values.low, present), max(values.high, present)
+    if not _is_whole(name):
+        return FloatDistribution(low, high, log=values.log)
+    if low != int(low) or high != int(high):
+        raise UserError(f"tune: {name} takes whole numbers, but its range is {low:g} to {high:g}: give whole ends")
+    return IntDistribution(int(low), int(high), log=values.log)
+
+
+def _is_whole(name: str) -> bool:
+    section, _, field = name.partition(".")
+    model = Distillation if section == "distill" else Experts
+    return "int" in str(model.model_fields[field].annotation)
+
+
+def tidy(params: Params, base: str, space: Space, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Drawn values as they are tried: rounded, and with start epochs that the experts reach."""
+    found = {name: _rounded(value, space[name]) for name, value in values.items()}
+    if "distill.max_start_epoch" in found:
+        epochs = found.get("distill.expert_epochs", params.distillations[base].expert_epochs)
+        last = params.experts[params.runs[base].experts].last_epoch
+        found["distill.max_start_epoch"] = max(min(found["distill.max_start_epoch"], last + 1 - epochs), 1)
+    return found
+
+
+def _rounded(value: Any, distribution: BaseDistribution) -> Any:
+    if not isinstance(distribution, FloatDistribution):
+        return value
+    return min(max(float(f"{value:.{DIGITS}g}"), distribution.low), distribution.high)
+
+
+def changes(values: Mapping[str, Any]) -> Changes:
+    """A trial's values, by the sections they belong to."""
+    parts: dict[str, dict[str, Any]] = {"distill": {}, "experts": {}}
+    for name, value in values.items():
+        section, _, field = name.partition(".")
+        parts[section][field] = value
+    return Changes(parts["distill"], parts["experts"])

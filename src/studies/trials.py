@@ -1,0 +1,99 @@
+"""A worker of a study: takes trials, makes each one's variant, and tells what became of it, until there is nothing left."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+from optuna.trial import Trial
+
+from src.ground.errors import InterruptedWorkError
+from src.ground.params import Params
+from src.io import progress, tracking
+from src.io.tracking import Nest, Tracker
+from src.maths import scores
+from src.studies import processes, space, study, variants
+from src.studies.study import Study
+from src.studies.variants import Variant, Workspace
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every worker of a study is told."""
+
+    params: Params
+    base: str  # the run that trials change
+    study: Study
+    workspace: Workspace
+    nest: Nest
+    trials: int  # of the study in all
+    deadline: float | None  # time.time() after which no trial begins
+
+
+def ready(variant: Variant, workspace: Workspace, nest: Nest) -> None:
+    """Make the experts that all trials share, as a process of its own."""
+    with workspace.entered(), tracking.nested(nest):
+        try:
+            variants.ready_experts(variant, workspace.source)
+        finally:
+            processes.let_go()
+
+
+def work(task: Task, log: Path) -> None:
+    """A worker, as a process of its own whose output goes to a file."""
+    processes.begin(log)
+    opened = task.study.open()
+    with task.workspace.entered(), tracking.nested(task.nest), task.study.worker() as name:
+        while task.deadline is None or time.time() < task.deadline:
+            trial = task.study.claim(opened, name, task.trials)
+            if trial is None:
+                return
+            one(task, opened, trial)
+
+
+def one(task: Task, opened: optuna.Study, trial: Trial) -> None:
+    """Work on one trial to its end, whatever that is."""
+    find = {"optuna.study": task.study.name, "optuna.trial": str(trial.number)}
+    try:
+        with tracking.track(task.nest.experiment, f"trial-{trial.number:03d}", "trial", find) as tracker:
+            accuracies = _attempt(task, opened, trial, tracker)
+    except InterruptedWorkError:  # it is taken up again
+        raise
+    except Exception as error:  # of any kind: the study goes on, and keeps the reason
+        sentence = " ".join(str(error).split()) or repr(error)
+        progress.say(f"trial {trial.number} failed: {sentence}")
+        study.fail(opened, trial, sentence)
+    else:
+        if accuracies is None:
+            study.prune(opened, trial)
+        else:
+            study.complete(opened, trial, accuracies)
+
+
+def _attempt(task: Task, opened: optuna.Study, trial: Trial, tracker: Tracker) -> tuple[float, ...] | None:
+    """The accuracies of the finished variant's students; None where the trial is given up."""
+
+    def judge(iteration: int, accuracy: float) -> None:
+        if study.report(opened, trial, iteration, accuracy):
+            raise optuna.TrialPruned(f"at iteration {iteration}")
+
+    try:
+        changes, protocol = space.changes(trial.params), variants.protocol_of(task.params, task.base)
+        variant = variants.build(task.params, task.base, changes, protocol)
+        trial.set_user_attr("variant", variant.name)
+        variants.ready_experts(variant, task.workspace.source)
+        accuracies = variants.make(variant, tracker, judge)["val"]
+    except InterruptedWorkError:
+        raise
+    except optuna.TrialPruned as pruned:
+        tracker.tags({"optuna.state": "PRUNED", "optuna.sentence": str(pruned)})
+        return None
+    except Exception as error:
+        tracker.tags({"optuna.state": "FAIL", "optuna.sentence": str(error)})
+        raise
+    mean, std = scores.mean_and_std(accuracies)
+    tracker.metrics({"val_accuracy_mean": mean, "val_accuracy_std": std})
+    tracker.tags({"optuna.state": "COMPLETE"})
+    return accuracies

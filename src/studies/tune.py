@@ -1,0 +1,158 @@
+"""tune: a search for the parameters of a run whose images teach best, judged on the validation split alone.
+
+No stage of the pipeline: it proposes parameters, and `--apply` adds them to params.yaml as a run of their own.
+"""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import optuna
+from optuna.distributions import distribution_to_json
+
+from src.ground import runtime
+from src.ground.errors import UserError
+from src.ground.params import Params
+from src.ground.settings import Run
+from src.io import artifacts, files, progress, tracking
+from src.io.tracking import Nest, Tracker
+from src.studies import findings, processes, space, study, trials, variants
+from src.studies.space import Side
+from src.studies.study import Study
+from src.studies.trials import Task
+from src.studies.variants import Changes, Workspace
+
+POLL_SECONDS = 0.5
+RESTARTS = 3  # of each worker, after kills
+
+
+def run(
+    params: Params, base: str, side: Side, trials_wanted: int | None, timeout: float | None, workers: int | None, apply: bool
+) -> None:
+    """Search until the study has so many trials, say what was found, and apply it if asked to."""
+    wanted = params.tune.trials if trials_wanted is None else trials_wanted
+    plan = plan_of(params, base, side)
+    if wanted:
+        search(params, base, side, plan, wanted, timeout, processes.count(params, workers))
+    opened = plan.open()
+    findings.show(opened, params, base, plan)
+    if apply:
+        findings.apply(opened, params, base)
+
+
+def choose(params: Params, dataset: str | None, ipc: int | None, base: str | None) -> str:
+    """The run to start from: the one that is named, or the first that is distilled from this data set to so many images."""
+    if dataset is not None:
+        params.dataset(dataset)
+    if base is not None:
+        return _fitting(params, params.run(base), base, dataset, ipc)
+    if dataset is None or ipc is None:
+        raise UserError(
+            "tune what? Name a run with --run, or a data set and a number of images per class with --dataset and --ipc"
+        )
+    for name, run in params.runs.items():
+        if (run.dataset, run.ipc) == (dataset, ipc) and params.distillations[name].iterations > 0:
+            return name
+    raise UserError(f"no run of params.yaml distils {dataset} to {ipc} images per class: add one to start from")
+
+
+def _fitting(params: Params, run: Run, base: str, dataset: str | None, ipc: int | None) -> str:
+    for field, asked in (("dataset", dataset), ("ipc", ipc)):
+        if asked is not None and getattr(run, field) != asked:
+            raise UserError(
+                f"runs.{base}.{field} is {getattr(run, field)}, not {asked}: leave --{field} out, or name another --run"
+            )
+    if not params.distillations[base].iterations:
+        raise UserError(f"runs.{base} has 0 iterations: there is nothing to tune in it; name a run that is distilled")
+    return base
+
+
+def plan_of(params: Params, base: str, side: Side) -> Study:
+    """The study of a run; other settings or images are another study, as their accuracies can't be compared."""
+    run, searched = params.runs[base], space.build(params, base, side)
+    artifacts.load_statistics(run.dataset)
+    meaning = [
+        params.seed, side, params.distillations[base].model_dump(), params.experts[run.experts].model_dump(),
+        params.networks[run.network].model_dump(), variants.protocol_of(params, base).model_dump(),
+        params.tune.model_dump(exclude={"ranges", "trials"}), [distribution_to_json(one) for one in searched.values()],
+        [files.digest(artifacts.split_file(run.dataset, split)) for split in ("train", "val")],
+    ]  # fmt: skip
+    name = f"{run.dataset}-ipc{run.ipc}-{run.network}-{side}-{variants.digest(meaning)}"
+    tidy = functools.partial(space.tidy, params, base, searched)
+    return Study(runtime.workspace() / "data" / "tune" / name, name, searched, tidy, params.seed, params.tune.rungs > 1)
+
+
+def search(params: Params, base: str, side: Side, plan: Study, wanted: int, timeout: float | None, workers: int) -> None:
+    """Work on the study in processes, and keep its MLflow run."""
+    run, deadline = params.runs[base], time.time() + timeout if timeout else None
+    workspace = Workspace(plan.folder, Path.cwd())
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    workspace.lend(run.dataset)
+    plan.begin(space.start(params, base, side))
+    opened, experiment = plan.open(), f"{run.dataset}-studies"
+    left = wanted - len(study.finished(opened))
+    with tracking.track(experiment, plan.name, "study", {"optuna.study": plan.name}) as tracker:
+        findings.describe(tracker, params, base, side, plan)
+        nest = Nest(experiment, tracker.run_id)
+        if side == "student" and left > 0:
+            _ready_experts(params, base, workspace, nest)
+        task = Task(processes.share(params, min(workers, left)), base, plan, workspace, nest, wanted, deadline)
+        _work(task, opened, min(workers, left), tracker)
+        if not opened.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
+            tracker.end_children()
+        findings.log(opened, tracker, plan)
+    if len(study.finished(opened)) < wanted and (deadline is None or time.time() < deadline):
+        progress.say(f"{plan.name}: {len(study.finished(opened))} of {wanted} trials: see {plan.folder / 'logs'}")
+
+
+def _ready_experts(params: Params, base: str, workspace: Workspace, nest: Nest) -> None:
+    """The experts that all trials match, made once with the whole machine."""
+    variant = variants.build(params, base, Changes(), variants.protocol_of(params, base))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), processes.begin) as pool:
+        pool.submit(trials.ready, variant, workspace, nest).result()
+
+
+def _work(task: Task, opened: optuna.Study, workers: int, tracker: Tracker) -> None:
+    """Run workers until none has anything left to do; those that are killed are replaced."""
+    told = len(study.finished(opened))
+    with progress.progress(f"tune {task.base}", max(task.trials - told, 0)) as advance, _processes(task, workers) as alive:
+        while alive():
+            time.sleep(POLL_SECONDS)
+            told = findings.tell_new(opened, told, tracker, advance)
+        findings.tell_new(opened, told, tracker, advance)
+
+
+@contextmanager
+def _processes(task: Task, workers: int) -> Iterator[functools.partial[bool]]:
+    """Yields alive(): whether a worker is, after killed ones have been replaced."""
+    found = [_start(task, number) for number in range(workers)]
+    restarts = [0] * len(found)
+    try:
+        yield functools.partial(_alive, task, found, restarts)
+    finally:  # of Ctrl-C, too: trials that are cut off are gone on with later
+        for process in found:
+            process.terminate()
+            process.join()
+
+
+def _start(task: Task, number: int) -> BaseProcess:
+    log = task.study.folder / "logs" / f"worker-{number}.txt"
+    process = multiprocessing.get_context("spawn").Process(target=trials.work, args=(task, log))
+    process.start()
+    return process
+
+
+def _alive(task: Task, found: list[BaseProcess], restarts: list[int]) -> bool:
+    for number, process in enumerate(found):
+        if (process.exitcode or 0) < 0 and restarts[number] < RESTARTS:
+            progress.say(f"worker {number} was killed by signal {-(process.exitcode or 0)}; another one takes its trial over")
+            restarts[number] += 1
+            found[number] = _start(task, number)
+    return any(process.is_alive() for process in found)

@@ -1,0 +1,91 @@
+"""ablate: its arms differ in parts alone, variants of a seed share experts, a kill loses nothing, the test split is opt-in."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+
+from src.ground.params import load
+from src.studies import ablate, variants
+from tests import studying
+from tests.imports import ROOT
+from tests.studying import RUN, call
+from tests.test_tune import until
+
+MTT = "digits-ipc1-mtt"
+
+
+def test_every_arm_has_its_parts_and_nothing_else_changes() -> None:
+    params = load(ROOT / "params.yaml")
+    arms = {arm.label: arm for arm in ablate.arms(params, RUN)}
+    assert len(arms) == 1 + 6 + 1 + 6
+    assert arms["the run as it is"].parts == (1, 2, 3, 4, 5, 6)
+    assert arms["without balanced loss"].parts == (1, 2, 3, 5, 6)
+    assert arms["MTT and weight perturbation"].parts == (6,)
+    protocol = variants.protocol_of(params, RUN)
+
+    def settings(label: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        built = variants.build(params, RUN, ablate.changes(params, RUN, arms[label].parts, 0), protocol)
+        return built.params.distillations[built.name].model_dump(), built.params.experts[built.experts].model_dump()
+
+    own = settings("the run as it is")
+    assert own[1] == params.experts["digits-smooth"].model_dump()
+    for label, field in (("without balanced loss", "balanced_loss"), ("without weight perturbation", "weight_perturbation")):
+        distil, experts = settings(label)
+        assert {key for key in distil if distil[key] != own[0][key]} == {field}
+        assert experts == own[1]
+    distil, experts = settings("MTT and gradient penalty")
+    assert (experts["gradient_penalty"], experts["clipping_loss"]) == (own[1]["gradient_penalty"], False)
+    assert (distil["initialisation"], distil["intermediate_loss"]) == ("random", "off")
+
+
+def test_a_run_without_parts_has_nothing_to_leave_out() -> None:
+    labels = [arm.label for arm in ablate.arms(load(ROOT / "params.yaml"), MTT)]
+    assert not [label for label in labels if label.startswith("without")]
+    assert "MTT and clipping loss" in labels
+
+
+def figures(folder: Path) -> dict[str, Any]:
+    found = json.loads((folder / f"data/ablate/{RUN}.json").read_text())
+    return {one["label"]: one for one in found["variants"]}
+
+
+@pytest.mark.slow
+def test_killed_and_gone_on_with(tmp_path: Path) -> None:
+    raw = studying.raw_params(students=2, rungs=1)
+    raw["runs"][RUN]["distill"] |= {"iterations": 3}
+    folder = studying.folder_of(tmp_path, raw)
+    (folder / "data/prepare/digits/test.safetensors").rename(folder / "kept")
+    words = f"ablate --run {RUN} --seeds 2 --workers 2"
+    command = [sys.executable, "-m", "src.cli", *words.split()]
+    main = subprocess.Popen(command, cwd=folder, env=studying.environment(folder), stderr=subprocess.DEVNULL)
+    until(lambda: len(list(folder.glob("data/ablate/*/results/*.json"))) >= 2)
+    main.kill()
+    main.wait()
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("data/ablate/*/results/*.json")}
+    done = call(folder, words)
+    assert done.returncode == 0, done.stderr
+    assert all(path.stat().st_mtime_ns == before[path] for path in before)
+    found = figures(folder)
+    assert len(found) == 1 + 5 + 1 + 6
+    assert all(len(one["seeds"]["val"]) == 2 and not one["problem"] for one in found.values())
+    assert len(list(folder.glob("data/ablate/*/data/experts/*"))) == 2 * 3  # with clipping, with the penalty, with neither
+    assert "beyond noise" in done.stdout or "may be noise" in done.stdout
+    assert "test" not in found["MTT: no part"]["seeds"]
+    client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    rows = client.search_runs([client.get_experiment_by_name("digits-studies").experiment_id])  # type: ignore[union-attr]
+    assert {row.info.status for row in rows} <= {"FINISHED", "KILLED"}
+    assert sum(row.data.tags["ast.kind"] == "variant" and row.info.status == "FINISHED" for row in rows) >= 2 * 13 - 2
+    (folder / "kept").rename(folder / "data/prepare/digits/test.safetensors")
+    assert call(folder, f"{words} --test").returncode == 0
+    assert set(figures(folder)["MTT: no part"]["seeds"]) == {"val", "test"}
+    assert {label: one["seeds"]["val"] for label, one in figures(folder).items()} == {
+        label: one["seeds"]["val"] for label, one in found.items()
+    }
+    assert (folder / f"data/ablate/{RUN}.md").read_text().count("\n| ") == 1 + 1 + 13
