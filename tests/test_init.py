@@ -183,5 +183,20 @@ def test_the_network_follows_the_size() -> None:
     assert {size: init._network(size) for size in depths} == {size: f"ConvNetD{depth}W128" for size, depth in depths.items()}
 
 
+@pytest.mark.parametrize(
+    ("images", "rates"),
+    [
+        (45_000, (2, 0.01, 1e-7)),  # as MTT has them on CIFAR-10
+        (57, (5, 0.003, 9e-9)),  # 4 steps an epoch: five epochs, and a step size with which 20 steps go as far
+        (10, (10, 0.0015, 2e-9)),
+    ],
+)
+def test_rates_follow_the_way_of_the_experts(images: int, rates: tuple[int, float, float]) -> None:
+    found = init._rates(images)
+    assert (found["expert_epochs"], found["lr_init"], found["lr_lr"]) == rates
+    last = init.FIRST_RUN["max_start_epoch"] - 1 + found["expert_epochs"]
+    assert last <= init.EXPERTS["epochs"]
+
+
 def test_the_batch_follows_the_images() -> None:
     assert [init._batch(images) for images in (10, 512, 1077, 5000, 50_000)] == [16, 32, 64, 256, 256]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from rich.console import Console
@@ -22,7 +23,10 @@ SMALL = 48  # pixels: beyond, the images take a larger learning rate, as publish
 AUGMENTATION = ["color", "crop", "cutout", "flip", "scale", "rotate"]
 STEPS = 16  # of an expert's epoch, at least, where batches of 16 images and more allow it
 EXPERTS: Tree = {"count": 10, "epochs": 20, "clipping_epochs": 4}  # a fifth of the epochs is clipped, as in AST
-FIRST_RUN: Tree = {"iterations": 1000, "syn_steps": 20, "expert_epochs": 2, "max_start_epoch": 10, "lr_lr": 1e-5}
+FIRST_RUN: Tree = {"iterations": 500, "syn_steps": 20, "max_start_epoch": 10}
+MATCHED_STEPS = 20  # of the experts: fewer are a way too short to learn from
+MOST_EPOCHS = 10  # that are matched: they and the latest start are within the experts' epochs
+EXPERT_LR, LR_INIT, PACE = 0.003, 0.01, 1e-3  # AST's; lr_lr is PACE * lr_init^2, MTT's at 1 image per class
 SHOWN_CLASSES, SHOWN_SIZES, SHOWN_BROKEN = 20, 3, 5
 COLOURS = {1: "grey", 3: "in colour"}  # by channels
 
@@ -131,8 +135,9 @@ def _sections(params: Params, settings: Dataset, found: Inspection, name: str, r
     prepare |= {"skip_broken": True} if settings.skip_broken else {}
     prepare |= _fractions(settings, found)
     described = {"network": _network(size), "augmentation": AUGMENTATION, "prepare": prepare}
-    own = {**FIRST_RUN, "lr_img": 100.0 if size <= SMALL else 1000.0}
-    experts = {**EXPERTS, "batch_size": _batch(_left(settings, found, sum(found.counts["train"].values())))}
+    images = _left(settings, found, sum(found.counts["train"].values()))
+    own = {**FIRST_RUN, **_rates(images), "lr_img": 100.0 if size <= SMALL else 1000.0}
+    experts = {**EXPERTS, "batch_size": _batch(images)}
     new = presets.compose(run_name, "ast", name, described, ipc, own, experts)
     kept = {"prepare": params.prepare, "experts": params.experts}
     return {
@@ -143,6 +148,20 @@ def _sections(params: Params, settings: Dataset, found: Inspection, name: str, r
 
 def _network(size: int) -> str:
     return f"ConvNetD{next((depth for largest, depth in DEPTHS if size <= largest), 6)}W128"
+
+
+def _rates(images: int) -> Tree:
+    """Epochs to match, and the student's step size and its learning rate, for experts of so many real images.
+
+    The student starts with steps by which it goes as far as the expert does, where that is less than is usual: one that goes
+    too far only learns to take smaller steps, and at the smallest images learn nothing. For the same reason a step size changes
+    by a small part of itself: the loss depends on it as a share, so that its own learning rate goes by the square.
+    """
+    steps = math.ceil(images / _batch(images))
+    epochs = min(MOST_EPOCHS, max(2, math.ceil(MATCHED_STEPS / steps)))
+    lr_init = min(LR_INIT, EXPERT_LR * epochs * steps / FIRST_RUN["syn_steps"])
+    rounded = float(f"{lr_init:.2g}")
+    return {"expert_epochs": epochs, "lr_init": rounded, "lr_lr": float(f"{PACE * rounded**2:.1g}")}
 
 
 def _batch(images: int) -> int:
