@@ -198,6 +198,14 @@ def test_a_network_that_was_redefined_opens_a_new_row(params: Params) -> None:
     assert len({row.data.metrics["cross/mlp/test_accuracy_mean"] for row in rows}) == 2
 
 
+def test_what_was_scored_is_not_trained_again(params: Params, capsys: pytest.CaptureFixture[str]) -> None:
+    """DVC runs an evaluation again where any network of params.yaml changes."""
+    before = {path: files.digest(path) for path in Path("data/evaluate/best").iterdir()}
+    evaluate.run(change("networks/mlp/width", 9), "best")
+    assert "evaluate best: kept from before" in capsys.readouterr().err
+    assert {path: files.digest(path) for path in Path("data/evaluate/best").iterdir()} == before
+
+
 def test_unknown_networks_are_answered_with_the_known(
     params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

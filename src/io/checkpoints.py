@@ -42,9 +42,22 @@ class Work:
     seconds: float  # between checkpoints
 
     def checkpoint(self, piece: int = 0) -> Checkpoint:
+        return Checkpoint(self._folder / f"{self._digest}-{piece:03d}.safetensors", self)
+
+    def forget_others(self) -> None:
+        """Delete what work of this name left behind under other definitions."""
+        for path in self._folder.glob("*"):
+            if not path.name.startswith(self._digest):
+                path.unlink(missing_ok=True)
+
+    @property
+    def _folder(self) -> Path:
+        return folder() / self.stage / self.name
+
+    @property
+    def _digest(self) -> str:
         text = json.dumps([self.stage, self.name, self.definition], sort_keys=True)
-        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-        return Checkpoint(folder() / self.stage / self.name / f"{digest}-{piece:03d}.safetensors", self)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class Checkpoint:

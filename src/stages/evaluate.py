@@ -52,12 +52,11 @@ def _run(params: Params, name: str) -> None:
         _save(params, name, rows, summaries, found[settings.network][0], statistics)
         cost.keep(artifacts.metrics_file(name), spent)
         _log(tracker, params, name, summaries)
-    forget(name, networks)
     _show(params, name, summaries)
 
 
 def forget(place: str, networks: Sequence[str]) -> None:
-    """Delete what is kept of students' training."""
+    """Delete what is kept of students where nobody will ask for them again."""
     for network in networks:
         checkpoints.forget("evaluate", f"{place}@{network}")
 
@@ -74,7 +73,6 @@ def score_networks(params: Params, name: str, networks: Sequence[str]) -> None:
             found = {network: predict_all(params, name, network, synthetic, statistics, device)[0] for network in networks}
             summaries = {network: _summary(own) for network, own in _accuracies(params, name, found).items()}
             _log_scores(tracker, params, name, summaries)
-        forget(name, networks)
     _show(params, name, summaries)
 
 
@@ -143,7 +141,8 @@ def predict_all(
 ) -> tuple[Predicted, float]:
     """Each split's classes (G, N) as predicted by trained students of `network`, and the largest memory of a process in MiB.
 
-    What is done is kept until the caller forgets it, under the run's name or another `place`.
+    What students of just these settings predict is kept, under the run's name or another `place`, so that another network in
+    params.yaml, at which DVC runs every evaluation again, costs no training.
     """
     run = params.runs[name]
     settings, spec = params.evaluate[run.evaluate], params.networks[network]
@@ -163,6 +162,7 @@ def predict_all(
     processes = workers.processes(params.runtime, device, groups, way.flops)
     title = f"evaluate {name}" if network == run.network else f"evaluate {name} with {network}"
     found, peak = students.train_all(training, groups, params.runtime, processes, title)
+    training.work.forget_others()
     return {split: torch.cat([torch.from_numpy(group[split]) for group in found]) for split in splits}, peak
 
 

@@ -68,7 +68,7 @@ def train_all(training: Training, groups: int, runtime: Runtime, processes: int,
     pieces = parts(groups, processes) * groups
     units, before = groups * training.settings.epochs, epochs_before(training, groups)
     if before:
-        say(f"{title}: resumed at {before} of {units} epochs")
+        say(f"{title}: {'kept from before' if before == units else f'resumed at {before} of {units} epochs'}")
     part = functools.partial(_train_part, training, groups, pieces)
     found, peak = workers.each(part, pieces, runtime, processes, title, units, before)
     return found[-groups:], peak
