@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from src.ground.errors import DataError
-from src.io.sources import decoding, images, inspection, reading
+from src.io.sources import decoding, images, inspection, parquet, reading
 from src.io.sources.reading import Source
 from tests import pictures
 from tests.pictures import dataset
@@ -381,3 +381,13 @@ def test_a_file_of_another_kind(tmp_path: Path) -> None:
     (tmp_path / "made.csv").write_text("1,2")
     with pytest.raises(DataError, match=r"made\.csv is of no known form: give the path of an image folder"):
         read(tmp_path / "made.csv")
+
+
+def test_parquet_with_other_numbers_of_images_and_labels(tmp_path: Path) -> None:
+    """No writer makes it; a file whose pages are damaged may look like it."""
+    path = pictures.write_parquet(tmp_path / "hub", pictures.splits())
+    file = parquet.files(path)[0]
+    columns = parquet._columns(file)
+    for count in (1, 10_000):
+        with pytest.raises(DataError, match="is damaged, as it has not as many images as labels"):
+            list(parquet._streams([file], [count], columns))

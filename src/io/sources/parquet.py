@@ -71,7 +71,8 @@ def _grouped(paths: Sequence[Path]) -> Mapping[str, list[Path]]:
 def _split(paths: Sequence[Path], columns: Columns) -> Encoded:
     labels = [_labels(path, columns) for path in paths]
     names = [f"{path} row {row}" for path, values in zip(paths, labels, strict=True) for row in range(len(values))]
-    return Encoded(names, np.concatenate(labels), lambda: enumerate(_streams(paths, columns)))
+    counts = [len(values) for values in labels]
+    return Encoded(names, np.concatenate(labels), lambda: enumerate(_streams(paths, counts, columns)))
 
 
 def _labels(path: Path, columns: Columns) -> Labels:
@@ -85,14 +86,21 @@ def _labels(path: Path, columns: Columns) -> Labels:
     return np.asarray(values.to_numpy()).astype(np.int64)
 
 
-def _streams(paths: Sequence[Path], columns: Columns) -> Iterator[BinaryIO]:
-    for path in paths:
+def _streams(paths: Sequence[Path], counts: Sequence[int], columns: Columns) -> Iterator[BinaryIO]:
+    """Every image; raises DataError where a file has not so many of them as labels, as damaged ones may."""
+    for path, count in zip(paths, counts, strict=True):
+        left = count
         with _opened(path) as file:
             for batch in file.iter_batches(ROWS, columns=[columns.image]):
+                left -= batch.num_rows
+                if left < 0:
+                    break
                 for value in batch.column(0):
                     found = value.as_py()
                     content = found.get("bytes") if isinstance(found, dict) else found
                     yield io.BytesIO(content or b"")
+        if left:
+            raise DataError(f"{path} is damaged, as it has not as many images as labels: write or download it again")
 
 
 def _columns(path: Path) -> Columns:
