@@ -72,14 +72,16 @@ def test_every_preset_is_valid_by_itself(name: str) -> None:
     preset, params = parsed(name)
     assert list(params.runs) == [name]
     run, experts = params.runs[name], params.experts[params.runs[name].experts]
-    assert params.prepare[run.dataset].source == preset.family.replace("-", "_")
+    quick = preset.family.endswith("-quick")
+    assert params.prepare[run.dataset].source == preset.family.removesuffix("-quick").replace("-", "_")
     assert name.startswith(preset.family)
     assert preset.status in ("published", "ours")
     assert preset.source
     if preset.experts:
         distil: Distillation = params.distillations[name]
         assert preset.epochs == distil.max_start_epoch - 1 + distil.expert_epochs
-        assert (preset.experts, experts.count, experts.epochs, distil.iterations) == (100, 100, 50, 5000)
+        expected = (8, 8, 10, 500) if quick else (100, 100, 50, 5000)
+        assert (preset.experts, experts.count, experts.epochs, distil.iterations) == expected
         assert experts.augmentation == distil.augmentation == params.evaluate[run.evaluate].augmentation
         assert ("flip" in distil.augmentation) == (preset.family not in ("mnist", "svhn"))
 
@@ -220,7 +222,10 @@ def test_fewer_experts(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     [
         ("preset show cifar10-ipc11-ast", "no preset is named 'cifar10-ipc11-ast': did you mean cifar10-ipc1-ast, "),
         ("preset add qqq", "no preset is named 'qqq': `python -m src.cli preset list` shows all"),
-        ("preset list --dataset cifar", "no preset is for 'cifar': choose one of cifar10, cifar100, fashion-mnist"),
+        (
+            "preset list --dataset cifar",
+            "no preset is for 'cifar': choose one of cifar10, cifar10-quick, cifar100, fashion-mnist",
+        ),
         ("preset list --method ftd", "no preset is for 'ftd': choose one of ast, mtt, random, whole"),
     ],
 )

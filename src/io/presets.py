@@ -115,5 +115,5 @@ def _preset(blocks: Tree, accuracies: Tree, dataset: str, recipe: str, ipc: int 
         note=cell.get("note", ""),
         published=published,
         compare=next((method for method in kind["compare"] if method in published), None),
-        sections=compose(name, recipe, dataset, described, ipc, cell["distill"], {}),
+        sections=compose(name, recipe, dataset, described, ipc, cell["distill"], cell.get("experts", {})),
     )
