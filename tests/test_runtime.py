@@ -63,6 +63,15 @@ def test_device(asked: str, present: bool, given: str, monkeypatch: pytest.Monke
     assert torch.is_deterministic_algorithms_warn_only_enabled() == (given == "cuda")
 
 
+def test_any_kernels_where_speed_goes_before_bytes() -> None:
+    runtime.start(Runtime(device="cpu", deterministic=False))
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.backends.cudnn.benchmark
+    runtime.start(Runtime(device="cpu"))
+    assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.backends.cudnn.benchmark
+
+
 def test_absent_cuda_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda(monkeypatch, False)
     with pytest.raises(UserError, match=r"runtime\.device is 'cuda'.*'auto' or 'cpu'"):

@@ -43,7 +43,9 @@ def start(runtime: Runtime) -> torch.device:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # asked for by reproducible cuBLAS
     # on CUDA the gradient of DSA's scale and rotate through grid_sample has no reproducible kernel: warn, and go on
     # not use_deterministic_algorithms: it loads the compiler, two seconds, which `compiled` alone needs
-    torch.set_deterministic_debug_mode("warn" if device.type == "cuda" else "error")
+    mode = "warn" if device.type == "cuda" else "error"
+    torch.set_deterministic_debug_mode(mode if runtime.deterministic else "default")
+    torch.backends.cudnn.benchmark = not runtime.deterministic
     # all that is read was written before: filling new memory for reproducible mistakes costs 3 to 15 %
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return device

@@ -56,6 +56,9 @@ class Runtime(Settings):
     """Of all training: bfloat16 runs convolutions and matrix products in half the bits; all else stays float32."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile for all training; auto compiles where the work is long enough to pay for it."""
+    deterministic: bool = True
+    """Only kernels that give the same bytes again. On CPUs it costs nothing that can be measured; on CUDA false lets cuDNN
+    try out and take its fastest kernels, which add in any order."""
     checkpoint_seconds: NonNegativeReal = 60.0
     """Seconds of work between two checkpoints of experts, distill and evaluate; more where writing one takes over 2 % of them.
     0 writes one after every step. Changes no result."""

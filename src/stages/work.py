@@ -20,7 +20,11 @@ def definition(params: Params, stage: str, record: Record, device: torch.device)
     threads = torch.get_num_threads() if stage == "distill" else workers.threads(asked)
     return {
         "record": json.loads(record.to_json()),
-        "runtime": {"device": device.type, "threads": threads, "precision": asked.precision, "compile": asked.compile},
+        "runtime": {
+            "device": device.type,
+            "threads": threads,
+            **asked.model_dump(include={"precision", "compile", "deterministic"}),
+        },
         "torch": str(torch.__version__),
         "code": checkpoints.code(stage),
     }
