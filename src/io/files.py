@@ -9,15 +9,18 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from src.ground.errors import ArtifactError
+
+CHECKSUM = "sha256"  # the key of a checksum, beside what it is the checksum of
 
 
 def write_atomically(path: Path, write: Callable[[Path], None], folder: Path | None = None) -> None:
@@ -107,6 +110,37 @@ def read_csv(path: Path, remedy: str) -> list[dict[str, str]]:
         raise ArtifactError(f"{path} is missing: {remedy}") from None
     except (OSError, ValueError, csv.Error) as error:
         raise ArtifactError(f"{path} can't be read as CSV ({error}): {remedy}") from None
+
+
+@contextlib.contextmanager
+def understood(path: Path, remedy: str) -> Iterator[None]:
+    """Around what makes sense of a file's content; raises ArtifactError, with the remedy, where it makes none."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{path} is damaged ({error!r}): {remedy}") from None
+
+
+def checksum(value: Any, tensors: Mapping[str, Tensor] | None = None) -> str:
+    """SHA-256 of a JSON value and tensors, so that not a bit of either changes unseen."""
+    found = hashlib.sha256(json.dumps(value, sort_keys=True).encode())
+    for name, tensor in sorted((tensors or {}).items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON object with the checksum of all that it holds."""
+    return {**value, CHECKSUM: checksum(value)}
+
+
+def unsealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """What was sealed; raises ValueError where it is not as it was."""
+    rest = dict(value)
+    if rest.pop(CHECKSUM, None) != checksum(rest):
+        raise ValueError("its checksum does not fit")
+    return rest
 
 
 def digest(path: Path) -> str:

@@ -13,7 +13,7 @@ from src.io.charts import Chart, Series
 from src.io.page import Curves, Film, Gallery, Group, Page, Panel, Pictures, Result, Spent
 from src.io.sheets import out_of_range, sheets
 from src.stages import results
-from src.stages.records import experts_record, synthetic_settings
+from src.stages.records import experts_record, prepared, synthetic_settings
 
 WINDOWS = 15  # so many running means fit into a curve side by side
 
@@ -31,10 +31,15 @@ def run(params: Params) -> None:
 
 def check(params: Params, name: str) -> None:
     """Raises ArtifactError where an artifact was made with other settings: the page would name today's."""
-    path, experts = artifacts.synthetic_file(name), params.runs[name].experts
-    artifacts.check_record(path, synthetic_settings(params, name), artifacts.remake("distill", name))
-    if artifacts.trajectories_folder(experts).exists():  # the page itself takes only their curves
-        artifacts.check_trajectories(experts, params.experts[experts].count, experts_record(params, experts))
+    run, remedy = params.runs[name], artifacts.remake("distill", name)
+    prepared(params, run.dataset)
+    for path, kind in (
+        (artifacts.synthetic_file(name), artifacts.SYNTHETIC),
+        (artifacts.snapshots_file(name), artifacts.SNAPSHOTS),
+    ):
+        artifacts.check_record(path, synthetic_settings(params, name, kind), remedy)
+    if artifacts.trajectories_folder(run.experts).exists():  # the page itself takes only their curves
+        artifacts.check_trajectories(run.experts, params.experts[run.experts].count, experts_record(params, run.experts))
 
 
 def page_of(params: Params, title: str) -> Page:
