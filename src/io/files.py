@@ -7,6 +7,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -110,6 +111,16 @@ def read_csv(path: Path, remedy: str) -> list[dict[str, str]]:
         raise ArtifactError(f"{path} is missing: {remedy}") from None
     except (OSError, ValueError, csv.Error) as error:
         raise ArtifactError(f"{path} can't be read as CSV ({error}): {remedy}") from None
+
+
+def read_numbers(path: Path, columns: Sequence[str], remedy: str) -> list[dict[str, float]]:
+    """These columns of a table of at least one row; raises ArtifactError where one is missing, or holds no finite number."""
+    rows = read_csv(path, remedy)
+    with understood(path, remedy):
+        found = [{column: float(row[column]) for column in columns} for row in rows]
+        if not found or not all(math.isfinite(number) for row in found for number in row.values()):
+            raise ValueError("it lacks finite numbers")
+    return found
 
 
 @contextlib.contextmanager

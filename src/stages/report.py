@@ -98,8 +98,10 @@ def _film(result: Result) -> Film:
 
 def _matching(group: Group) -> Curves:
     """Matching loss and learned step size of the distilled runs of a group."""
+    columns = ("iteration", "matching_loss", "syn_lr")
     history = {
-        r.run: files.read_csv(artifacts.history_file(r.run), artifacts.remake("distill", r.run)) for r in group.distilled
+        r.run: files.read_numbers(artifacts.history_file(r.run), columns, artifacts.remake("distill", r.run))
+        for r in group.distilled
     }
     window = max(len(rows) for rows in history.values()) // WINDOWS | 1
 
@@ -108,8 +110,8 @@ def _matching(group: Group) -> Curves:
             Series(
                 r.run,
                 r.colour or 0,
-                [float(row["iteration"]) for row in history[r.run]],
-                [float(row[column]) for row in history[r.run]],
+                [row["iteration"] for row in history[r.run]],
+                [row[column] for row in history[r.run]],
                 window=window,
             )
             for r in group.distilled
@@ -135,8 +137,9 @@ def _expert_chart(title: str, column: str, names: Sequence[str], log: bool = Fal
     series = []
     for colour, name in enumerate(names):
         by_epoch: dict[int, list[float]] = {}
-        for row in files.read_csv(artifacts.expert_curves_file(name), artifacts.remake("experts", name)):
-            by_epoch.setdefault(int(row["epoch"]), []).append(float(row[column]))
+        path, remedy = artifacts.expert_curves_file(name), artifacts.remake("experts", name)
+        for row in files.read_numbers(path, ("epoch", column), remedy):
+            by_epoch.setdefault(int(row["epoch"]), []).append(row[column])
         values = list(by_epoch.values())
         series.append(
             Series(

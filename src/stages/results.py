@@ -46,11 +46,9 @@ def _scores(name: str) -> tuple[dict[str, float], tuple[float, ...]]:
     """A run's metrics, and the test accuracy of each of its students."""
     remedy = artifacts.remake("evaluate", name)
     metrics = files.read_json(artifacts.metrics_file(name), remedy)
-    students = files.read_csv(artifacts.students_file(name), remedy)
+    students = files.read_numbers(artifacts.students_file(name), ["test_accuracy"], remedy)
     with files.understood(artifacts.metrics_file(name), remedy):
-        means = {key: float(metrics[key]) for key in METRICS}
-    with files.understood(artifacts.students_file(name), remedy):
-        return means, tuple(float(row["test_accuracy"]) for row in students)
+        return {key: float(metrics[key]) for key in METRICS}, tuple(row["test_accuracy"] for row in students)
 
 
 def matrix(params: Params, results: Sequence[Result]) -> Matrix | None:
