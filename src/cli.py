@@ -5,16 +5,20 @@ torch and mlflow are imported inside the commands, so that --help answers at onc
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from src.ground.errors import InterruptedWorkError, UserError
+
+# what a file system refuses to do, wherever; any other error of the operating system is a defect
+REFUSALS = (errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EPERM, errno.EROFS)
 
 app = typer.Typer(
     help="Dataset distillation by matching smooth expert trajectories (AST). Settings are read from params.yaml.",
@@ -412,9 +416,17 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        sentence = str(error) if isinstance(error, InterruptedWorkError) else f"Error: {error}"
-        Console(stderr=True, highlight=False).print(sentence, style="red", markup=False, soft_wrap=True)
-        sys.exit(error.exit_code)
+        _end(str(error) if isinstance(error, InterruptedWorkError) else f"Error: {error}", error.exit_code)
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        place = error.filename or "A file"
+        _end(f"Error: {place} can't be used ({error.strerror}): free space or permit access there", UserError.exit_code)
+
+
+def _end(sentence: str, code: int) -> NoReturn:
+    Console(stderr=True, highlight=False).print(sentence, style="red", markup=False, soft_wrap=True)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -66,8 +66,31 @@ def test_splits_snapshots_and_statistics_come_back() -> None:
     assert torch.equal(artifacts.load_snapshots("r").pixels, kept.pixels)
     counts = {"train": {"a": 3, "b": 2}}
     statistics = Statistics(("a", "b"), 1, 8, 16, (0.3,), (0.2,), (0.31,), (0.21,), counts, "0" * 64, ("broken.png",))
-    artifacts.save_statistics("d", statistics)
+    artifacts.save_statistics("d", statistics, Record("", {"seed": 0}))
     assert artifacts.load_statistics("d") == statistics
+    path = artifacts.statistics_file("d")
+    artifacts.check_record(path, Record(artifacts.STATISTICS, {"seed": 0}), "again")
+    with pytest.raises(ArtifactError, match="seed was 0, is 1"):
+        artifacts.check_record(path, Record(artifacts.STATISTICS, {"seed": 1}), "again")
+    path.write_text(path.read_text().replace("0.3", "0.4", 1))
+    with pytest.raises(ArtifactError, match=r"statistics.json is damaged .*its checksum does not fit.*prepare --dataset d"):
+        artifacts.load_statistics("d")
+
+
+def test_one_of_a_folder_is_not_another() -> None:
+    """They have the same settings: only their kind tells the test split from the training split, expert 1 from expert 0."""
+    record = Record("", {"seed": 0})
+    for name in ("train", "test"):
+        artifacts.save_split("d", name, Split(torch.zeros(1, 1, 2, 2, dtype=torch.uint8), torch.zeros(1).long()), record)
+    artifacts.split_file("d", "train").write_bytes(artifacts.split_file("d", "test").read_bytes())
+    with pytest.raises(ArtifactError, match="is a 'test split', not a 'train split'"):
+        artifacts.load_split("d", "train")
+    for index in range(2):
+        artifacts.save_trajectory("e", index, torch.rand(2, 3), record)
+    artifacts.check_trajectories("e", 2, record)
+    artifacts.trajectory_file("e", 0).write_bytes(artifacts.trajectory_file("e", 1).read_bytes())
+    with pytest.raises(ArtifactError, match="kind was trajectory 001, is trajectory 000"):
+        artifacts.check_trajectories("e", 2, record)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +135,8 @@ def test_foreign_and_not_finite_are_refused() -> None:
     save_file({"x": torch.ones(1)}, path)
     with pytest.raises(ArtifactError, match="no record of what made it"):
         artifacts.load_synthetic("r")
-    artifacts.save_synthetic("r", synthetic(), Record("snapshots", {}))
+    artifacts.save_snapshots("r", Snapshots(torch.tensor([0]), torch.rand(1, 2, 1, 8, 8)), RECORD)
+    path.write_bytes(artifacts.snapshots_file("r").read_bytes())
     with pytest.raises(ArtifactError, match="is a 'snapshots', not a 'synthetic set'"):
         artifacts.load_synthetic("r")
     broken = synthetic()
@@ -131,6 +155,18 @@ def test_stale_names_what_differs() -> None:
         artifacts.check_record(path, Record(RECORD.kind, {"ipc": 1, "distill": {"lr_img": 4.0}}), "again")
     with pytest.raises(ArtifactError, match="data/x was abc, is def"):
         artifacts.check_record(path, Record(RECORD.kind, RECORD.settings, {"data/x": "def"}), "again")
+
+
+def test_provenance_is_told_and_no_reason_to_refuse() -> None:
+    made = replace(RECORD, provenance={"code": "abc", "packages": {"torch": "1.0", "numpy": "2.0"}})
+    artifacts.save_synthetic("r", synthetic(), made)
+    path, now = (
+        artifacts.synthetic_file("r"),
+        replace(made, provenance={"code": "def", "packages": {"torch": "2.0", "numpy": "2.0"}}),
+    )
+    artifacts.check_record(path, now, "again")
+    assert artifacts.provenance_differences(path, now, "again") == ["code was abc, is def", "packages.torch was 1.0, is 2.0"]
+    assert artifacts.provenance_differences(path, made, "again") == []
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other() -> None:
@@ -160,6 +196,12 @@ def test_a_cost_belongs_to_the_bytes_and_stays_the_first() -> None:
     cost.keep(path, cost.Cost(1.0, 2.0))
     cost.keep(path, cost.Cost(9.0, 9.0))
     assert cost.lookup(path) == cost.Cost(1.0, 2.0)
+    (kept,) = Path("data/cost").iterdir()
+    kept.write_text(kept.read_text().replace("2.0", "3.0"))
+    with pytest.raises(ArtifactError, match=r"its checksum does not fit.*delete it"):
+        cost.lookup(path)
+    cost.keep(path, cost.Cost(9.0, 9.0))
+    assert cost.lookup(path) == cost.Cost(9.0, 9.0)
     files.write_text(path, "another")
     assert cost.lookup(path) is None
 

@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -130,14 +129,24 @@ def test_an_interrupted_block_keeps_its_last_step() -> None:
     assert checkpoint.facts() == {"step": 4}
 
 
-def test_code_of_other_stages_does_not_count() -> None:
-    for name in ("ground", "maths", "io", "stages"):
-        Path("src", name).mkdir(parents=True)
-    digests = [checkpoints.code("experts")]
-    for path in ("stages/experts.py", "stages/report.py", "maths/a.py", "stages/work.py", "stages/distill.py"):
-        Path("src", path).write_text(path)
-        digests.append(checkpoints.code("experts"))
-    assert [a != b for a, b in pairwise(digests)] == [True, False, True, True, False]
+@pytest.mark.parametrize("damage", ["tensors", "facts", "another's"])
+def test_one_that_can_be_read_but_is_not_as_written_is_deleted(damage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A flipped bit of a weight or of a number would be gone on with; and so would another expert's."""
+    checkpoint, other = WORK.checkpoint(0), WORK.checkpoint(1)
+    for one in (checkpoint, other):
+        one.save({"theta": torch.ones(7)}, {"epochs": 2})
+    data = bytearray(checkpoint.path.read_bytes())
+    if damage == "tensors":
+        data[-1] ^= 1
+    elif damage == "facts":
+        data[data.index(b"epochs") + 10] ^= 1
+    else:
+        data = bytearray(other.path.read_bytes())
+    checkpoint.path.write_bytes(data)
+    assert checkpoint.facts() == ({"epochs": 2} if damage == "tensors" else {})  # which reads no tensors
+    assert checkpoint.load() is None
+    assert "is damaged" in capsys.readouterr().err
+    assert not checkpoint.path.exists()
 
 
 def test_the_same_artifacts_at_once_are_refused() -> None:

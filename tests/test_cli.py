@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -138,3 +140,19 @@ def test_stale_experts_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     error = fails("distill --run digits-ipc1-ast", monkeypatch, capsys)
     assert f"experts.lr was {before}, is 0.02" in error
     assert "make it with `python -m src.cli experts --experts digits-smooth`" in error
+
+
+def test_what_the_file_system_refuses_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wherever it happens; an error that no disk is to blame for keeps its traceback."""
+
+    def refuse(number: int) -> None:
+        raise OSError(number, os.strerror(number), "data/x")
+
+    monkeypatch.setattr(prepare, "run", lambda params, name: refuse(errno.ENOSPC))
+    error = fails("prepare --dataset digits", monkeypatch, capsys)
+    assert "Error: data/x can't be used (No space left on device): free space or permit access there" in error
+    monkeypatch.setattr(prepare, "run", lambda params, name: refuse(errno.ENOTDIR))
+    with pytest.raises(NotADirectoryError):
+        cli.main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from PIL import Image
 
 from src import cli
 from src.ground.params import load, parse
-from src.io import artifacts
+from src.io import artifacts, provenance
 from src.io.artifacts import Record, SyntheticSet
 from src.stages import distill, evaluate, experts, prepare
 from tests.imports import ROOT
@@ -123,6 +124,19 @@ def test_an_artifact_is_verified(made: Path, monkeypatch: pytest.MonkeyPatch, ca
     for one in everything:
         assert command(f"verify {one}", monkeypatch) == 0
         assert "made from the settings and inputs of now" in capsys.readouterr().err
+    monkeypatch.setattr(provenance, "of", lambda stage: {"code": "new", "packages": {"python": platform.python_version()}})
+    assert command(f"verify {path}", monkeypatch) == 0
+    said = capsys.readouterr().err
+    assert "made from the settings and inputs of now" in said
+    assert "Its bytes may come out differently now, as its code was" in said
+    assert f"packages.torch was {torch.__version__}" in said
+    assert "packages.python" not in said
+    first, second = (artifacts.trajectory_file("smooth", index) for index in range(2))
+    kept = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    assert command(f"verify {first}", monkeypatch) == 1
+    assert "kind was trajectory 001, is trajectory 000" in capsys.readouterr().err
+    first.write_bytes(kept)
     settings = Path("params.yaml").read_text()
     Path("params.yaml").write_text(settings.replace('"seed": 0', '"seed": 1'))
     assert command(f"verify {path}", monkeypatch) == 1

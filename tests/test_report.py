@@ -16,9 +16,10 @@ import torch
 from src.ground.errors import ArtifactError
 from src.ground.params import Params, parse
 from src.io import artifacts, charts, files, page, sheets
-from src.io.artifacts import Record, Snapshots, Split, Statistics, SyntheticSet
+from src.io.artifacts import Snapshots, Split, Statistics, SyntheticSet
+from src.maths.pixels import Normalisation
 from src.stages import report, results
-from src.stages.records import experts_record, synthetic_record
+from src.stages.records import experts_record, prepared_record, synthetic_record
 
 ACCURACIES = {"one": 0.911, "ten": 0.953, "found": 0.642, "whole": 0.987}
 
@@ -35,7 +36,7 @@ def params(valid_params: dict[str, Any], tmp_path: Path, monkeypatch: pytest.Mon
     baseline = raw["runs"]["one"] | {"experts": "plain", "distill": {"method": "real"}}
     raw["runs"] |= {"found": baseline, "whole": baseline | {"ipc": "all"}}
     made = parse(raw)
-    _make_data()
+    _make_data(made)
     for name in made.experts:
         _make_experts(made, name)
     for name in made.runs:
@@ -43,11 +44,14 @@ def params(valid_params: dict[str, Any], tmp_path: Path, monkeypatch: pytest.Mon
     return made
 
 
-def _make_data() -> None:
+def _make_data(params: Params) -> None:
     labels = torch.tensor([0, 1, 0, 1, 0])
-    artifacts.save_split("digits", "train", Split(torch.zeros(5, 1, 4, 4, dtype=torch.uint8), labels), Record("split", {}))
+    record = prepared_record(params, "digits", "0")
+    artifacts.save_split("digits", "train", Split(torch.zeros(5, 1, 4, 4, dtype=torch.uint8), labels), record)
+    artifacts.save_space("digits", Normalisation(torch.zeros(1), torch.ones(1)), record)
     counts = {"train": {"a": 3, "b": 2}}
-    artifacts.save_statistics("digits", Statistics(("a", "b"), 1, 4, 16, (0.5,), (0.25,), (0.5,), (0.25,), counts, "0", ()))
+    statistics = Statistics(("a", "b"), 1, 4, 16, (0.5,), (0.25,), (0.5,), (0.25,), counts, "0", ())
+    artifacts.save_statistics("digits", statistics, record)
 
 
 def _make_experts(params: Params, name: str) -> None:
@@ -65,17 +69,13 @@ def _make_run(params: Params, name: str) -> None:
     images = torch.linspace(-3, 3, len(labels) * 16).view(-1, 1, 4, 4)
     artifacts.save_synthetic(name, SyntheticSet(0.25 * images + 0.5, labels, torch.tensor(0.02)), record)
     moments = torch.arange(params.distillations[name].iterations + 1)
-    artifacts.save_snapshots(name, Snapshots(moments, images.repeat(len(moments), 1, 1, 1, 1)), record_of_snapshots(record))
+    artifacts.save_snapshots(name, Snapshots(moments, images.repeat(len(moments), 1, 1, 1, 1)), record)
     history = [{"iteration": i, "matching_loss": 1 / (i + 1), "syn_lr": 0.01} for i in moments.tolist()[:-1]]
     files.write_csv(artifacts.history_file(name), history, ("iteration", "matching_loss", "syn_lr"))
     mean = ACCURACIES[name]
     scores = {"val_accuracy_mean": mean - 0.1, "val_accuracy_std": 0.01, "test_accuracy_mean": mean, "test_accuracy_std": 0.012}
     files.write_json(artifacts.metrics_file(name), scores)
     files.write_csv(artifacts.students_file(name), [{"student": i, "test_accuracy": mean} for i in range(2)])
-
-
-def record_of_snapshots(record: Record) -> Record:
-    return Record("snapshots", record.settings, record.inputs)
 
 
 def made() -> tuple[str, str]:

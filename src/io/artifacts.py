@@ -6,10 +6,9 @@ entry, because safetensors writes several in random order, which would change th
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +24,27 @@ from src.maths.pixels import Normalisation, Space, Whitening
 
 DATA = Path("data")
 METADATA_KEY = "ast"
-CHECKSUM = "sha256"  # in the metadata, beside the record
+RECORD = "record"  # its key in a JSON artifact
+PROVENANCE = "provenance"  # its key in a record
 
 Dtypes = Mapping[str, torch.dtype | tuple[torch.dtype, ...]]  # of tensors by name; a tuple allows several
 
 
 @dataclass(frozen=True)
 class Record:
-    """What made an artifact: the settings that matter, and the digests of the files it was made from."""
+    """What made an artifact: the settings that matter, the seed among them, and the digests of the files it was made from.
+
+    Its provenance is what else its bytes may depend on: code, packages, share of the machine. No artifact is refused for it.
+    """
 
     kind: str
     settings: Mapping[str, Any]
     inputs: Mapping[str, str] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
-    def to_json(self) -> str:
-        return json.dumps({"kind": self.kind, "settings": self.settings, "inputs": self.inputs}, sort_keys=True)
+    def plain(self) -> dict[str, Any]:
+        """As JSON gives it back."""
+        return dict(json.loads(json.dumps(vars(self))))
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ class SyntheticSet:
 
     def sha256(self) -> str:
         """The same for the same tensors, whatever file they are in."""
-        return _checksum({}, {"pixels": self.pixels, "labels": self.labels, "syn_lr": self.syn_lr})
+        return files.checksum({}, {"pixels": self.pixels, "labels": self.labels, "syn_lr": self.syn_lr})
 
 
 @dataclass(frozen=True)
@@ -161,6 +166,19 @@ def report_file(suffix: str) -> Path:
     return DATA / "report" / f"report.{suffix}"
 
 
+# -- what they are, so precisely that none is taken for another one of its folder
+
+SPACE, STATISTICS, SYNTHETIC, SNAPSHOTS = "space", "statistics", "synthetic set", "snapshots"
+
+
+def split_kind(split: str) -> str:
+    return f"{split} split"
+
+
+def trajectory_kind(index: int) -> str:
+    return f"trajectory {index:03d}"  # as its file is named
+
+
 # -- how they are made again, for error sentences
 
 
@@ -173,32 +191,41 @@ def remake(stage: str, name: str) -> str:
 
 
 def save_split(dataset: str, split: str, value: Split, record: Record) -> None:
-    _save(split_file(dataset, split), {"images": value.images, "labels": value.labels}, record)
+    tensors = {"images": value.images, "labels": value.labels}
+    _save(split_file(dataset, split), tensors, replace(record, kind=split_kind(split)))
 
 
 def load_split(dataset: str, split: str) -> Split:
     found = _load(
-        split_file(dataset, split), "split", remake("prepare", dataset), {"images": torch.uint8, "labels": torch.int64}
+        split_file(dataset, split),
+        split_kind(split),
+        remake("prepare", dataset),
+        {"images": torch.uint8, "labels": torch.int64},
     )
     return Split(found["images"], found["labels"])
 
 
-def save_statistics(dataset: str, value: Statistics) -> None:
-    files.write_json(statistics_file(dataset), vars(value))
+def save_statistics(dataset: str, value: Statistics, record: Record) -> None:
+    files.write_json(statistics_file(dataset), files.sealed({**vars(value), RECORD: replace(record, kind=STATISTICS).plain()}))
 
 
 def load_statistics(dataset: str) -> Statistics:
     path, remedy = statistics_file(dataset), remake("prepare", dataset)
-    found = files.read_json(path, remedy)
-    try:
+    found = _read_sealed(path, remedy)
+    with files.understood(path, remedy):
+        del found[RECORD]
         tuples = {name: tuple(found[name]) for name in ("classes", "mean", "std", "source_mean", "source_std", "skipped")}
         return Statistics(**{**found, **tuples})
-    except (KeyError, TypeError) as error:
-        raise ArtifactError(f"{path} is not a statistics record ({error}): {remedy}") from None
+
+
+def _read_sealed(path: Path, remedy: str) -> dict[str, Any]:
+    found = files.read_json(path, remedy)
+    with files.understood(path, remedy):
+        return files.unsealed(found)
 
 
 def save_space(dataset: str, value: Space, record: Record) -> None:
-    _save(space_file(dataset), dict(vars(value)), record)
+    _save(space_file(dataset), dict(vars(value)), replace(record, kind=SPACE))
 
 
 def load_space(dataset: str) -> Space:
@@ -207,7 +234,7 @@ def load_space(dataset: str) -> Space:
     with _open(path, remedy) as file:
         kind = Whitening if "matrix" in file.keys() else Normalisation  # noqa: SIM118, not a dict
     names = [field.name for field in fields(kind)]
-    return kind(**_load(path, "space", remedy, dict.fromkeys(names, torch.float32)))
+    return kind(**_load(path, SPACE, remedy, dict.fromkeys(names, torch.float32)))
 
 
 def load_inputs(dataset: str, split: str) -> tuple[Tensor, Tensor]:
@@ -222,7 +249,8 @@ def load_inputs(dataset: str, split: str) -> tuple[Tensor, Tensor]:
 def save_trajectory(experts: str, index: int, thetas: Tensor, record: Record) -> None:
     """Save snapshots theta*_0 .. theta*_T as one tensor (T + 1, P)."""
     # not in the folder of the trajectories, which DVC digests as a whole
-    _save(trajectory_file(experts, index), {"theta": thetas}, record, trajectories_folder(experts).parent)
+    record, apart = replace(record, kind=trajectory_kind(index)), trajectories_folder(experts).parent
+    _save(trajectory_file(experts, index), {"theta": thetas}, record, apart)
 
 
 def read_snapshots(experts: str, index: int, start: int, stop: int) -> Tensor:
@@ -237,15 +265,15 @@ def check_trajectories(experts: str, count: int, record: Record) -> None:
     """Raises ArtifactError unless all `count` trajectories are there, whole, and were made as `record` says."""
     for index in range(count):
         path, remedy = trajectory_file(experts, index), remake("experts", experts)
-        check_record(path, record, remedy)
-        _load(path, "trajectory", remedy, {"theta": torch.float32})
+        check_record(path, replace(record, kind=trajectory_kind(index)), remedy)
+        _load(path, trajectory_kind(index), remedy, {"theta": torch.float32})
 
 
 # -- synthetic sets
 
 
 def save_synthetic(run: str, value: SyntheticSet, record: Record) -> None:
-    _save(synthetic_file(run), dict(vars(value)), record)
+    _save(synthetic_file(run), dict(vars(value)), replace(record, kind=SYNTHETIC))
 
 
 def load_synthetic(run: str) -> SyntheticSet:
@@ -256,16 +284,16 @@ def read_synthetic(path: Path, remedy: str) -> SyntheticSet:
     """The synthetic set of any file."""
     dtypes: dict[str, torch.dtype | tuple[torch.dtype, ...]] = {"labels": (torch.int64, torch.float32)}
     dtypes |= {"pixels": torch.float32, "syn_lr": torch.float32}
-    return SyntheticSet(**_load(path, "synthetic set", remedy, dtypes))
+    return SyntheticSet(**_load(path, SYNTHETIC, remedy, dtypes))
 
 
 def save_snapshots(run: str, value: Snapshots, record: Record) -> None:
-    _save(snapshots_file(run), dict(vars(value)), record)
+    _save(snapshots_file(run), dict(vars(value)), replace(record, kind=SNAPSHOTS))
 
 
 def load_snapshots(run: str) -> Snapshots:
     dtypes = {"iterations": torch.int64, "pixels": torch.float32}
-    return Snapshots(**_load(snapshots_file(run), "snapshots", remake("distill", run), dtypes))
+    return Snapshots(**_load(snapshots_file(run), SNAPSHOTS, remake("distill", run), dtypes))
 
 
 # -- tensors on disk
@@ -280,11 +308,24 @@ def check_record(path: Path, expected: Record, remedy: str) -> None:
 
 def differences(path: Path, expected: Record, remedy: str) -> list[str]:
     """Every setting and, where `expected` names some, every input in which the artifact's record is another one."""
+    found, wanted = _record(path, remedy), expected.plain()
+    if not expected.inputs:
+        wanted["inputs"] = found.get("inputs")
+    return _differences({**found, PROVENANCE: None}, {**wanted, PROVENANCE: None})
+
+
+def provenance_differences(path: Path, expected: Record, remedy: str) -> list[str]:
+    """Every part of the artifact's provenance that is another one in `expected`."""
+    return _differences(_record(path, remedy).get(PROVENANCE), expected.plain()[PROVENANCE])
+
+
+def _record(path: Path, remedy: str) -> dict[str, Any]:
+    if path.suffix == ".json":
+        return dict(_read_sealed(path, remedy)[RECORD])
     with _open(path, remedy) as file:
         found = _metadata(file, path, remedy)
-    found.pop(CHECKSUM, None)
-    wanted = json.loads(expected.to_json())
-    return _differences(found, wanted if expected.inputs else {**wanted, "inputs": found.get("inputs")})
+    found.pop(files.CHECKSUM, None)
+    return found
 
 
 def _differences(found: Any, wanted: Any, place: str = "") -> list[str]:
@@ -296,18 +337,9 @@ def _differences(found: Any, wanted: Any, place: str = "") -> list[str]:
 
 
 def _save(path: Path, tensors: dict[str, Tensor], record: Record, folder: Path | None = None) -> None:
-    about = json.loads(record.to_json())
-    metadata = json.dumps({**about, CHECKSUM: _checksum(about, tensors)}, sort_keys=True)
+    about = record.plain()
+    metadata = json.dumps({**about, files.CHECKSUM: files.checksum(about, tensors)}, sort_keys=True)
     files.write_tensors(path, tensors, {METADATA_KEY: metadata}, folder)
-
-
-def _checksum(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of a record and its tensors, so that not a bit of either changes unseen."""
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _load(path: Path, kind: str, remedy: str, dtypes: Dtypes) -> dict[str, Tensor]:
@@ -328,8 +360,8 @@ def read_whole(path: Path, remedy: str) -> tuple[str, dict[str, Tensor]]:
     with _open(path, remedy) as file:
         about = _metadata(file, path, remedy)
         found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
-    checksum = about.pop(CHECKSUM, None)
-    if checksum != _checksum(about, found):
+    checksum = about.pop(files.CHECKSUM, None)
+    if checksum != files.checksum(about, found):
         raise ArtifactError(f"{path} is damaged, as its checksum does not fit: {remedy}")
     return str(about.get("kind")), found
 

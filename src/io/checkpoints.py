@@ -24,8 +24,8 @@ from src.ground.runtime import workspace
 from src.io import files, stopping
 from src.io.progress import say
 
-STAGES = ("prepare", "experts", "distill", "evaluate", "report")
 METADATA_KEY = "checkpoint"  # one entry, as artifacts have it
+DAMAGE = (OSError, SafetensorError, KeyError, TypeError, ValueError)  # what reading a damaged one raises
 PAUSES = 50  # times that writing took must pass before the next: at most 2 % of the time
 
 Facts = dict[str, Any]  # numbers, text, lists: all that is no tensor
@@ -74,15 +74,18 @@ class Checkpoint:
         """What was saved last; None where nothing was, or where it is damaged: it is deleted then."""
         try:
             with safe_open(self.path, framework="pt") as file:
-                about = json.loads(file.metadata()[METADATA_KEY])
-                self.seconds_before = about["seconds"]
-                return {name: file.get_tensor(name) for name in file.keys()}, about["facts"]  # noqa: SIM118, not a dict
+                about = _about(file, self.path)
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+            if about["tensors"] != files.checksum(None, tensors):
+                raise ValueError("the checksum of its tensors does not fit")
         except FileNotFoundError:
             return None
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        except DAMAGE as error:
             say(f"Warning: the checkpoint {self.path} is damaged ({error}): it is deleted, and this part starts again")
             self.remove()
             return None
+        self.seconds_before = about["seconds"]
+        return tensors, about["facts"]
 
     def facts(self) -> Facts:
         """The plain part of what was saved last, read without the tensors; empty where there is none."""
@@ -92,9 +95,11 @@ class Checkpoint:
     def save(self, tensors: Mapping[str, Tensor], facts: Facts) -> None:
         """Replace the file; raises ArtifactError where it can't be written, and the old one stays."""
         start = time.monotonic()
-        about = {**vars(self._work), "facts": facts, "seconds": self.seconds_before + start - self._begun}
+        seconds = self.seconds_before + start - self._begun
         apart = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}  # of the same memory none is taken
-        files.write_tensors(self.path, apart, {METADATA_KEY: json.dumps(about)})
+        about = {"file": self.path.name, **vars(self._work), "facts": facts, "seconds": seconds}
+        sealed = files.sealed({**about, "tensors": files.checksum(None, apart)})
+        files.write_tensors(self.path, apart, {METADATA_KEY: json.dumps(sealed)})
         self._saved = time.monotonic()
         self._pause = max(self._work.seconds, PAUSES * (self._saved - start)) if self._work.seconds else 0.0
 
@@ -140,14 +145,6 @@ def folder() -> Path:
     return workspace() / ".cache" / "checkpoints"
 
 
-def code(stage: str) -> str:
-    """Digest of the code that a stage's bytes may depend on: all below it, and of its layer all but the other stages."""
-    modules = [path for layer in ("ground", "maths", "io", "stages") for path in Path("src", layer).rglob("*.py")]
-    others = {Path("src", "stages", f"{name}.py") for name in STAGES if name != stage}
-    text = json.dumps([(path.as_posix(), files.digest(path)) for path in sorted(modules) if path not in others])
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 @contextmanager
 def at_work(stage: str, name: str) -> Iterator[None]:
     """Alone at these artifacts, and ready to be stopped; raises UserError where another process is at them."""
@@ -182,9 +179,17 @@ def read(path: Path) -> dict[str, Any]:
     """Stage, name, definition and facts of a checkpoint's file; empty where there is none, or it is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
-            return dict(json.loads(file.metadata()[METADATA_KEY]))
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+            return _about(file, path)
+    except DAMAGE:
         return {}
+
+
+def _about(file: Any, path: Path) -> dict[str, Any]:
+    """What is said beside the tensors; raises ValueError where it is damaged, or another file's."""
+    found = files.unsealed(json.loads(file.metadata()[METADATA_KEY]))
+    if found["file"] != path.name:
+        raise ValueError(f"it is {found['file']}")
+    return found
 
 
 def found() -> list[Path]:

@@ -6,6 +6,7 @@ the same bytes, an artifact keeps the cost of its first making, so that a report
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from src.ground.errors import ArtifactError
 from src.ground.runtime import peak_memory_mib, workspace
 from src.io import files
 
@@ -51,15 +53,20 @@ def now(device: torch.device) -> float:
 
 def keep(artifact: Path, cost: Cost) -> None:
     """Remember the cost of an artifact, unless these bytes already have one."""
-    if lookup(artifact) is None:
-        files.write_json(_file(artifact), vars(cost))
+    with contextlib.suppress(ArtifactError):  # a damaged one is replaced
+        if lookup(artifact) is not None:
+            return
+    files.write_json(_file(artifact), files.sealed(vars(cost)))
 
 
 def lookup(artifact: Path) -> Cost | None:
     """The cost of the artifact's first making; None where another machine made it, or it is gone."""
     if not artifact.exists() or not _file(artifact).exists():
         return None
-    return Cost(**files.read_json(_file(artifact), "delete it: it only holds a cost"))
+    path, remedy = _file(artifact), "delete it: it only holds a cost"
+    found = files.read_json(path, remedy)
+    with files.understood(path, remedy):
+        return Cost(**files.unsealed(found))
 
 
 def _file(artifact: Path) -> Path:

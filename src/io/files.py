@@ -7,17 +7,21 @@ import csv
 import hashlib
 import io
 import json
+import math
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from src.ground.errors import ArtifactError
+
+CHECKSUM = "sha256"  # the key of a checksum, beside what it is the checksum of
 
 
 def write_atomically(path: Path, write: Callable[[Path], None], folder: Path | None = None) -> None:
@@ -107,6 +111,47 @@ def read_csv(path: Path, remedy: str) -> list[dict[str, str]]:
         raise ArtifactError(f"{path} is missing: {remedy}") from None
     except (OSError, ValueError, csv.Error) as error:
         raise ArtifactError(f"{path} can't be read as CSV ({error}): {remedy}") from None
+
+
+def read_numbers(path: Path, columns: Sequence[str], remedy: str) -> list[dict[str, float]]:
+    """These columns of a table of at least one row; raises ArtifactError where one is missing, or holds no finite number."""
+    rows = read_csv(path, remedy)
+    with understood(path, remedy):
+        found = [{column: float(row[column]) for column in columns} for row in rows]
+        if not found or not all(math.isfinite(number) for row in found for number in row.values()):
+            raise ValueError("it lacks finite numbers")
+    return found
+
+
+@contextlib.contextmanager
+def understood(path: Path, remedy: str) -> Iterator[None]:
+    """Around what makes sense of a file's content; raises ArtifactError, with the remedy, where it makes none."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{path} is damaged ({error!r}): {remedy}") from None
+
+
+def checksum(value: Any, tensors: Mapping[str, Tensor] | None = None) -> str:
+    """SHA-256 of a JSON value and tensors, so that not a bit of either changes unseen."""
+    found = hashlib.sha256(json.dumps(value, sort_keys=True).encode())
+    for name, tensor in sorted((tensors or {}).items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON object with the checksum of all that it holds."""
+    return {**value, CHECKSUM: checksum(value)}
+
+
+def unsealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """What was sealed; raises ValueError where it is not as it was."""
+    rest = dict(value)
+    if rest.pop(CHECKSUM, None) != checksum(rest):
+        raise ValueError("its checksum does not fit")
+    return rest
 
 
 def digest(path: Path) -> str:

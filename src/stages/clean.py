@@ -63,7 +63,7 @@ def _definitions(params: Params) -> dict[tuple[str, str], Mapping[str, Any] | No
     found: dict[tuple[str, str], Mapping[str, Any] | None] = {}
     for (stage, name), make in makers.items():
         try:
-            found[stage, name] = work.definition(params, stage, make(), device)
+            found[stage, name] = work.definition(work.whole(make(), params, stage, device))
         except (UserError, OSError):
             found[stage, name] = None
     return found

@@ -19,7 +19,7 @@ from src.maths.derivatives import PASSES, Derivatives, forward_flops
 from src.maths.networks import FlatNetwork
 from src.stages import outer_loop, run_log, work
 from src.stages.outer_loop import Distilling, Loop, Watch
-from src.stages.records import experts_record, synthetic_record
+from src.stages.records import experts_record, prepared, synthetic_record
 
 HISTORY_COLUMNS = ("iteration", "matching_loss", "syn_lr")  # of a run that is not distilled: its table is empty
 
@@ -34,10 +34,10 @@ def run(params: Params, name: str, watch: Watch = outer_loop.unwatched) -> None:
 def _run(params: Params, name: str, watch: Watch) -> None:
     settings, distil = params.runs[name], params.distillations[name]
     device = runtime.start(params.runtime)
-    statistics = artifacts.load_statistics(settings.dataset)
+    statistics = prepared(params, settings.dataset, "train")
     expert_settings = params.experts[settings.experts]
     artifacts.check_trajectories(settings.experts, expert_settings.count, experts_record(params, settings.experts))
-    record = synthetic_record(params, name)
+    record = work.whole(synthetic_record(params, name), params, "distill", device)
     images, labels = _initial_images(params, name, statistics, device)
     _check_batch(name, distil, len(labels))
 
@@ -125,7 +125,7 @@ def _optimise(
     derivatives, compiled = _derivatives(params, name, network, images)
     space = artifacts.load_space(params.runs[name].dataset)
     loop = Loop(params, name, network, derivatives, labels, space)
-    checkpoint = work.of(params, "distill", name, record, images.device, compiled).checkpoint()
+    checkpoint = work.of(params, "distill", name, record, compiled).checkpoint()
     stored = checkpoint.load()
     at = outer_loop.resumed(stored, images.device) if stored else outer_loop.first(loop, images)
     if stored:
@@ -151,6 +151,6 @@ def _save(name: str, ended: Distilling, labels: Tensor, record: Record) -> None:
     pixels, snapshots = ended.snapshots[ended.iteration], ended.snapshots if ended.rows else {}
     moments = [*snapshots.values()]  # none of a set that is not distilled
     kept = Snapshots(torch.tensor([*snapshots]).long(), torch.stack(moments) if moments else pixels.new_empty(0))
-    artifacts.save_snapshots(name, kept, Record("snapshots", record.settings, record.inputs))
+    artifacts.save_snapshots(name, kept, record)
     files.write_csv(artifacts.history_file(name), ended.rows, HISTORY_COLUMNS)
     artifacts.save_synthetic(name, SyntheticSet(pixels, labels, ended.state.syn_lr), record)

@@ -22,7 +22,7 @@ from src.io.artifacts import Statistics, SyntheticSet
 from src.io.tracking import Tracker
 from src.maths import protocol, scores
 from src.stages import run_log, students, work
-from src.stages.records import students_record, synthetic_settings
+from src.stages.records import prepared, students_record, synthetic_settings
 from src.stages.students import Training
 
 SPLITS = ("val", "test")
@@ -79,7 +79,7 @@ def score_networks(params: Params, name: str, networks: Sequence[str]) -> None:
 def score_file(params: Params, name: str, networks: Sequence[str], path: Path) -> None:
     """Score the synthetic set of any file under the data set and protocol of the run `name`: on the screen alone."""
     run = params.run(name)
-    device, statistics = runtime.start(params.runtime), artifacts.load_statistics(run.dataset)
+    device, statistics = runtime.start(params.runtime), prepared(params, run.dataset, *SPLITS)
     synthetic = artifacts.read_synthetic(path, "give a file that `export` or `distill` wrote")
     _check_fit(path, synthetic, statistics)
     for network in networks:
@@ -107,7 +107,7 @@ def _check_fit(path: Path, synthetic: SyntheticSet, statistics: Statistics) -> N
 def _inputs(params: Params, name: str) -> tuple[Statistics, SyntheticSet]:
     """What a run's students are made from; raises ArtifactError where it was made with other settings."""
     path = artifacts.synthetic_file(name)
-    statistics = artifacts.load_statistics(params.runs[name].dataset)
+    statistics = prepared(params, params.runs[name].dataset, *SPLITS)
     artifacts.check_record(path, synthetic_settings(params, name), artifacts.remake("distill", name))
     return statistics, artifacts.load_synthetic(name)
 
@@ -151,12 +151,12 @@ def predict_all(
     if way.note:
         progress.say(f"{name}: {way.note}")
     images = artifacts.load_space(run.dataset).normalise(synthetic.pixels)
-    record = students_record(params, name, network, synthetic)
+    record = work.whole(students_record(params, name, network, synthetic), params, "evaluate", device)
     training = Training(
         run.dataset, settings, spec, statistics.shape, params.seed, way,
         images.numpy(), synthetic.labels.numpy(), synthetic.syn_lr.item(),
         splits, "test" if settings.selects_on_test else None,
-        work.of(params, "evaluate", f"{place or name}@{network}", record, device, way.compiled),
+        work.of(params, "evaluate", f"{place or name}@{network}", record, way.compiled),
     )  # fmt: skip
     groups = 1 if way.together else settings.students
     processes = workers.processes(params.runtime, device, groups, way.flops)

@@ -26,7 +26,7 @@ from src.maths.derivatives import forward_flops
 from src.maths.expert_training import Gradient, State
 from src.maths.networks import FlatNetwork, ImageShape
 from src.stages import run_log, work
-from src.stages.records import experts_record
+from src.stages.records import experts_record, prepared
 
 Row = dict[str, Any]
 
@@ -83,8 +83,8 @@ def run(params: Params, name: str) -> None:
 def _run(params: Params, name: str) -> None:
     settings = params.experts[name]
     device = runtime.start(params.runtime)
-    statistics = artifacts.load_statistics(settings.dataset)
-    record = experts_record(params, name)
+    statistics = prepared(params, settings.dataset, "train", "val")
+    record = work.whole(experts_record(params, name), params, "experts", device)
     say_what_is_needed(params, name)
     find = {"ast.fingerprint": tracking.fingerprint({**vars(record), "count": settings.count})}
     with tracking.track(settings.dataset, f"experts/{name}", "experts", find) as tracker:
@@ -124,7 +124,7 @@ def train_all(
     if reason:
         progress.say(f"{name}: {reason}")
     training = Training(
-        name, settings, spec, shape, record, work.of(params, "experts", name, record, device, compiled), params.seed,
+        name, settings, spec, shape, record, work.of(params, "experts", name, record, compiled), params.seed,
         params.runtime.precision == "bfloat16", compiled, train, val,
     )  # fmt: skip
     processes = workers.processes(params.runtime, device, settings.count, flops)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,13 +13,13 @@ from src.ground.errors import DataError
 from src.ground.params import Params
 from src.ground.seeding import seed_of
 from src.ground.settings import Dataset
-from src.io import artifacts, progress
-from src.io.artifacts import Record, Split, Statistics
+from src.io import artifacts, progress, provenance
+from src.io.artifacts import Split, Statistics
 from src.io.sources import reading
 from src.io.sources.reading import Source
 from src.maths import initialisation, pixels
 from src.maths.pixels import Space
-from src.stages.records import split_record
+from src.stages.records import prepared_record
 
 Indices = np.ndarray  # of a split's images, sorted
 
@@ -31,11 +32,11 @@ def run(params: Params, name: str) -> None:
     statistics = _statistics(source, splits)
     _check_runs(params, name, statistics)
     space = _space(settings, splits["train"], source.pixel_max)
-    record = split_record(params, name, statistics.source_sha256)
+    record = replace(prepared_record(params, name, statistics.source_sha256), provenance=provenance.of("prepare"))
     for split, value in splits.items():
         artifacts.save_split(name, split, value, record)
-    artifacts.save_space(name, space, Record("space", record.settings, record.inputs))
-    artifacts.save_statistics(name, statistics)
+    artifacts.save_space(name, space, record)
+    artifacts.save_statistics(name, statistics, record)
     _say(name, statistics)
 
 

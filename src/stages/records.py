@@ -6,12 +6,24 @@ from dataclasses import replace
 
 from src.ground.params import Params
 from src.io import artifacts, files
-from src.io.artifacts import Record, SyntheticSet
+from src.io.artifacts import Record, Statistics, SyntheticSet
 
 
-def split_record(params: Params, name: str, source_sha256: str) -> Record:
-    """The record of a prepared split, and of all that is fitted on it."""
-    return Record("split", {"seed": params.seed, "prepare": params.dataset(name).model_dump()}, {"source": source_sha256})
+def prepared_record(params: Params, name: str, source_sha256: str, kind: str = "") -> Record:
+    """The record of a data set's splits, and of all that is fitted on them."""
+    settings = {"seed": params.seed, "dataset": name, "prepare": params.dataset(name).model_dump()}
+    return Record(kind, settings, {"source": source_sha256})
+
+
+def prepared(params: Params, name: str, *splits: str) -> Statistics:
+    """The data set's statistics; raises ArtifactError where these, its space or one of these splits were made differently."""
+    statistics = artifacts.load_statistics(name)
+    kinds = {artifacts.statistics_file(name): artifacts.STATISTICS, artifacts.space_file(name): artifacts.SPACE}
+    kinds |= {artifacts.split_file(name, split): artifacts.split_kind(split) for split in splits}
+    for path, kind in kinds.items():
+        record = prepared_record(params, name, statistics.source_sha256, kind)
+        artifacts.check_record(path, record, artifacts.remake("prepare", name))
+    return statistics
 
 
 def experts_record(params: Params, name: str) -> Record:
@@ -24,17 +36,18 @@ def experts_record(params: Params, name: str) -> Record:
     return Record("trajectory", made_from, {train.as_posix(): files.digest(train)})
 
 
-def synthetic_settings(params: Params, name: str) -> Record:
+def synthetic_settings(params: Params, name: str, kind: str = artifacts.SYNTHETIC) -> Record:
     """What params.yaml says of a run's synthetic set; evaluation takes it without the experts at hand."""
     run = params.run(name)
     settings = {
         "seed": params.seed,
         "dataset": run.dataset,
         "network": params.networks[run.network].model_dump(),
+        "experts": params.experts[run.experts].model_dump(mode="json"),
         "ipc": run.ipc,
         "distill": params.distillations[name].model_dump(mode="json"),
     }
-    return Record("synthetic set", settings)
+    return Record(kind, settings)
 
 
 def synthetic_record(params: Params, name: str) -> Record:

@@ -13,7 +13,7 @@ from src.io.charts import Chart, Series
 from src.io.page import Curves, Film, Gallery, Group, Page, Panel, Pictures, Result, Spent
 from src.io.sheets import out_of_range, sheets
 from src.stages import results
-from src.stages.records import experts_record, synthetic_settings
+from src.stages.records import experts_record, prepared, synthetic_settings
 
 WINDOWS = 15  # so many running means fit into a curve side by side
 
@@ -31,10 +31,15 @@ def run(params: Params) -> None:
 
 def check(params: Params, name: str) -> None:
     """Raises ArtifactError where an artifact was made with other settings: the page would name today's."""
-    path, experts = artifacts.synthetic_file(name), params.runs[name].experts
-    artifacts.check_record(path, synthetic_settings(params, name), artifacts.remake("distill", name))
-    if artifacts.trajectories_folder(experts).exists():  # the page itself takes only their curves
-        artifacts.check_trajectories(experts, params.experts[experts].count, experts_record(params, experts))
+    run, remedy = params.runs[name], artifacts.remake("distill", name)
+    prepared(params, run.dataset)
+    for path, kind in (
+        (artifacts.synthetic_file(name), artifacts.SYNTHETIC),
+        (artifacts.snapshots_file(name), artifacts.SNAPSHOTS),
+    ):
+        artifacts.check_record(path, synthetic_settings(params, name, kind), remedy)
+    if artifacts.trajectories_folder(run.experts).exists():  # the page itself takes only their curves
+        artifacts.check_trajectories(run.experts, params.experts[run.experts].count, experts_record(params, run.experts))
 
 
 def page_of(params: Params, title: str) -> Page:
@@ -93,8 +98,10 @@ def _film(result: Result) -> Film:
 
 def _matching(group: Group) -> Curves:
     """Matching loss and learned step size of the distilled runs of a group."""
+    columns = ("iteration", "matching_loss", "syn_lr")
     history = {
-        r.run: files.read_csv(artifacts.history_file(r.run), artifacts.remake("distill", r.run)) for r in group.distilled
+        r.run: files.read_numbers(artifacts.history_file(r.run), columns, artifacts.remake("distill", r.run))
+        for r in group.distilled
     }
     window = max(len(rows) for rows in history.values()) // WINDOWS | 1
 
@@ -103,8 +110,8 @@ def _matching(group: Group) -> Curves:
             Series(
                 r.run,
                 r.colour or 0,
-                [float(row["iteration"]) for row in history[r.run]],
-                [float(row[column]) for row in history[r.run]],
+                [row["iteration"] for row in history[r.run]],
+                [row[column] for row in history[r.run]],
                 window=window,
             )
             for r in group.distilled
@@ -130,8 +137,9 @@ def _expert_chart(title: str, column: str, names: Sequence[str], log: bool = Fal
     series = []
     for colour, name in enumerate(names):
         by_epoch: dict[int, list[float]] = {}
-        for row in files.read_csv(artifacts.expert_curves_file(name), artifacts.remake("experts", name)):
-            by_epoch.setdefault(int(row["epoch"]), []).append(float(row[column]))
+        path, remedy = artifacts.expert_curves_file(name), artifacts.remake("experts", name)
+        for row in files.read_numbers(path, ("epoch", column), remedy):
+            by_epoch.setdefault(int(row["epoch"]), []).append(row[column])
         values = list(by_epoch.values())
         series.append(
             Series(

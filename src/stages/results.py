@@ -46,11 +46,9 @@ def _scores(name: str) -> tuple[dict[str, float], tuple[float, ...]]:
     """A run's metrics, and the test accuracy of each of its students."""
     remedy = artifacts.remake("evaluate", name)
     metrics = files.read_json(artifacts.metrics_file(name), remedy)
-    students = files.read_csv(artifacts.students_file(name), remedy)
-    try:
-        return {key: float(metrics[key]) for key in METRICS}, tuple(float(row["test_accuracy"]) for row in students)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(f"the scores of run '{name}' in data/evaluate are damaged ({error!r}): {remedy}") from None
+    students = files.read_numbers(artifacts.students_file(name), ["test_accuracy"], remedy)
+    with files.understood(artifacts.metrics_file(name), remedy):
+        return {key: float(metrics[key]) for key in METRICS}, tuple(row["test_accuracy"] for row in students)
 
 
 def matrix(params: Params, results: Sequence[Result]) -> Matrix | None:
@@ -66,10 +64,8 @@ def _network_scores(params: Params, name: str) -> dict[str, Accuracy]:
     """A run's test accuracies by network; raises ArtifactError where they are not those of the networks it has now."""
     path, remedy = artifacts.networks_file(name), artifacts.remake("evaluate", name)
     rows, run = files.read_csv(path, remedy), params.runs[name]
-    try:
+    with files.understood(path, remedy):
         found = {row["network"]: Accuracy(float(row["test_accuracy_mean"]), float(row["test_accuracy_std"])) for row in rows}
-    except (KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(f"{path} is damaged ({error!r}): {remedy}") from None
     wanted = [run.network, *run.cross]
     if list(found) != wanted:
         raise ArtifactError(f"{path} holds the networks {', '.join(found)}, not {', '.join(wanted)}: {remedy}")

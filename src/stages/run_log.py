@@ -44,9 +44,11 @@ def log_images(tracker: Tracker, pixels: Tensor, labels: Tensor, iteration: int)
 
 def log_outputs(tracker: Tracker, params: Params, name: str) -> None:
     """Whatever `distill` left on disk: curves, pictures, files with their digests, cost."""
-    rows = files.read_csv(artifacts.history_file(name), artifacts.remake("distill", name))
-    for row in rows:
-        log_row(tracker, row)
+    path, remedy = artifacts.history_file(name), artifacts.remake("distill", name)
+    rows = files.read_csv(path, remedy)
+    with files.understood(path, remedy):
+        for row in rows:
+            log_row(tracker, row)
     snapshots, synthetic = artifacts.load_snapshots(name), artifacts.load_synthetic(name)
     moments = list(zip(snapshots.iterations.tolist(), snapshots.pixels, strict=True))
     for iteration, pixels in moments or [(0, synthetic.pixels)]:

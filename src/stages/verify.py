@@ -6,14 +6,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from src.ground import runtime
 from src.ground.errors import ArtifactError
 from src.ground.params import Params
-from src.io import artifacts
+from src.io import artifacts, provenance
 from src.io.artifacts import Record
 from src.io.progress import say
-from src.stages import records
+from src.stages import records, work
 
 REMEDY = "make it again, or fetch it from where it is whole"
+KINDS: dict[str, Callable[[str], str]] = {  # stage -> what a file of this name is
+    "prepare": lambda stem: stem if stem == artifacts.SPACE else artifacts.split_kind(stem),
+    "experts": "trajectory {}".format,
+    "distill": lambda stem: stem if stem == artifacts.SNAPSHOTS else artifacts.SYNTHETIC,
+}
 
 
 def run(params: Params, path: Path) -> None:
@@ -25,10 +31,12 @@ def run(params: Params, path: Path) -> None:
     if expected is None:
         say("It lies outside of data/, so that nothing in params.yaml says what it should be made from")
         return
-    changes = artifacts.differences(path, replace(expected, kind=kind), REMEDY)
+    changes = artifacts.differences(path, expected, REMEDY)
     if changes:
         raise ArtifactError(f"{path} was made differently: {'; '.join(changes)}")
     say("It was made from the settings and inputs of now")
+    for line in artifacts.provenance_differences(path, expected, REMEDY):
+        say(f"Its bytes may come out differently now, as its {line}")
 
 
 def _expected(params: Params, path: Path) -> Record | None:
@@ -38,9 +46,11 @@ def _expected(params: Params, path: Path) -> Record | None:
     if not place.is_relative_to(root):
         return None
     stage, *rest = place.relative_to(root).parts
-    makers: dict[str, Callable[[Params, str], Record]] = {
-        "prepare": lambda params, name: records.split_record(params, name, artifacts.load_statistics(name).source_sha256),
-        "experts": records.experts_record,
-        "distill": records.synthetic_record,
-    }
-    return makers[stage](params, rest[0]) if stage in makers and len(rest) > 1 else None
+    if stage not in KINDS or len(rest) < 2:
+        return None
+    name, kind = rest[0], KINDS[stage](place.stem)
+    if stage == "prepare":
+        record = records.prepared_record(params, name, artifacts.load_statistics(name).source_sha256, kind)
+        return replace(record, provenance=provenance.of(stage))
+    make = records.experts_record if stage == "experts" else records.synthetic_record
+    return work.whole(replace(make(params, name), kind=kind), params, stage, runtime.start(params.runtime))

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from src.ground.errors import ArtifactError, UserError
+from src.ground.errors import UserError
 from src.ground.params import Params
 from src.io import artifacts, cost, files, page, progress
 from src.io.cost import Cost
@@ -60,11 +60,8 @@ def _compared(params: Params, name: str) -> Compared:
     run = params.run(name)
     report.check(params, name)
     path, remedy = artifacts.students_file(name), artifacts.remake("evaluate", name)
-    students = files.read_csv(path, remedy)
-    try:
-        accuracies = {split: tuple(float(row[f"{split}_accuracy"]) for row in students) for split in SPLITS}
-    except (KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(f"{path} is damaged ({error!r}): {remedy}") from None
+    students = files.read_numbers(path, [f"{split}_accuracy" for split in SPLITS], remedy)
+    accuracies = {split: tuple(row[f"{split}_accuracy"] for row in students) for split in SPLITS}
     made = (artifacts.trajectories_folder(run.experts), artifacts.synthetic_file(name), artifacts.metrics_file(name))
     costs = {stage: cost.lookup(path) for stage, path in zip(WORK, made, strict=True)}
     return Compared(name, run.dataset, settings(params, name), accuracies, costs)

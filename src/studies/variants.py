@@ -182,8 +182,9 @@ def _borrow(variant: Variant, source: Path, count: int) -> None:
     """Link the pipeline's experts, if they were made by the same settings from the same images."""
     record, lender = experts_record(variant.params, variant.experts), variant.lender
     lent = [source / artifacts.trajectory_file(lender, index) for index in range(count)]
-    for path in lent:
-        artifacts.check_record(path, record, artifacts.remake("experts", lender))
+    for index, path in enumerate(lent):
+        numbered = replace(record, kind=artifacts.trajectory_kind(index))
+        artifacts.check_record(path, numbered, artifacts.remake("experts", lender))
     for index, path in enumerate(lent):
         place(path, artifacts.trajectory_file(variant.experts, index))
 
