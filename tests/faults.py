@@ -334,8 +334,8 @@ def full_through_dvc(pipeline: Pipeline, stage: str, draws: random.Random) -> tu
     with tempfile.TemporaryDirectory() as place:
         code = f"import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))"
         wrapper = Path(place, "python")
-        start = f"{code}; os.execv({sys.executable!r}, sys.argv[1:])"
-        wrapper.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{start}" python "$@"\n')
+        start = f"{code}; os.execv({sys.executable!r}, [{sys.executable!r}, *sys.argv[1:]])"
+        wrapper.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{start}" "$@"\n')
         wrapper.chmod(0o755)
         target = f"{stage}@{TARGETS[stage]}" if stage in TARGETS else stage
         command = f'PATH="{place}:$PATH" dvc repro -f -s {target}'
