@@ -11,7 +11,7 @@ import mlflow
 import numpy as np
 import pytest
 
-from src.io import tracking
+from src.io import mlflow_store, tracking
 from src.io.files import digest
 from tests.imports import ROOT
 
@@ -21,9 +21,9 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    for variable in tracking.QUIET:
-        monkeypatch.setenv(variable, tracking.QUIET[variable])
-    return tracking.store_uri()
+    for variable in mlflow_store.QUIET:
+        monkeypatch.setenv(variable, mlflow_store.QUIET[variable])
+    return mlflow_store.uri()
 
 
 def test_the_same_work_goes_on_in_the_same_row(store: str) -> None:

@@ -76,7 +76,7 @@ def run(params: Params, base: str, seeds: int, test: bool, workers: int | None) 
     workspace.lend(dataset, test)
     wanted = {arm: _of_seeds(params, base, arm, seeds) for arm in arms(params, base)}
     with tracking.track(experiment, folder.name, "ablation", {"ast.ablation": folder.name}) as tracker:
-        nest = Nest(experiment, tracker.run_id)
+        nest = Nest(experiment, tracker.opening)
         problems = _make_all(params, wanted, workspace, nest, splits, processes.count(params, workers))
         tracker.end_children()
         found = outcomes(wanted, folder, splits, problems)
