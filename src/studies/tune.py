@@ -98,7 +98,7 @@ def search(params: Params, base: str, side: Side, plan: Study, wanted: int, time
     plan.begin(space.start(params, base, side))
     opened, experiment = plan.open(), f"{run.dataset}-studies"
     left = wanted - len(study.finished(opened))
-    with tracking.track(experiment, plan.name, "study", {"optuna.study": plan.name}) as tracker:
+    with tracking.track(experiment, f"tune {base}", "study", {"optuna.study": plan.name}) as tracker:
         findings.describe(tracker, params, base, side, plan)
         nest = Nest(experiment, tracker.opening)
         if side == "student" and left > 0:
