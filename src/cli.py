@@ -37,6 +37,12 @@ NetworksOption = Annotated[
         "set runs.RUN.cross in params.yaml to keep a network in the pipeline."
     ),
 ]
+StrictOption = Annotated[
+    bool,
+    typer.Option(
+        "--strict-tracking", envvar="AST_STRICT_TRACKING", help="End where MLflow fails, instead of keeping it for track-sync."
+    ),
+]
 PlanOption = Annotated[bool, typer.Option("--plan", help="Only measure a few steps, and say what the run will cost.")]
 
 SizeOption = Annotated[int, typer.Option(min=4, max=512, help="Side of the square images, pixels.")]
@@ -55,9 +61,14 @@ RoundsOption = Annotated[int, typer.Option(min=1, max=100, help="Rounds of engin
 JsonOption = Annotated[Path | None, typer.Option(dir_okay=False, help="File to write the figures to.")]
 
 
-def _each(stage: Callable[[Any, str], None], params: Any, name: str | None, known: Mapping[str, Any]) -> None:
-    for one in [name] if name is not None else known:
-        stage(params, one)
+def _each(
+    stage: Callable[[Any, str], None], params: Any, name: str | None, known: Mapping[str, Any], strict: bool = False
+) -> None:
+    from src.io import tracking
+
+    with tracking.strictly(strict):
+        for one in [name] if name is not None else known:
+            stage(params, one)
 
 
 @app.command()
@@ -72,18 +83,18 @@ def prepare(dataset: DatasetOption = None) -> None:
 
 
 @app.command()
-def experts(experts: ExpertsOption = None) -> None:
+def experts(experts: ExpertsOption = None, strict: StrictOption = False) -> None:
     """Train experts on the real training images and keep their trajectories: the expert buffer."""
     from src.ground.params import load
 
     params = load()
     from src.stages import experts as stage
 
-    _each(stage.run, params, experts, params.experts)
+    _each(stage.run, params, experts, params.experts, strict)
 
 
 @app.command()
-def distill(run: RunOption = None, plan: PlanOption = False) -> None:
+def distill(run: RunOption = None, plan: PlanOption = False, strict: StrictOption = False) -> None:
     """Optimise a run's synthetic set so that students trained on it follow the experts."""
     from src.ground.params import load
 
@@ -94,7 +105,7 @@ def distill(run: RunOption = None, plan: PlanOption = False) -> None:
         return _each(planning.run, params, run, params.runs)
     from src.stages import distill as stage
 
-    return _each(stage.run, params, run, params.runs)
+    return _each(stage.run, params, run, params.runs, strict)
 
 
 @app.command()
@@ -105,6 +116,7 @@ def evaluate(
         Path | None,
         typer.Option("--from", dir_okay=False, help="Score this synthetic set as the run's; prints, and keeps nothing."),
     ] = None,
+    strict: StrictOption = False,
 ) -> None:
     """Train fresh students on a run's synthetic set and score them on the validation and test splits."""
     from src.ground.params import load
@@ -118,8 +130,8 @@ def evaluate(
             raise UserError("--from needs --run, whose data set and protocol it is scored with: name one")
         return stage.score_file(params, run, named, file)
     if networks is None:
-        return _each(stage.run, params, run, params.runs)
-    return _each(lambda params, name: stage.score_networks(params, name, named), params, run, params.runs)
+        return _each(stage.run, params, run, params.runs, strict)
+    return _each(lambda params, name: stage.score_networks(params, name, named), params, run, params.runs, strict)
 
 
 @app.command()
@@ -254,13 +266,21 @@ def ablate(
 
 
 @app.command()
+def track_sync() -> None:
+    """Deliver to MLflow what stages could not while it was gone."""
+    from src.io import tracking
+
+    tracking.sync()
+
+
+@app.command()
 def ui(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine's loopback address.")] = 5000,
 ) -> None:
     """Open the MLflow UI on the store that the stages log to."""
-    from src.io import tracking
+    from src.io import mlflow_store
 
-    tracking.serve(port)
+    mlflow_store.serve(port)
 
 
 preset_app = typer.Typer(help="Ready settings of published experiments, to add to params.yaml.", no_args_is_help=True)

@@ -12,8 +12,11 @@ NOT_IN_RESULTS = {
     "src/ground/errors.py",
     "src/ground/torchvision_ops.py",
     "src/io/cost.py",
+    "src/io/journal.py",
+    "src/io/mlflow_store.py",
     "src/io/progress.py",
     "src/io/stopping.py",
+    "src/io/system_metrics.py",
     "src/io/tracking.py",
     "src/stages/run_log.py",
 }

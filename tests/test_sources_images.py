@@ -329,6 +329,16 @@ def test_arrays_that_are_no_data_set(case: str, tmp_path: Path) -> None:
         read(tmp_path / "made.npz")
 
 
+def test_arrays_that_say_they_are_encrypted(tmp_path: Path) -> None:
+    """A bit of the archive's directory; NumPy asks for a password then."""
+    np.savez(tmp_path / "made.npz", x=X, y=Y)
+    content = bytearray((tmp_path / "made.npz").read_bytes())
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    (tmp_path / "made.npz").write_bytes(content)
+    with pytest.raises(DataError, match=r"made\.npz is damaged or no \.npz file .*save it again"):
+        read(tmp_path / "made.npz")
+
+
 def test_parquet_files_that_are_no_data_set(tmp_path: Path) -> None:
     made = pictures.table(X, Y)
     tables = {

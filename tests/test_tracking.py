@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
 import pytest
 
-from src.io import tracking
+from src.ground.errors import TrackingError
+from src.io import journal, mlflow_store, tracking
 from src.io.files import digest
 from tests.imports import ROOT
 
@@ -21,9 +24,9 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    for variable in tracking.QUIET:
-        monkeypatch.setenv(variable, tracking.QUIET[variable])
-    return tracking.store_uri()
+    for variable in mlflow_store.QUIET:
+        monkeypatch.setenv(variable, mlflow_store.QUIET[variable])
+    return mlflow_store.uri()
 
 
 def test_the_same_work_goes_on_in_the_same_row(store: str) -> None:
@@ -109,3 +112,38 @@ def test_processes_that_meet_a_fresh_store_together(store: str) -> None:
     assert [worker.returncode for worker in workers] == [0, 0, 0]
     assert not [error for error in errors if "Warning" in error]
     assert len(mlflow.MlflowClient(store).search_runs(["1"])) == 3
+
+
+def test_strict_tracking_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with (
+        tracking.strictly(True),
+        pytest.raises(TrackingError, match=r"MLflow at http://127.0.0.1:9 failed .* tracking is to be strict"),
+        tracking.track("strict", "a", "run", {}),
+    ):
+        raise AssertionError("the stage began")
+    assert not journal.waiting()
+
+
+def test_a_full_disk_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(journal.Journal, "_append", full)
+    with tracking.track("full", "a", "run", {}) as tracker:
+        tracker.metrics({"x": 1.0})
+    assert capsys.readouterr().err.count("it can't be kept either") == 1
+
+
+def test_the_machine_is_sampled_and_no_sample_comes_twice(store: str) -> None:
+    for seconds in (1.2, 0.1):
+        with tracking.track("digits", "a", "run", {}):
+            time.sleep(seconds)
+    client = mlflow.MlflowClient(store)
+    (run,) = client.search_runs(["1"])
+    points = client.get_metric_history(run.info.run_id, "system/cpu_utilization_percentage")
+    assert [point.step for point in points] == list(range(len(points)))
+    assert len({point.timestamp for point in points}) == len(points) >= 3
+    assert "system/system_memory_usage_megabytes" in run.data.metrics

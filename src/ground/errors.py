@@ -47,3 +47,7 @@ class DivergenceError(UserError):
 
 class InterruptedWorkError(UserError):
     """A signal asked long work to stop; its checkpoint is where the same command goes on."""
+
+
+class TrackingError(InterruptedWorkError):
+    """The tracking store failed where the user asked for strict tracking; all that was done is kept."""

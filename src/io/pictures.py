@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -18,10 +19,11 @@ SIDE = 48  # pixels that an image is enlarged to, at least
 MOST_COLUMNS = 10
 
 
-def grid(pixels: Tensor, labels: Tensor) -> np.ndarray:
+def grid(pixels: Tensor, labels: Tensor, square: bool = False) -> np.ndarray:
     """One picture (H, W, 3) of uint8 of pixels (S, C, h, w): a row a class, or all in one row at one image per class.
 
-    A class shows its first ten images, all classes equally many; pixels outside [0, 1] are cut off.
+    A class shows its first ten images, all classes equally many; pixels outside [0, 1] are cut off. Where the picture's
+    place is `square`, images that would be one row fill it.
     """
     from torchvision.utils import make_grid
 
@@ -30,7 +32,7 @@ def grid(pixels: Tensor, labels: Tensor) -> np.ndarray:
     shown = pixels[torch.cat([one[:columns] for one in members])]
     times = -(-SIDE // pixels.shape[-1])
     enlarged = shown.repeat_interleave(times, dim=-1).repeat_interleave(times, dim=-2)
-    row = min(len(members), MOST_COLUMNS) if columns == 1 else columns
+    row = columns if columns > 1 else min(len(members), math.ceil(len(members) ** 0.5) if square else MOST_COLUMNS)
     picture = make_grid(enlarged.clamp(0, 1), nrow=row, padding=2, pad_value=1.0)
     array: np.ndarray = (picture * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     return array

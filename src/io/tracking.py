@@ -1,34 +1,35 @@
-"""MLflow: one experiment a data set, one run a named run, one a set of experts. The only module that imports mlflow.
+"""Tracking: one experiment a data set, one run a named run, one a set of experts.
 
 Studies have an experiment of their own a data set, a run each, and their trials and variants nested in it.
 
 Work is known by its fingerprint (settings, inputs, code). The same work done again goes on in the same MLflow run, where
-points already logged are not logged twice. Tracking never fails a stage: the first error is said once, and tracking stops.
+points already logged are not logged twice. Tracking never fails a stage, unless it is asked to be strict: from the first error
+on, what can't be delivered goes to a journal, which the next stage or `sync` delivers.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import hashlib
 import json
-import logging
 import os
-import sys
+import tempfile
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from filelock import FileLock
+from PIL import Image
 
-from src.ground.errors import InterruptedWorkError
-from src.ground.runtime import workspace
-from src.io import files
+from src.ground.errors import InterruptedWorkError, TrackingError, UserError
+from src.io import files, journal, mlflow_store, system_metrics
+from src.io.journal import Entry, Journal, Opening
+from src.io.mlflow_store import NoParentError, Row
 from src.io.progress import say
 
 if TYPE_CHECKING:
@@ -36,13 +37,7 @@ if TYPE_CHECKING:
 
 FLUSH_SECONDS = 5.0  # a write takes 20 ms on sqlite and more over http: points are sent in batches
 BATCH = 500  # points of one request; MLflow takes 1,000 at most
-QUIET = {
-    # without these an unreachable server holds every call for four minutes
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-}
+SAMPLED = ("run", "experts")  # kinds of runs that show how busy the machine was
 
 
 @dataclass(frozen=True)
@@ -50,11 +45,12 @@ class Nest:
     """Where runs go that belong to another one."""
 
     experiment: str
-    parent: str | None  # run id; None where the parent is not tracked, and so nothing of it is
+    parent: Opening
 
 
 _nest: ContextVar[Nest | None] = ContextVar("nest", default=None)
 _open: ContextVar[Tracker | None] = ContextVar("open", default=None)
+_strict: ContextVar[bool] = ContextVar("strict", default=False)
 
 
 @contextmanager
@@ -77,9 +73,14 @@ def joined(tracker: Tracker) -> Iterator[None]:
         _open.reset(token)
 
 
-def store_uri() -> str:
-    """MLFLOW_TRACKING_URI, or else the sqlite file in the repository's top folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{workspace() / 'mlflow.db'}"
+@contextmanager
+def strictly(asked: bool) -> Iterator[None]:
+    """Inside the block, where it is asked for, an error of the store ends the stage instead of being said."""
+    token = _strict.set(asked)
+    try:
+        yield
+    finally:
+        _strict.reset(token)
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
@@ -90,40 +91,43 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
 
 @dataclass
 class Tracker:
-    """One MLflow run that is open; every method is safe to call when tracking has stopped."""
+    """One MLflow run that is open. Every method is safe to call when the store is gone, and from several threads."""
 
-    run_id: str | None = None
-    _client: Any = None
-    _logged: dict[str, int] = field(default_factory=dict)  # metric or picture -> last step logged, by whatever process
-    _points: list[tuple[str, float, int]] = field(default_factory=list)
+    opening: Opening
+    strict: bool = False
+    _row: Row | None = None
+    _journal: Journal | None = None
+    _problem: TrackingError | None = None  # of strict tracking
+    _logged: dict[str, int] = field(default_factory=dict)  # metric or picture -> last step that this session logged
+    _points: list[tuple[str, float, int, int]] = field(default_factory=list)
     _flushed: float = field(default_factory=time.monotonic)
+    _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Log settings; nested mappings get dotted names."""
-        flat = {name: str(value) for name, value in flatten(values)}
-        self._send(lambda mlflow: mlflow.log_params(flat))
+        self._put({"do": "params", "values": {name: str(value) for name, value in flatten(values)}})
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Queue points, steps of a metric rising; finite numbers only reach the store, and none twice."""
         new = {name: value for name, value in values.items() if np.isfinite(value) and step > self._logged.get(name, -1)}
-        self._points += [(name, value, step) for name, value in new.items()]
         self._logged |= dict.fromkeys(new, step)
-        if time.monotonic() - self._flushed > FLUSH_SECONDS:
-            self.flush()
+        self._queue(new, step)
+
+    def _queue(self, values: Mapping[str, float], step: int) -> None:
+        with self._lock:
+            self._points += [(name, float(value), step, _now()) for name, value in values.items()]
+            if time.monotonic() - self._flushed > FLUSH_SECONDS:
+                self.flush()
 
     def flush(self) -> None:
-        points, self._points = self._points, []
-        self._flushed = time.monotonic()
-        for first in range(0, len(points), BATCH):
-            self._send(functools.partial(self._log_batch, points[first : first + BATCH]))
-
-    def _log_batch(self, points: list[tuple[str, float, int]], mlflow: Any) -> None:
-        now = int(time.time() * 1000)
-        entities = [mlflow.entities.Metric(name, value, now, step) for name, value, step in points]
-        self._client.log_batch(self.run_id, metrics=entities)
+        with self._lock:
+            points, self._points = self._points, []
+            self._flushed = time.monotonic()
+            for first in range(0, len(points), BATCH):
+                self._put({"do": "metrics", "points": points[first : first + BATCH]})
 
     def tags(self, values: Mapping[str, str]) -> None:
-        self._send(lambda mlflow: mlflow.set_tags(dict(values)))
+        self._put({"do": "tags", "values": dict(values)})
 
     def output(self, path: Path) -> None:
         """Tie the run to an artifact by the digest that DVC records for it."""
@@ -133,100 +137,116 @@ class Tracker:
         """Log a picture (H, W, 3) of uint8 to the image grid, unless this step is there already."""
         marker = f"image.{key}"
         if step > self._logged.get(marker, -1):
-            self._send(lambda mlflow: mlflow.log_image(picture, key=key, step=step, synchronous=True))
             self._logged[marker] = step
-            self.tags({marker: str(step)})
+            entry = {"do": "image", "key": key, "step": step, "moment": _now()}
+            self._put_made(entry, f"{key}.png", Image.fromarray(picture).save)
 
     def figure(self, name: str, figure: Figure) -> None:
-        self._send(lambda mlflow: mlflow.log_figure(figure, name))
+        folder, _, file = name.rpartition("/")
+        self._put_made({"do": "file", "folder": folder or None}, file, figure.savefig)
 
     def file(self, path: Path, folder: str | None = None) -> None:
         if path.exists():
-            self._send(lambda mlflow: mlflow.log_artifact(str(path), folder))
+            self._put({"do": "file", "file": str(path.resolve()), "folder": folder})
 
     def dataset(self, name: str, path: Path, context: str) -> None:
         """Log a file as dataset input, with DVC's digest."""
-
-        def log(mlflow: Any) -> None:
-            from mlflow.data.code_dataset_source import CodeDatasetSource
-            from mlflow.data.meta_dataset import MetaDataset
-
-            source = CodeDatasetSource({"dvc.path": path.as_posix()})
-            mlflow.log_input(MetaDataset(source=source, name=name, digest=files.digest(path)), context=context)
-
-        self._send(log)
+        self._put({"do": "dataset", "name": name, "digest": files.digest(path), "path": path.as_posix(), "context": context})
 
     def end_children(self) -> None:
         """End those of this run's children that a killed process left open; nobody may be at work in them."""
-
-        def end(mlflow: Any) -> None:
-            experiment_id = mlflow.get_run(self.run_id).info.experiment_id
-            condition = f"tags.`mlflow.parentRunId` = '{self.run_id}' and attributes.status = 'RUNNING'"
-            for run in mlflow.search_runs([experiment_id], condition, output_format="list"):
-                self._client.set_terminated(run.info.run_id, "KILLED")
-
-        self._send(end)
+        self._put({"do": "end_children"})
 
     def link_experts(self, experiment: str, experts: str, buffer: Path) -> None:
         """Point to the run of the experts that made `buffer`."""
-
-        def link(mlflow: Any) -> None:
-            tags = {"ast.name": f"experts/{experts}", "ast.kind": "experts", "ast.buffer": files.digest(buffer)}
-            experiment_id = _experiment(mlflow, nest.experiment if (nest := _nest.get()) else experiment)
-            if found := _search(mlflow, experiment_id, tags):
-                link = f"#/experiments/{experiment_id}/runs/{found}"
-                mlflow.set_tags({"ast.experts_run_id": found, "mlflow.note.content": f"Experts: [{experts}]({link})"})
-
         if buffer.exists():
-            self._send(link)
+            nest = _nest.get()
+            find = {"ast.name": f"experts/{experts}", "ast.kind": "experts", "ast.buffer": files.digest(buffer)}
+            self._put({"do": "link_experts", "experiment": nest.experiment if nest else experiment, "find": find})
 
-    def _send(self, call: Callable[[Any], Any]) -> None:
-        if self.run_id is None:
-            return
-        import mlflow
-
+    def sample(self, values: Mapping[str, float]) -> None:
+        """Queue a sample of the machine; where the store fails, that is for the stage's own thread to say."""
         try:
-            call(mlflow)
-        except Exception as error:  # the store may fail in any way; science goes on
-            self._stop(error)
+            self._queue(values, 0)
+        except TrackingError as error:
+            self._problem = error
 
-    def _stop(self, error: Exception) -> None:
-        first = " ".join(str(error).split())[:200]
-        say(f"Warning: MLflow at {store_uri()} failed ({first}); this stage goes on, but the rest of it is not tracked")
-        self.run_id = None
+    def _put_made(self, entry: Entry, name: str, save: Callable[[Path], Any]) -> None:
+        """An entry with a file that `save` makes."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, name)
+            try:
+                save(path)
+            except OSError as error:  # no space for it
+                return self._fail(error)
+            return self._put({**entry, "file": str(path)})
 
-    def _begin(self, experiment: str, name: str, kind: str, find: Mapping[str, str], add: Mapping[str, str]) -> None:
-        """Open the run that `track` describes, or a new one; none where it belongs to one that is not tracked."""
-        nest = _nest.get()
-        if nest is not None and nest.parent is None:
-            return
-        import mlflow
+    def _put(self, entry: Entry) -> None:
+        """Tell the store, or where it is gone the journal."""
+        if (problem := self._problem) is not None:
+            self._problem = None
+            raise problem
+        with self._lock:
+            if self._row is not None:
+                try:
+                    self._row.deliver(entry)
+                except Exception as error:  # the store may fail in any way; science goes on
+                    self._fail(error)
+                    if self._row is not None:
+                        return
+            if self._journal is not None and self._row is None:
+                try:
+                    self._journal.append(entry)
+                except OSError as error:
+                    say(f"Warning: what MLflow can't take can't be kept either ({_first(error)}): the rest is not tracked")
+                    self._close()
 
-        mlflow.set_tracking_uri(store_uri())
-        experiment_id = _experiment(mlflow, nest.experiment if nest else experiment)
-        known = _search(mlflow, experiment_id, {"ast.name": name, "ast.kind": kind, **find}, add)
-        within = {"nested": True, "parent_run_id": nest.parent} if nest and not known else {"nested": nest is not None}
-        run = mlflow.start_run(run_id=known, experiment_id=experiment_id, run_name=None if known else name, **within)
-        self.run_id, self._client = run.info.run_id, mlflow.MlflowClient()
-        self._logged = self._last_steps(run) if known else {}
-        mlflow.set_tags({"ast.name": name, "ast.kind": kind, **find, **add, **_dvc_tags()})
+    def _fail(self, error: Exception) -> None:
+        """Say it once. What the store refuses it would refuse for ever; all else waits in the journal from now on."""
+        row, self._row = self._row, None
+        if self.strict:
+            raise TrackingError(
+                f"Stopped: MLflow at {mlflow_store.uri()} failed ({_first(error)}), and tracking is to be strict: what is done "
+                "is kept, and the same command goes on from there"
+            ) from None
+        if row is not None and mlflow_store.refused(error):
+            self._row = row
+            return say(f"Warning: MLflow at {mlflow_store.uri()} refused a part of {self.opening.name}: {_first(error)}")
+        say(
+            f"Warning: MLflow at {mlflow_store.uri()} failed ({_first(error)}); this stage goes on, and what it tracks from "
+            "here on waits for `python -m src.cli track-sync`"
+        )
+        return self._wait()
 
-    def _last_steps(self, run: Any) -> dict[str, int]:
-        steps = {k: max(p.step for p in self._client.get_metric_history(self.run_id, k)) for k in run.data.metrics}
-        marks = {k: int(v) for k, v in run.data.tags.items() if k.startswith("image.")}
-        return {**steps, **marks}
+    def _wait(self) -> None:
+        """Write to a journal from now on."""
+        try:
+            self._journal = Journal(self.opening)
+        except OSError as error:
+            say(f"Warning: it can't be kept either ({_first(error)}): the rest is not tracked")
+
+    def _begin(self) -> None:
+        """Open the run, after all that waits has been delivered; a run of one that waits can only wait too."""
+        parent = self.opening.parent
+        if parent is not None and parent.run_id is None:
+            return self._wait()
+        try:
+            _deliver_all(lambda told: None)
+            self._row = mlflow_store.open_row(self.opening)
+            self.opening = self._row.opening
+        except Exception as error:  # see _put
+            self._fail(error)
+        return None
 
     def _end(self, status: str) -> None:
-        nest = _nest.get()
-        if nest is not None and nest.parent is None:
-            return
         self.flush()
-        self._send(lambda mlflow: mlflow.end_run(status))
-        if self.run_id is None:  # the fluent state would otherwise try again at exit
-            import mlflow
+        self._put({"do": "end", "status": status, "moment": _now()})
+        self._close()
 
-            with contextlib.suppress(Exception):
-                mlflow.end_run(status)
+    def _close(self) -> None:
+        if self._journal is not None:
+            self._journal.close()
+        self._journal = None
 
 
 @contextmanager
@@ -241,18 +261,12 @@ def track(
     if (tracker := _open.get()) is not None:
         yield tracker
         return
-    for variable, value in QUIET.items():
-        os.environ.setdefault(variable, value)
-    for library in ("mlflow", "alembic"):
-        logging.getLogger(library).setLevel(logging.ERROR)
-    tracker = Tracker()
-    try:
-        tracker._begin(experiment, name, kind, find, add or {})
-    except Exception as error:  # see _send
-        tracker._stop(error)
+    tracker = Tracker(_opening(experiment, name, kind, find, add or {}), _strict.get())
+    tracker._begin()
     status = "FAILED"
     try:
-        yield tracker
+        with system_metrics.sampled(tracker.sample) if kind in SAMPLED else nullcontext():
+            yield tracker
         status = "FINISHED"
     except (KeyboardInterrupt, InterruptedWorkError):
         status = "KILLED"
@@ -261,26 +275,71 @@ def track(
         tracker._end(status)
 
 
-def _experiment(mlflow: Any, name: str) -> str:
-    """The experiment's id; made under a lock, as processes that create a fresh sqlite store together destroy it."""
-    uri = store_uri()
-    location = None if uri.startswith("http") else (workspace() / "mlartifacts" / name).as_uri()
-    with FileLock(workspace() / ".mlflow.lock"):
-        found = mlflow.get_experiment_by_name(name)
-        if found:
-            return str(found.experiment_id)
-        # the kind decides which of its views the UI opens first
-        kind = {"mlflow.experimentKind": "custom_model_development"}
-        return str(mlflow.create_experiment(name, artifact_location=location, tags=kind))
+def _opening(experiment: str, name: str, kind: str, find: Mapping[str, str], add: Mapping[str, str]) -> Opening:
+    mlflow_store.quieten()
+    nest = _nest.get()
+    about = {**mlflow_store.surroundings(), **_dvc_tags()}
+    store = os.environ.get("MLFLOW_TRACKING_URI")
+    return Opening(store, nest.experiment if nest else experiment, name, kind, dict(find), dict(add), about, _now(),
+                   nest.parent if nest else None)  # fmt: skip
 
 
-def _search(mlflow: Any, experiment_id: str, find: Mapping[str, str], add: Mapping[str, str] | None = None) -> str | None:
-    """Id of the newest run with the tags `find` whose tags do not contradict `add`."""
-    condition = " and ".join(f"tags.`{key}` = '{value}'" for key, value in find.items())
-    for run in mlflow.search_runs([experiment_id], condition, output_format="list"):
-        if all(run.data.tags.get(key, value) == value for key, value in (add or {}).items()):
-            return str(run.info.run_id)
+def sync() -> None:
+    """Deliver all that waits, in order, and say what it was; raises UserError where the store is still gone."""
+    mlflow_store.quieten()
+    if not journal.waiting():
+        return say("nothing waits for MLflow")
+    try:
+        _deliver_all(say)
+    except Exception as error:
+        raise UserError(
+            f"MLflow at {mlflow_store.uri()} failed ({_first(error)}), and {len(journal.waiting())} sessions still wait in "
+            f"{journal.folder()}: start it, or name another one in MLFLOW_TRACKING_URI, and run this again"
+        ) from None
     return None
+
+
+def _deliver_all(tell: Callable[[str], None]) -> None:
+    """Deliver every journal whose session has ended, oldest first; raises whatever keeps the store from it."""
+    if not journal.waiting():
+        return
+    with journal.delivery():
+        for path in journal.waiting():
+            with journal.taken(path) as ended:
+                told = _deliver(path) if ended else "its stage is still at work"
+            tell(f"{path.name.split('-', 2)[2]}: {told}")
+
+
+def _deliver(path: Path) -> str:
+    """Deliver a journal, and remove it; says what was new to the store."""
+    opening = journal.opening_of(path)
+    try:
+        row = mlflow_store.open_row(opening)
+    except NoParentError:
+        return "waits for the run that it belongs to"
+    told: Counter[str] = Counter()
+    problems, last = [], None
+    for last in journal.entries_of(path):
+        try:
+            told[last["do"]] += row.deliver(last)
+        except Exception as error:
+            if not mlflow_store.refused(error):
+                raise
+            problems.append(_first(error))
+    if last is None or last["do"] != "end":  # its process was killed
+        row.end("KILLED")
+    journal.remove(path)
+    names = {"metrics": "points", "params": "parameters", "image": "images", "file": "files", "tags": "tags"}
+    parts = [f"{told[kind]} {name}" for kind, name in names.items() if told[kind]]
+    return ", ".join([*parts, *(f"refused: {problem}" for problem in problems)]) + f" -> run {row.run_id}"
+
+
+def _first(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _now() -> int:
+    return int(time.time() * 1000)
 
 
 def _dvc_tags() -> dict[str, str]:
@@ -295,21 +354,3 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def load() -> None:
-    """Take the memory that tracking takes, as a plan of a stage's memory must."""
-    import mlflow
-    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
-
-
-def serve(port: int) -> None:
-    """Replace this process by the MLflow UI on this machine's loopback address, with two processes instead of fifteen."""
-    import mlflow
-
-    os.environ.update(QUIET, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
-    with FileLock(workspace() / ".mlflow.lock"):
-        mlflow.set_tracking_uri(store_uri())
-        mlflow.search_experiments()  # creates the tables of a fresh store
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store_uri(), "-w", "1"]
-    os.execv(sys.executable, [*command, "--host", "127.0.0.1", "--port", str(port)])

@@ -15,7 +15,7 @@ from rich.table import Table
 from src.ground import runtime
 from src.ground.params import Params
 from src.ground.settings import Runtime
-from src.io import tracking
+from src.io import mlflow_store
 from src.maths import inner_loop
 from src.maths.networks import FlatNetwork
 from src.stages import plan_steps
@@ -52,7 +52,7 @@ def run(params: Params, name: str) -> None:
 def measure(asked: Runtime, subject: Subject) -> Plan:
     """Measure steps of distil, experts and evaluate, in this order, so that the peak memory is distil's."""
     distil, network = subject.distil, FlatNetwork(subject.module())
-    tracking.load()
+    mlflow_store.load()
     before = runtime.peak_memory_mib(subject.device)
     derivatives, compiled = plan_steps.derivatives(asked, subject, network)
     step = plan_steps.inner_step(subject, network, derivatives) if distil.iterations else 0.0

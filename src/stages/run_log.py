@@ -39,7 +39,7 @@ def log_row(tracker: Tracker, row: dict[str, Any]) -> None:
 
 def log_images(tracker: Tracker, pixels: Tensor, labels: Tensor, iteration: int) -> None:
     """The synthetic images (S, C, H, W) of one iteration."""
-    tracker.image("synthetic", pictures.grid(pixels, labels.cpu()), iteration)
+    tracker.image("synthetic", pictures.grid(pixels, labels.cpu(), square=True), iteration)
 
 
 def log_outputs(tracker: Tracker, params: Params, name: str) -> None:

@@ -75,8 +75,8 @@ def run(params: Params, base: str, seeds: int, test: bool, workers: int | None) 
     workspace = Workspace(folder, Path.cwd())
     workspace.lend(dataset, test)
     wanted = {arm: _of_seeds(params, base, arm, seeds) for arm in arms(params, base)}
-    with tracking.track(experiment, folder.name, "ablation", {"ast.ablation": folder.name}) as tracker:
-        nest = Nest(experiment, tracker.run_id)
+    with tracking.track(experiment, f"ablate {base}", "ablation", {"ast.ablation": folder.name}) as tracker:
+        nest = Nest(experiment, tracker.opening)
         problems = _make_all(params, wanted, workspace, nest, splits, processes.count(params, workers))
         tracker.end_children()
         found = outcomes(wanted, folder, splits, problems)

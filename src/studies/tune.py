@@ -98,9 +98,9 @@ def search(params: Params, base: str, side: Side, plan: Study, wanted: int, time
     plan.begin(space.start(params, base, side))
     opened, experiment = plan.open(), f"{run.dataset}-studies"
     left = wanted - len(study.finished(opened))
-    with tracking.track(experiment, plan.name, "study", {"optuna.study": plan.name}) as tracker:
+    with tracking.track(experiment, f"tune {base}", "study", {"optuna.study": plan.name}) as tracker:
         findings.describe(tracker, params, base, side, plan)
-        nest = Nest(experiment, tracker.run_id)
+        nest = Nest(experiment, tracker.opening)
         if side == "student" and left > 0:
             _ready_experts(params, base, workspace, nest)
         task = Task(processes.share(params, min(workers, left)), base, plan, workspace, nest, wanted, deadline)

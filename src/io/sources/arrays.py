@@ -33,8 +33,8 @@ def read(path: Path) -> Raw:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files if key in keys}
             return _raw(path, arrays, file.files)
-    # NotImplementedError: damage may look like a kind of compression or encryption; MemoryError: like a huge array
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, MemoryError) as error:
+    # RuntimeError: damage may look like a kind of compression or like encryption; MemoryError: like a huge array
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, MemoryError) as error:
         if "allow_pickle" in str(error):
             remedy = "save plain arrays of numbers, and classes as an array of texts"
             raise DataError(f"{path} holds Python objects, which are not loaded as they could run code: {remedy}") from None
