@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import subprocess
 import sys
 import time
@@ -147,3 +148,41 @@ def test_the_machine_is_sampled_and_no_sample_comes_twice(store: str) -> None:
     assert [point.step for point in points] == list(range(len(points)))
     assert len({point.timestamp for point in points}) == len(points) >= 3
     assert "system/system_memory_usage_megabytes" in run.data.metrics
+
+
+def test_no_space_for_artifacts(store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path("out.csv")
+    path.write_text("a,b\n")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, tracking.track("digits", "a", "run", {}) as tracker:
+        patch.setattr(mlflow.MlflowClient, "log_artifact", full)
+        tracker.file(path, "distill")
+        tracker.metrics({"x": 1.0})
+    assert capsys.readouterr().err.count("No space left on device") == 1
+    tracking.sync()
+    client = mlflow.MlflowClient(store)
+    (run,) = client.search_runs(["1"])
+    assert run.data.metrics["x"] == 1.0
+    assert [file.path for file in client.list_artifacts(run.info.run_id, "distill")] == ["distill/out.csv"]
+
+
+@pytest.mark.slow
+def test_a_locked_database_is_waited_for_once(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """MLflow's own wait for a lock is 20 seconds."""
+    with tracking.track("digits", "a", "run", {"ast.fingerprint": "f"}) as tracker:
+        tracker.tags({"before": "the lock"})
+        lock = sqlite3.connect("mlflow.db", isolation_level=None)
+        lock.execute("BEGIN EXCLUSIVE")
+        start = time.monotonic()
+        for step in range(3):
+            tracker.metrics({"x": float(step)}, step)
+            tracker.flush()
+    assert time.monotonic() - start < 40
+    lock.execute("ROLLBACK")
+    assert "locked" in capsys.readouterr().err
+    tracking.sync()
+    (run,) = mlflow.MlflowClient(store).search_runs(["1"])
+    assert (run.data.metrics["x"], run.info.status) == (2.0, "FINISHED")
