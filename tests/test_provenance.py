@@ -39,6 +39,18 @@ def test_code_is_that_of_the_stage_alone(tmp_path: Path) -> None:
     assert changed == [(True, False), (True, True), (False, False)]
 
 
+def test_what_only_readers_see_is_no_code(tmp_path: Path) -> None:
+    (tmp_path / "dvc.yaml").write_text("stages: {report: {deps: [src/a.py]}}")
+    (tmp_path / "src").mkdir()
+    plain = "def f(x):\n    return x\n"
+    told = '"""A module."""\n\n# why\ndef f(x):\n    """Says."""\n\n    return x  # back\n'
+    found = []
+    for source in (plain, told, plain.replace("return x", "return -x")):
+        (tmp_path / "src/a.py").write_text(source)
+        found.append(provenance.code("report", tmp_path))
+    assert found[0] == found[1] != found[2]
+
+
 def test_it_is_the_code_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also in a study's folder, which has no dvc.yaml."""
     before = provenance.of("distill")
