@@ -259,7 +259,7 @@ def read_damaged(pipeline: Pipeline, kind: str, fault: str, draws: random.Random
     elif outcome == DETECTED:
         if pipeline.changed(spare=name):
             return MISSED, f"{about}; changed: {pipeline.changed(spare=name)}"
-        remedy = re.search(r"`python -m src\.cli ([^`]*)`", said)
+        remedy = re.search(r"^Error: .*`python -m src\.cli ([^`]*)`", said, re.MULTILINE)  # not a warning's
         if remedy is None:
             return MISSED, f"{about}; no remedy"
         code, said = run(pipeline.folder, tuple(remedy[1].split()))
