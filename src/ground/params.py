@@ -58,6 +58,7 @@ class Params:
     report: Report
     runs: Mapping[str, Run]
     distillations: Mapping[str, Distillation]
+    split_seed: int | None = None  # of data sets that were split under another root seed: a study repeats a run on one split
 
     def run(self, name: str) -> Run:
         if name not in self.runs:

@@ -142,7 +142,8 @@ def build(params: Params, base: str, changes: Changes, protocol: Protocol) -> Va
             name: {**shared, "experts": buffer, "ipc": run.ipc, "distill": {"method": run.distill.method}, "evaluate": PROTOCOL}
         },
     }
-    return Variant(parse(raw, f"a variant of {base}"), name, run.experts)
+    parsed = replace(parse(raw, f"a variant of {base}"), split_seed=params.seed)
+    return Variant(parsed, name, run.experts)
 
 
 def with_runtime(variant: Variant, asked: Runtime) -> Variant:
