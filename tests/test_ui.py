@@ -143,13 +143,13 @@ def test_runs_curves_and_images_side_by_side(address: str, tmp_path: Path) -> No
     chosen = quote("params.`run.ipc` = '1'")
     page = f"{address}/experiments/1/runs?compareRunsMode=CHART&searchFilter={chosen}"
     wanted = ("digits-ipc1-ast", "digits-ipc1-mtt", "matching_loss", "test_accuracy_mean", "synthetic")
-    browse(page, TEXT, lambda text: bool(text) and all(word in text for word in wanted), tmp_path)
+    text = browse(page, TEXT, lambda text: bool(text) and all(word in text for word in wanted), tmp_path)
+    assert all(word in text for word in wanted)
 
-    def both(images: list[str] | None) -> bool:
-        loaded = [image for image in images or [] if "synthetic" in image and not image.startswith("0 ")]
-        return len(loaded) == 2
+    def loaded(images: list[str] | None) -> list[str]:
+        return [image for image in images or [] if "synthetic" in image and not image.startswith("0 ")]
 
-    browse(page, IMAGES, both, tmp_path)
+    assert len(loaded(browse(page, IMAGES, lambda images: len(loaded(images)) == 2, tmp_path))) == 2
 
 
 def test_a_study_has_its_trials_inside(address: str, tmp_path: Path) -> None:
@@ -159,4 +159,5 @@ def test_a_study_has_its_trials_inside(address: str, tmp_path: Path) -> None:
     page = f"{address}/experiments/{found.experiment_id}/runs?compareRunsMode=TABLE"
     opened = "(document.querySelector('.ag-row button') || document.body).click(), document.body.innerText"
     words = ("tune digits-ipc1-ast", "trial-000", "trial-001")
-    browse(page, opened, lambda text: bool(text) and all(word in text for word in words), tmp_path)
+    text = browse(page, opened, lambda text: bool(text) and all(word in text for word in words), tmp_path)
+    assert all(word in text for word in words)

@@ -17,11 +17,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -39,6 +39,8 @@ FLUSH_SECONDS = 5.0  # a write takes 20 ms on sqlite and more over http: points 
 BATCH = 500  # points of one request; MLflow takes 1,000 at most
 SAMPLED = ("run", "experts")  # kinds of runs that show how busy the machine was
 
+Value = TypeVar("Value")
+
 
 @dataclass(frozen=True)
 class Nest:
@@ -53,34 +55,29 @@ _open: ContextVar[Tracker | None] = ContextVar("open", default=None)
 _strict: ContextVar[bool] = ContextVar("strict", default=False)
 
 
-@contextmanager
-def nested(nest: Nest) -> Iterator[None]:
+def nested(nest: Nest) -> AbstractContextManager[None]:
     """All runs that the block opens, of stages as well, are children of one run, in its experiment."""
-    token = _nest.set(nest)
-    try:
-        yield
-    finally:
-        _nest.reset(token)
+    return _within(_nest, nest)
 
 
-@contextmanager
-def joined(tracker: Tracker) -> Iterator[None]:
+def joined(tracker: Tracker) -> AbstractContextManager[None]:
     """All that stages track inside the block goes into the run that is open already."""
-    token = _open.set(tracker)
-    try:
-        yield
-    finally:
-        _open.reset(token)
+    return _within(_open, tracker)
+
+
+def strictly(asked: bool) -> AbstractContextManager[None]:
+    """Inside the block, where it is asked for, an error of the store ends the stage instead of being said."""
+    return _within(_strict, asked)
 
 
 @contextmanager
-def strictly(asked: bool) -> Iterator[None]:
-    """Inside the block, where it is asked for, an error of the store ends the stage instead of being said."""
-    token = _strict.set(asked)
+def _within(variable: ContextVar[Value], value: Value) -> Iterator[None]:
+    """The variable has this value inside the block."""
+    token = variable.set(value)
     try:
         yield
     finally:
-        _strict.reset(token)
+        variable.reset(token)
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
@@ -98,7 +95,7 @@ class Tracker:
     _row: Row | None = None
     _journal: Journal | None = None
     _problem: TrackingError | None = None  # of strict tracking
-    _logged: dict[str, int] = field(default_factory=dict)  # metric or picture -> last step that this session logged
+    _logged: dict[str, int] = field(default_factory=dict)  # metric or picture -> last step that was logged here
     _points: list[tuple[str, float, int, int]] = field(default_factory=list)
     _flushed: float = field(default_factory=time.monotonic)
     _lock: threading.RLock = field(default_factory=threading.RLock)
