@@ -116,6 +116,12 @@ def evaluate(
         Path | None,
         typer.Option("--from", dir_okay=False, help="Score this synthetic set as the run's; prints, and keeps nothing."),
     ] = None,
+    released: Annotated[
+        str | None, typer.Option(help="Score this set of data/released with its own settings; prints, and keeps nothing.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Where the real images of --released are; downloaded where left out.")
+    ] = None,
     strict: StrictOption = False,
 ) -> None:
     """Train fresh students on a run's synthetic set and score them on the validation and test splits."""
@@ -125,6 +131,14 @@ def evaluate(
     from src.stages import evaluate as stage
 
     named = [] if networks is None else [name.strip() for name in networks.split(",")]
+    if released is not None:
+        from src.studies import released as sets
+
+        if run is not None or file is not None:
+            raise UserError("--released names all that is scored: leave out --run and --from")
+        return sets.run(released, data, named, params)
+    if data is not None:
+        raise UserError("--data belongs to --released: name a released set, or set prepare.DATASET.source in params.yaml")
     if file is not None:
         if run is None:
             raise UserError("--from needs --run, whose data set and protocol it is scored with: name one")

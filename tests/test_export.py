@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,42 @@ def test_an_exported_set_scores_as_before(
     mean, std = (100 * metrics[f"test_accuracy_{figure}"] for figure in ("mean", "std"))
     assert f"{mean:.1f} ± {std:.1f}" in capsys.readouterr().err
     assert sorted(Path("data").rglob("*")) == before
+
+
+def test_a_released_set_scores_on_a_fresh_clone(
+    made: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With nothing but the export and any valid params.yaml: the same accuracy, and the very images that it was made from."""
+    assert command("export --run one --to data/released/one", monkeypatch) == 0
+    clone = tmp_path_factory.mktemp("clone")
+    shutil.copytree(made / "data" / "released", clone / "data" / "released")
+    shutil.copy(ROOT / "params.yaml", clone)
+    monkeypatch.chdir(clone)
+    metrics = json.loads((made / artifacts.metrics_file("one")).read_text())
+    mean, std = (100 * metrics[f"test_accuracy_{figure}"] for figure in ("mean", "std"))
+    capsys.readouterr()
+    for words in ("", " --data digits"):
+        assert command(f"evaluate --released one{words}", monkeypatch) == 0
+        said = capsys.readouterr().err
+        assert said.count(f"{mean:.1f} ± {std:.1f}") == 2, "what was found, and what it was released with"
+    assert command("evaluate --released one --networks MLP", monkeypatch) == 0
+    assert "MLP" in capsys.readouterr().err
+    assert f"{mean:.1f} ± {std:.1f} % on the test split" in (clone / "data/released/one/README.md").read_text(encoding="utf-8")
+    other = [np.zeros((30, 8, 8), np.uint8), np.arange(30) % 10]
+    np.savez(clone / "other.npz", images=other[0], labels=other[1])
+    for words, sentence in (
+        ("--released two", "no released set is named 'two': choose one of one"),
+        ("--released one --run one", "leave out --run and --from"),
+        ("--data digits", "--data belongs to --released"),
+        ("--released one --data other.npz", "not prepare.digits.sha256"),
+        ("--released one --data nowhere", "no known data set"),
+    ):
+        assert command(f"evaluate {words}", monkeypatch) == 1
+        assert sentence in capsys.readouterr().err
+    (clone / "data" / "released" / "one" / "set.json").write_text("{}")
+    assert command("evaluate --released one", monkeypatch) == 1
+    assert "set.json is damaged" in capsys.readouterr().err
+    assert {path.name for path in (clone / "data").iterdir()} == {"released", "sources"}
 
 
 def test_the_tensors_are_pixels(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """export: a run's synthetic set in a folder of its own, for use elsewhere. No stage of the pipeline: it makes no artifact.
 
-The tensors are pixels, whatever whitening they were distilled under, so that anybody can normalise them in their own way.
+The tensors are pixels, whatever whitening they were distilled under, so that anybody can normalise them in their own way. A
+folder in data/released is one that `evaluate --released` scores.
 """
 
 from __future__ import annotations
@@ -10,14 +11,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.image import imsave
 from PIL import Image
 from torch import Tensor
 
 from src.ground.errors import UserError
 from src.ground.params import Params
-from src.io import artifacts, files, progress
+from src.io import artifacts, files, pictures, progress
 from src.io.artifacts import Statistics
+from src.stages.evaluate import SPLITS
 from src.stages.records import synthetic_settings
+
+USE = """`synthetic.safetensors` holds `pixels` (S, C, H, W), 0 black and 1 white but not bound to either, `labels` and
+`syn_lr`, the students' learning rate; `set.json` says how they were made and how students are trained on them. Normalise the
+pixels as your real images are, then train:
+
+```python
+from safetensors.torch import load_file
+
+synthetic = load_file("synthetic.safetensors")
+```"""
 
 
 def run(params: Params, name: str, folder: Path) -> None:
@@ -30,7 +43,10 @@ def run(params: Params, name: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(path, folder / "synthetic.safetensors")
     _save_pictures(folder, synthetic.pixels, synthetic.classes)
-    files.write_json(folder / "set.json", _card(params, name, statistics, synthetic.syn_lr.item(), len(synthetic.labels)))
+    imsave(folder / "images.png", pictures.grid(synthetic.pixels, synthetic.classes))
+    card = _card(params, name, statistics, synthetic.syn_lr.item(), len(synthetic.labels))
+    files.write_json(folder / "set.json", card)
+    files.write_text(folder / "README.md", _words(card, len(synthetic.labels)))
     progress.say(f"{name}: {len(synthetic.labels)} images in {folder}")
 
 
@@ -62,5 +78,41 @@ def _card(params: Params, name: str, statistics: Statistics, syn_lr: float, coun
         "whitening": params.prepare[run.dataset].whitening,
         "network": params.networks[run.network].model_dump(),
         "evaluation": params.evaluate[run.evaluate].model_dump(mode="json"),
+        "settings": _settings(params, name, statistics),
         "accuracy": files.read_json(metrics, artifacts.remake("evaluate", name)) if metrics.exists() else None,
     }
+
+
+def _settings(params: Params, name: str, statistics: Statistics) -> dict[str, Any]:
+    """The sections of params.yaml for this run alone, tied to the very images that it was distilled from."""
+    run = params.runs[name]
+    dataset = params.prepare[run.dataset].model_copy(update={"sha256": statistics.source_sha256})
+    method = run.distill.method
+    return {
+        "seed": params.seed,
+        "prepare": {run.dataset: dataset.model_dump(mode="json")},
+        "networks": {run.network: params.networks[run.network].model_dump(mode="json")},
+        "experts": {run.experts: params.experts[run.experts].model_dump(mode="json")},
+        "distill": {method: params.distillations[name].model_dump(mode="json")},
+        "evaluate": {run.evaluate: params.evaluate[run.evaluate].model_dump(mode="json")},
+        "runs": {name: {**run.model_dump(mode="json"), "distill": {"method": method}, "cross": []}},
+    }
+
+
+def _words(card: dict[str, Any], count: int) -> str:
+    """The card for people."""
+    run, dataset, accuracy = card["run"], card["dataset"], card["accuracy"]
+    settings = card["settings"]["runs"][run]
+    lines = [
+        f"# {run}",
+        "",
+        f"{count} images for {len(dataset['classes'])} classes of `{dataset['name']}`, "
+        f"{'distilled' if card['distilled'] else 'chosen'} by `{settings['distill']['method']}` for `{settings['network']}`: "
+        f"{', '.join(dataset['classes'])}.",
+        "",
+        "![The images](images.png)",
+    ]
+    if accuracy is not None:
+        val, test = (f"{100 * accuracy[f'{s}_accuracy_mean']:.1f} ± {100 * accuracy[f'{s}_accuracy_std']:.1f}" for s in SPLITS)
+        lines += ["", f"Fresh students of that network reach {test} % on the test split ({val} % on the validation split)."]
+    return "\n".join([*lines, "", USE, ""])

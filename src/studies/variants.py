@@ -78,8 +78,13 @@ class Workspace:
             if not (self.source / path).exists():
                 raise ArtifactError(f"{path} is missing: {artifacts.remake('prepare', dataset)}")
             place(self.source / path, self.folder / path)
-        if not (self.folder / "src").exists():  # its digest tells tracking whether work is the same
-            (self.folder / "src").symlink_to(self.source / "src", target_is_directory=True)
+        self.link(Path("src"))  # its digest tells tracking whether work is the same
+
+    def link(self, folder: Path) -> None:
+        """Let a folder of the repository's be seen in the workspace too."""
+        if not (self.folder / folder).is_symlink():
+            (self.folder / folder).parent.mkdir(parents=True, exist_ok=True)
+            (self.folder / folder).symlink_to(self.source / folder, target_is_directory=True)
 
     @contextmanager
     def entered(self) -> Iterator[None]:

@@ -1,0 +1,75 @@
+"""Released sets: scores a synthetic set that is kept in data/released, on a clone that has made nothing itself.
+
+What `export` wrote there names all settings that matter, so that params.yaml only says how to use the machine, and no experts
+are needed: the data set is prepared as it was, in a workspace of its own, and students are trained under the run's protocol.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from src.ground.errors import ArtifactError, UserError
+from src.ground.params import Params, parse
+from src.io import artifacts, files, progress
+from src.io.sources import named
+from src.stages import evaluate, prepare
+from src.stages.records import prepared
+from src.studies.variants import Workspace
+
+FOLDER = artifacts.DATA / "released"
+WORKSPACE = Path(".cache") / "released"
+REMEDY = "restore it with git"
+
+
+def run(name: str, data: str | None, networks: list[str], mine: Params) -> None:
+    """Score the released set `name`, with the real images from `data` unless None, beside what it was released with."""
+    folder = (FOLDER / _known(name)).absolute()
+    card = files.read_json(folder / "set.json", REMEDY)
+    with files.understood(folder / "set.json", REMEDY):
+        params, before = _params(name, card["settings"], data, mine), card["accuracy"]
+        then = f"{100 * before['test_accuracy_mean']:.1f} ± {100 * before['test_accuracy_std']:.1f}"
+    with _workspace().entered():
+        _prepare(params, params.runs[name].dataset)
+        evaluate.score_file(params, name, networks, folder / "synthetic.safetensors")
+    progress.say(f"{name}: released with {then} % on the test split, of {params.runs[name].network}")
+
+
+def _known(name: str) -> str:
+    known = sorted(path.parent.name for path in FOLDER.glob("*/set.json"))
+    if name not in known:
+        near = get_close_matches(name, known, n=3, cutoff=0.5)
+        raise UserError(f"no released set is named '{name}': choose one of {', '.join(near or known) or 'none'}")
+    return name
+
+
+def _params(name: str, settings: dict[str, Any], data: str | None, mine: Params) -> Params:
+    """The run alone, on this machine and with its networks at hand; its images from `data` unless None."""
+    alone = parse({**settings, "runtime": mine.runtime.model_dump()}, f"{FOLDER / name / 'set.json'}")
+    params = replace(alone, networks={**mine.networks, **alone.networks})
+    if data is None:
+        return params
+    place = Path(data).expanduser()
+    dataset = params.runs[name].dataset
+    source = str(place.absolute()) if place.exists() else data
+    return replace(params, prepare={dataset: params.prepare[dataset].model_copy(update={"source": source})})
+
+
+def _workspace() -> Workspace:
+    """A folder of the cache that knows this repository's code and downloaded data sets."""
+    top = Path.cwd()
+    workspace = Workspace(top / WORKSPACE, top)
+    workspace.link(Path("src"))
+    (top / named.FOLDER).mkdir(parents=True, exist_ok=True)
+    workspace.link(named.FOLDER)
+    return workspace
+
+
+def _prepare(params: Params, dataset: str) -> None:
+    """Prepare the data set, unless it is there from before."""
+    try:
+        prepared(params, dataset, *evaluate.SPLITS)
+    except ArtifactError:
+        prepare.run(params, dataset)
