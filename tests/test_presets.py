@@ -80,7 +80,11 @@ def test_every_preset_is_valid_by_itself(name: str) -> None:
     if preset.experts:
         distil: Distillation = params.distillations[name]
         assert preset.epochs == distil.max_start_epoch - 1 + distil.expert_epochs
-        expected = (8, 8, 10, 500) if quick else (100, 100, 50, 5000)
+        expected = (100, 100, 50, 5000)
+        if quick:
+            expected = (4, 4, 10, 200) if preset.family.startswith("fashion") else (8, 8, 10, 500)
+        elif name.endswith("-cpu"):
+            expected = (10, 10, 50, 2000)
         assert (preset.experts, experts.count, experts.epochs, distil.iterations) == expected
         assert experts.augmentation == distil.augmentation == params.evaluate[run.evaluate].augmentation
         assert ("flip" in distil.augmentation) == (preset.family not in ("mnist", "svhn"))
@@ -114,6 +118,17 @@ def test_published_settings(name: str) -> None:
     assert params.networks[run.network].width == 128
     assert (preset.status, preset.compare, preset.published["MTT"]) == ("published", "MTT", accuracy)
     assert not [method for method in preset.published if "AST" in method]
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name.endswith("-cpu")])
+def test_a_small_variant_is_its_preset_with_fewer_experts_and_iterations(name: str) -> None:
+    (_, small), (_, large) = parsed(name), parsed(name.removesuffix("-cpu"))
+    run, whole = name, name.removesuffix("-cpu")
+    assert small.runs[run].experts == f"{large.runs[whole].experts}-cpu"
+    few, many = (params.experts[params.runs[one].experts] for params, one in ((small, run), (large, whole)))
+    assert few == many.model_copy(update={"count": few.count, "stop_epoch": few.stop_epoch})
+    distil = small.distillations[run]
+    assert distil == large.distillations[whole].model_copy(update={"iterations": distil.iterations})
 
 
 def test_no_other_cell_is_called_published() -> None:

@@ -52,7 +52,8 @@ def load() -> Mapping[str, Preset]:
         _preset(blocks, accuracies, dataset, recipe, ipc, cell)
         for dataset, recipes in blocks["cells"].items()
         for recipe, cells in recipes.items()
-        for ipc, cell in cells.items()
+        for ipc, variants in cells.items()
+        for cell in (variants if isinstance(variants, list) else [variants])
     ]
     families = [dataset["family"] for dataset in blocks["datasets"].values()]
     recipes = list(blocks["recipes"])
@@ -64,15 +65,20 @@ def load() -> Mapping[str, Preset]:
     return {preset.name: preset for preset in sorted(presets, key=place)}
 
 
-def compose(name: str, recipe: str, dataset: str, described: Tree, ipc: int | str, own: Tree, experts: Tree) -> Sections:
+def compose(
+    name: str, recipe: str, dataset: str, described: Tree, ipc: int | str, own: Tree, experts: Tree, variant: str = ""
+) -> Sections:
     """The sections of params.yaml for a run: the recipe's blocks with the run's `own` values of `distill`.
 
-    `described` is a data set as in the block `datasets`; `experts` are values that go before the recipe's.
+    `described` is a data set as in the block `datasets`; `experts` are values that go before the recipe's, and then the buffer
+    has the `variant` in its name.
     """
     blocks = _blocks()
     kind, network, augmentation = blocks["recipes"][recipe], described["network"], described["augmentation"]
     suffix = "" if "flip" in augmentation else "-no-flip"
     buffer, method, protocol = f"{dataset}-{kind['experts']}", kind["method"], f"{kind['evaluate']}{suffix}"
+    if experts and variant:
+        buffer = f"{buffer}-{variant}"
     shared = blocks["methods"][method]
     if shared["iterations"]:  # a baseline augments nothing
         method, shared = f"{method}{suffix}", {**shared, "augmentation": augmentation}
@@ -102,8 +108,9 @@ def _preset(blocks: Tree, accuracies: Tree, dataset: str, recipe: str, ipc: int 
     kind, described = blocks["recipes"][recipe], blocks["datasets"][dataset]
     family = described["family"]
     parts = (family, recipe) if ipc == "all" else (family, f"ipc{ipc}", recipe)
-    name = "-".join((*parts, cell["variant"]) if "variant" in cell else parts)
-    published, status = accuracies[family].get(ipc, {}), cell.get("status", kind["status"])
+    variant = cell.get("variant", "")
+    name = "-".join((*parts, variant) if variant else parts)
+    published, status = accuracies.get(family, {}).get(ipc, {}), cell.get("status", kind["status"])
     return Preset(
         name=name,
         family=family,
@@ -115,5 +122,5 @@ def _preset(blocks: Tree, accuracies: Tree, dataset: str, recipe: str, ipc: int 
         note=cell.get("note", ""),
         published=published,
         compare=next((method for method in kind["compare"] if method in published), None),
-        sections=compose(name, recipe, dataset, described, ipc, cell["distill"], cell.get("experts", {})),
+        sections=compose(name, recipe, dataset, described, ipc, cell["distill"], cell.get("experts", {}), variant),
     )
