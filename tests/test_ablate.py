@@ -6,13 +6,16 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import mlflow
 import pytest
 
 from src.ground.params import load
+from src.io import files
 from src.studies import ablate, variants
+from src.studies.usefulness import Experts
 from tests import studying
 from tests.imports import ROOT
 from tests.studying import RUN, call
@@ -51,6 +54,19 @@ def test_a_run_without_parts_has_nothing_to_leave_out() -> None:
     assert "MTT and clipping loss" in labels
 
 
+def test_the_plot_has_the_arms_that_differ_in_experts_alone() -> None:
+    params = load(ROOT / "params.yaml")
+    experts = (Experts(0.1, 0.5), Experts(0.2, 0.6))
+    found = [
+        ablate.Outcome(arm.label, arm.parts, {"val": (0.7, 0.8)}, experts, arm.against) for arm in ablate.arms(params, RUN)
+    ]
+    found.append(ablate.Outcome("failed", (1,), {}, (), None, problem="diverged"))
+    points = ablate._points(found)
+    assert len(points) == 2 * (3 + 3)  # the run, without either; MTT, and with either
+    assert {point.group for point in points} == {"with the run's other parts", "with no other part"}
+    assert {(point.experts, point.val_accuracy) for point in points} == {(experts[0], 0.7), (experts[1], 0.8)}
+
+
 def figures(folder: Path) -> dict[str, Any]:
     found = json.loads((folder / f"data/ablate/{RUN}.json").read_text())
     return {one["label"]: one for one in found["variants"]}
@@ -76,7 +92,7 @@ def test_killed_and_gone_on_with(tmp_path: Path) -> None:
     assert len(found) == 1 + 5 + 1 + 6
     assert all(len(one["seeds"]["val"]) == 2 and not one["problem"] for one in found.values())
     assert len(list(folder.glob("data/ablate/*/data/experts/*"))) == 2 * 3  # with clipping, with the penalty, with neither
-    assert "beyond noise" in done.stdout or "may be noise" in done.stdout
+    assert "*: beyond noise" in done.stdout
     assert "test" not in found["MTT: no part"]["seeds"]
     client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
     rows = client.search_runs([client.get_experiment_by_name("digits-studies").experiment_id])  # type: ignore[union-attr]
@@ -88,4 +104,13 @@ def test_killed_and_gone_on_with(tmp_path: Path) -> None:
     assert {label: one["seeds"]["val"] for label, one in figures(folder).items()} == {
         label: one["seeds"]["val"] for label, one in found.items()
     }
-    assert (folder / f"data/ablate/{RUN}.md").read_text().count("\n| ") == 1 + 1 + 13
+    assert (folder / f"data/ablate/{RUN}.md").read_text().count("\n| ") == (1 + 1 + 13) + (1 + 1 + 3)
+    assert (folder / f"data/ablate/{RUN}.png").read_bytes().startswith(b"\x89PNG")
+    last = raw["runs"][RUN]["distill"]["max_start_epoch"] - 1 + raw["distill"]["ast"]["expert_epochs"]
+    expected = set()
+    for path in folder.glob("data/ablate/*/data/experts/*/curves.csv"):
+        rows = [row for row in files.read_csv(path, "") if int(row["epoch"]) <= last]
+        steps, ends = [float(r["parameter_step"]) for r in rows], [r for r in rows if int(r["epoch"]) == last]
+        expected.add((round(mean(steps), 6), round(mean(float(r["val_accuracy"]) for r in ends), 6)))
+    measured = [experts for one in found.values() for experts in one["experts"]]
+    assert {(round(one["parameter_step"], 6), round(one["accuracy"], 6)) for one in measured} == expected

@@ -15,6 +15,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import matplotlib.pyplot as plt
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -26,7 +28,8 @@ from src.io import artifacts, files, page, progress, tracking
 from src.io.page import PARTS, Accuracy
 from src.io.tracking import Nest
 from src.maths import scores, significance
-from src.studies import processes, trials, variants
+from src.studies import processes, trials, usefulness, variants
+from src.studies.usefulness import Experts, Point
 from src.studies.variants import Accuracies, Changes, Variant, Workspace
 
 # (section, field, value without the part, value with it where the run itself has none): parts 1 to 6
@@ -39,6 +42,7 @@ SWITCHES: tuple[tuple[str, str, Any, Any], ...] = (
     ("distill", "weight_perturbation", 0.0, 1.0),
 )
 WHOLE, NONE = "the run as it is", "MTT: no part"
+EXPERT_PARTS = frozenset({1, 2})
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class Outcome:
     label: str
     parts: tuple[int, ...]
     seeds: Mapping[str, tuple[float, ...]]
+    experts: tuple[Experts, ...]  # of each seed
     against: str | None
     difference: float | None = None  # of validation accuracy
     p: float | None = None
@@ -79,11 +84,12 @@ def run(params: Params, base: str, seeds: int, test: bool, workers: int | None) 
         nest = Nest(experiment, tracker.opening)
         problems = _make_all(params, wanted, workspace, nest, splits, processes.count(params, workers))
         tracker.end_children()
-        found = outcomes(wanted, folder, splits, problems)
+        with workspace.entered():
+            found = outcomes(wanted, splits, problems)
         written = _write(base, found, seeds)
         for path in written:
             tracker.file(path)
-    Console(highlight=False).print(_shown(found, base, seeds))
+    _show(found, base, seeds)
     progress.say(f"written: {', '.join(str(path) for path in written)}")
 
 
@@ -179,30 +185,46 @@ def _make(variant: Variant, label: str, workspace: Workspace, nest: Nest, splits
 # -- what was found
 
 
-def outcomes(
-    wanted: Mapping[Arm, Sequence[Variant]], folder: Path, splits: tuple[str, ...], problems: Mapping[str, str]
-) -> list[Outcome]:
-    """A row an arm; an arm with a problem has no figures."""
-    means = {arm.label: _means(own, folder, splits) for arm, own in wanted.items()}
+def outcomes(wanted: Mapping[Arm, Sequence[Variant]], splits: tuple[str, ...], problems: Mapping[str, str]) -> list[Outcome]:
+    """A row an arm, inside the workspace; an arm with a problem has no figures."""
+    means = {arm.label: _means(own, splits) for arm, own in wanted.items()}
+    measured: dict[str, Experts] = {}
     found = []
     for arm, own in wanted.items():
         seeds = means[arm.label]
-        problem = next((problems[variant.name] for variant in own if variant.name in problems), "")
         other = means[arm.against] if arm.against else None
-        if not seeds or not other:
-            found.append(Outcome(arm.label, arm.parts, seeds, arm.against, problem=problem))
+        if not seeds:
+            problem = next((problems[variant.name] for variant in own if variant.name in problems), "")
+            found.append(Outcome(arm.label, arm.parts, seeds, (), arm.against, problem=problem))
             continue
-        difference = significance.welch(other["val"], seeds["val"])
-        found.append(Outcome(arm.label, arm.parts, seeds, arm.against, difference.mean, difference.p))
+        for variant in own:
+            if variant.experts not in measured:
+                measured[variant.experts] = usefulness.measure(variant)
+        experts = tuple(measured[variant.experts] for variant in own)
+        difference = significance.welch(other["val"], seeds["val"]) if other else None
+        figures = (difference.mean, difference.p) if difference else (None, None)
+        found.append(Outcome(arm.label, arm.parts, seeds, experts, arm.against, *figures))
     return found
 
 
-def _means(own: Sequence[Variant], folder: Path, splits: tuple[str, ...]) -> dict[str, tuple[float, ...]]:
+def _means(own: Sequence[Variant], splits: tuple[str, ...]) -> dict[str, tuple[float, ...]]:
     """The mean over the students of each seed: seeds are independent, the students of one synthetic set are not."""
-    made: list[Accuracies | None] = [variants.finished(variant, splits, folder) for variant in own]
+    made: list[Accuracies | None] = [variants.finished(variant, splits) for variant in own]
     if any(one is None for one in made):
         return {}
     return {split: tuple(mean(one[split]) for one in made if one is not None) for split in splits}
+
+
+def _points(found: Sequence[Outcome]) -> list[Point]:
+    """Of the arms that differ from the run, or from MTT, in their experts alone."""
+    whole = next(one.parts for one in found if one.label == WHOLE)
+    groups = {frozenset(whole) - EXPERT_PARTS: "with the run's other parts", frozenset(): "with no other part"}
+    return [
+        Point(experts, accuracy, groups[others])
+        for one in found
+        if (others := frozenset(one.parts) - EXPERT_PARTS) in groups
+        for experts, accuracy in zip(one.experts, one.seeds.get("val", ()), strict=True)
+    ]
 
 
 def _rows(found: Sequence[Outcome]) -> Iterator[tuple[str, ...]]:
@@ -224,20 +246,56 @@ def _rows(found: Sequence[Outcome]) -> Iterator[tuple[str, ...]]:
 HEADER = ("variant", "parts", "validation, %", "test, %", "points", "p", "verdict")
 
 
-def _shown(found: Sequence[Outcome], base: str, seeds: int) -> Table:
-    table = Table(*HEADER, title=f"{base}, {seeds} seeds", title_justify="left")
-    for row in _rows(found):
-        table.add_row(*row)
-    return table
+def _show(found: Sequence[Outcome], base: str, seeds: int) -> None:
+    """Print the table as narrow as a terminal: what is tested against the run, then what is tested against MTT."""
+    tested = any("test" in one.seeds for one in found)
+    table = Table(
+        *("variant", "parts", "validation, %"), box=box.SIMPLE_HEAD, title=f"{base}, {seeds} seeds", title_justify="left"
+    )
+    for name in (*(("test, %",) if tested else ()), "points", "p"):
+        table.add_column(name, justify="right")
+    for one, (label, parts, val, test, points, p, _) in zip(found, _rows(found), strict=True):
+        mark = "*" if one.p is not None and one.p < significance.LEVEL else " "
+        table.add_row(label, parts, val, *((test,) if tested else ()), points, f"{p}{mark}", end_section=one.label == NONE)
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(
+        f"points and p: against the run; below MTT, against MTT. *: beyond noise, p < {significance.LEVEL}", style="dim"
+    )
+    for one in found:
+        if one.problem:
+            console.print(f"{one.label} failed: {one.problem}", soft_wrap=True)
 
 
-def _write(base: str, found: Sequence[Outcome], seeds: int) -> tuple[Path, Path]:
+EXPERTS_HEADER = ("experts' parts", "squared parameter step", "accuracy of experts, %")
+
+
+def _experts_rows(found: Sequence[Outcome]) -> Iterator[tuple[str, ...]]:
+    """A row a kind of experts."""
+    kinds = {tuple(part for part in one.parts if part in EXPERT_PARTS): one.experts for one in found if len(one.experts) > 1}
+    for parts, experts in sorted(kinds.items()):
+        (step, spread), accuracy = (
+            scores.mean_and_std([one.parameter_step for one in experts]),
+            Accuracy(*scores.mean_and_std([one.accuracy for one in experts])),
+        )
+        yield " ".join(map(str, parts)) or "-", f"{step:.3g} ± {spread:.2g}", page.score(accuracy)
+
+
+def _write(base: str, found: Sequence[Outcome], seeds: int) -> tuple[Path, ...]:
     folder = runtime.workspace() / "data" / "ablate"
     files.write_json(folder / f"{base}.json", {"run": base, "variants": [asdict(one) for one in found]})
     text = page.table(HEADER, list(_rows(found)), left=(0, 1, 6))
+    experts = page.table(EXPERTS_HEADER, list(_experts_rows(found)), left=(0,))
     about = (
         f"Mean and standard deviation over {seeds} seeds, each with experts, draws and students of its own; points and p\n"
         "(Welch's t-test over the seeds) of validation accuracy. MTT is the run with all six parts off, all else kept."
     )
-    files.write_text(folder / f"{base}.md", f"# What the parts do: {base}\n\n{text}\n\n{about}\n")
-    return folder / f"{base}.json", folder / f"{base}.md"
+    beside = (
+        "The experts, over the epochs that are matched: their mean squared parameter step of an epoch (small is smooth), and\n"
+        f"their validation accuracy after the last of them. {base}.png shows what was distilled from them."
+    )
+    drawn = usefulness.figure(_points(found))
+    files.write_atomically(folder / f"{base}.png", lambda path: drawn.savefig(path, format="png", dpi=110))
+    plt.close(drawn)
+    files.write_text(folder / f"{base}.md", f"# What the parts do: {base}\n\n{text}\n\n{about}\n\n{experts}\n\n{beside}\n")
+    return tuple(folder / f"{base}.{kind}" for kind in ("json", "md", "png"))

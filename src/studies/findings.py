@@ -20,9 +20,10 @@ from src.io import files, params_edit, progress
 from src.io.progress import Advance
 from src.io.tracking import Tracker
 from src.maths import significance
-from src.studies import space, study
+from src.studies import space, study, usefulness
 from src.studies.space import Side
 from src.studies.study import Study
+from src.studies.usefulness import Experts, Point
 from src.studies.variants import Changes
 
 SHOWN = 3  # trials of the table, beside the start
@@ -64,6 +65,17 @@ def log(opened: optuna.Study, tracker: Tracker, plan: Study) -> None:
         tracker.metrics({f"importance/{name}": value for name, value in study.importances(opened).items()}, len(rows))
     for name, plot in PLOTS.items():
         _log_plot(opened, tracker, name, plot)
+    points = _points(opened)
+    if points:
+        figure = usefulness.figure(points)
+        tracker.figure("figures/experts.png", figure)
+        plt.close(figure)
+
+
+def _points(opened: optuna.Study) -> list[Point]:
+    """The complete trials that trained experts of their own."""
+    complete = (t for t in study.finished(opened) if t.state == TrialState.COMPLETE and "experts" in t.user_attrs)
+    return [Point(Experts(**t.user_attrs["experts"]), t.value or 0.0, "trials") for t in complete]
 
 
 def _row(trial: FrozenTrial) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import optuna
@@ -14,7 +14,7 @@ from src.ground.params import Params
 from src.io import progress, tracking
 from src.io.tracking import Nest, Tracker
 from src.maths import scores
-from src.studies import processes, space, study, variants
+from src.studies import processes, space, study, usefulness, variants
 from src.studies.study import Study
 from src.studies.variants import Variant, Workspace
 
@@ -84,6 +84,10 @@ def _attempt(task: Task, opened: optuna.Study, trial: Trial, tracker: Tracker) -
         variant = variants.build(task.params, task.base, changes, protocol)
         trial.set_user_attr("variant", variant.name)
         variants.ready_experts(variant, task.workspace.source)
+        if changes.experts:
+            measured = usefulness.measure(variant)
+            trial.set_user_attr("experts", asdict(measured))
+            tracker.metrics({f"experts/{name}": value for name, value in asdict(measured).items()})
         accuracies = variants.make(variant, tracker, judge)["val"]
     except InterruptedWorkError:
         raise

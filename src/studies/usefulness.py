@@ -1,0 +1,69 @@
+"""What experts are like, beside what was distilled from them: smooth and accurate ones teach better, the paper says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.figure import Figure
+
+from src.io import artifacts
+from src.maths import networks, scores, smoothness
+from src.maths.networks import FlatNetwork
+from src.studies.variants import Variant
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A buffer, over its experts and those of their epochs that the run matches."""
+
+    parameter_step: float  # mean squared parameter step of an epoch: small is smooth
+    accuracy: float  # on the validation split, after the last of the epochs
+
+
+@dataclass(frozen=True)
+class Point:
+    """What students reached on images that were distilled from experts."""
+
+    experts: Experts
+    val_accuracy: float
+    group: str  # of points that differ in their experts alone
+
+
+def measure(variant: Variant) -> Experts:
+    """Of the variant's experts, inside its workspace."""
+    params, name = variant.params, variant.experts
+    run, distil = params.runs[variant.name], params.distillations[variant.name]
+    last = distil.max_start_epoch - 1 + distil.expert_epochs
+    images, labels = artifacts.load_inputs(run.dataset, "val")
+    shape = artifacts.load_statistics(run.dataset).shape
+    network = FlatNetwork(networks.build(params.networks[run.network], shape, torch.Generator()))
+    steps, accuracies = [], []
+    for index in range(params.experts[name].count):
+        trajectory = artifacts.read_snapshots(name, index, 0, last + 1)
+        predicted = scores.predictions(lambda chunk, theta=trajectory[last]: network(theta, chunk), images)  # type: ignore[misc]
+        steps.append(smoothness.parameter_steps(trajectory).mean())
+        accuracies.append(scores.accuracy(predicted, labels))
+    return Experts(torch.stack(steps).mean().item(), sum(accuracies) / len(accuracies))
+
+
+def figure(points: Sequence[Point]) -> Figure:
+    """Distilled accuracy against the experts' steps, and against their accuracy; the caller closes the figure."""
+    found, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained", sharey=True)
+    for group in dict.fromkeys(point.group for point in points):
+        own = [point for point in points if point.group == group]
+        y = [100 * point.val_accuracy for point in own]
+        axes[0].plot([point.experts.parameter_step for point in own], y, "o", label=group, alpha=0.75)
+        axes[1].plot([100 * point.experts.accuracy for point in own], y, "o", label=group, alpha=0.75)
+    axes[0].set(xlabel="experts' squared parameter step of an epoch", ylabel="validation accuracy of students, %", xscale="log")
+    axes[1].set(xlabel="validation accuracy of the experts, %")
+    for one in axes:
+        one.spines[["top", "right"]].set_visible(False)
+    axes[1].legend(frameon=False, fontsize="small")
+    return found
