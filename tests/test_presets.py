@@ -82,7 +82,7 @@ def test_every_preset_is_valid_by_itself(name: str) -> None:
         assert preset.epochs == distil.max_start_epoch - 1 + distil.expert_epochs
         expected = (100, 100, 50, 5000)
         if quick:
-            expected = (4, 4, 10, 200) if preset.family.startswith("fashion") else (8, 8, 10, 500)
+            expected = (4, 4, 10, 100) if preset.family.startswith("fashion") else (8, 8, 10, 500)
         elif name.endswith("-cpu"):
             expected = (10, 10, 50, 2000)
         assert (preset.experts, experts.count, experts.epochs, distil.iterations) == expected

@@ -317,6 +317,11 @@ def test_the_expert_side_trains_experts_and_applies_them(tmp_path: Path) -> None
     assert len(list((plan / "data/experts").iterdir())) == 2
     if opened.best_trial.number:
         assert load(folder / "params.yaml").runs[f"{RUN}-tuned"].experts == "digits-smooth-tuned"
+    client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    rows = client.search_runs([client.get_experiment_by_name("digits-studies").experiment_id])  # type: ignore[union-attr]
+    measured = {row.data.tags["ast.kind"]: row for row in rows}
+    assert measured["trial"].data.metrics["experts/parameter_step"] > 0
+    assert "figures/experts.png" in {file.path for file in client.list_artifacts(measured["study"].info.run_id, "figures")}
 
 
 def workers_of(main: subprocess.Popen[str]) -> list[psutil.Process]:
