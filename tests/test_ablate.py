@@ -14,7 +14,7 @@ import pytest
 
 from src.ground.params import load
 from src.io import files
-from src.studies import ablate, variants
+from src.studies import ablate, usefulness, variants
 from src.studies.usefulness import Experts
 from tests import studying
 from tests.imports import ROOT
@@ -65,11 +65,19 @@ def test_the_plot_has_the_arms_that_differ_in_experts_alone() -> None:
     assert len(points) == 2 * (3 + 3)  # the run, without either; MTT, and with either
     assert {point.group for point in points} == {"with the run's other parts", "with no other part"}
     assert {(point.experts, point.val_accuracy) for point in points} == {(experts[0], 0.7), (experts[1], 0.8)}
+    rows = list(usefulness.correlations(points))
+    assert [row[1:3] for row in rows] == [("their squared parameter step", "+1.00"), ("their accuracy", "+1.00")] * 2
 
 
 def figures(folder: Path) -> dict[str, Any]:
     found = json.loads((folder / f"data/ablate/{RUN}.json").read_text())
     return {one["label"]: one for one in found["variants"]}
+
+
+def outcome(raw: dict[str, Any]) -> ablate.Outcome:
+    return ablate.Outcome(
+        raw["label"], tuple(raw["parts"]), raw["seeds"], tuple(Experts(**one) for one in raw["experts"]), None
+    )
 
 
 @pytest.mark.slow
@@ -104,7 +112,8 @@ def test_killed_and_gone_on_with(tmp_path: Path) -> None:
     assert {label: one["seeds"]["val"] for label, one in figures(folder).items()} == {
         label: one["seeds"]["val"] for label, one in found.items()
     }
-    assert (folder / f"data/ablate/{RUN}.md").read_text().count("\n| ") == (1 + 1 + 13) + (1 + 1 + 3)
+    rows = len(list(usefulness.correlations(ablate._points([outcome(one) for one in found.values()]))))
+    assert (folder / f"data/ablate/{RUN}.md").read_text().count("\n| ") == (1 + 1 + 13) + (1 + 1 + 3) + (1 + 1 + rows)
     assert (folder / f"data/ablate/{RUN}.png").read_bytes().startswith(b"\x89PNG")
     last = raw["runs"][RUN]["distill"]["max_start_epoch"] - 1 + raw["distill"]["ast"]["expert_epochs"]
     expected = set()

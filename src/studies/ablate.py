@@ -268,6 +268,7 @@ def _show(found: Sequence[Outcome], base: str, seeds: int) -> None:
 
 
 EXPERTS_HEADER = ("experts' parts", "squared parameter step", "accuracy of experts, %")
+CORRELATIONS_HEADER = ("experts", "distilled accuracy goes with", "rank correlation", "p")
 
 
 def _experts_rows(found: Sequence[Outcome]) -> Iterator[tuple[str, ...]]:
@@ -294,8 +295,11 @@ def _write(base: str, found: Sequence[Outcome], seeds: int) -> tuple[Path, ...]:
         "The experts, over the epochs that are matched: their mean squared parameter step of an epoch (small is smooth), and\n"
         f"their validation accuracy after the last of them. {base}.png shows what was distilled from them."
     )
-    drawn = usefulness.figure(_points(found))
+    points = _points(found)
+    correlations = page.table(CORRELATIONS_HEADER, list(usefulness.correlations(points)), left=(0, 1))
+    drawn = usefulness.figure(points)
     files.write_atomically(folder / f"{base}.png", lambda path: drawn.savefig(path, format="png", dpi=110))
     plt.close(drawn)
-    files.write_text(folder / f"{base}.md", f"# What the parts do: {base}\n\n{text}\n\n{about}\n\n{experts}\n\n{beside}\n")
+    texts = (f"# What the parts do: {base}", text, about, experts, beside, correlations)
+    files.write_text(folder / f"{base}.md", "\n\n".join(texts) + "\n")
     return tuple(folder / f"{base}.{kind}" for kind in ("json", "md", "png"))

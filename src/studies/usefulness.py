@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import matplotlib
@@ -12,6 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
+from scipy.stats import spearmanr
 
 from src.io import artifacts
 from src.maths import networks, scores, smoothness
@@ -51,6 +52,17 @@ def measure(variant: Variant) -> Experts:
         steps.append(smoothness.parameter_steps(trajectory).mean())
         accuracies.append(scores.accuracy(predicted, labels))
     return Experts(torch.stack(steps).mean().item(), sum(accuracies) / len(accuracies))
+
+
+def correlations(points: Sequence[Point]) -> Iterator[tuple[str, str, str, str]]:
+    """Spearman's rank correlation of distilled accuracy with each figure of the experts, a row a group and figure."""
+    for group in dict.fromkeys(point.group for point in points):
+        own = [point for point in points if point.group == group]
+        for name, words in (("parameter_step", "their squared parameter step"), ("accuracy", "their accuracy")):
+            x = [getattr(point.experts, name) for point in own]
+            if len(set(x)) > 1 and len({point.val_accuracy for point in own}) > 1:
+                found = spearmanr(x, [point.val_accuracy for point in own])
+                yield group, words, f"{found.statistic:+.2f}", f"{found.pvalue:.2g}"
 
 
 def figure(points: Sequence[Point]) -> Figure:
