@@ -17,8 +17,9 @@ from torch import Tensor
 
 from src.ground.errors import UserError
 from src.ground.params import Params
-from src.io import artifacts, files, pictures, progress
+from src.io import artifacts, files, page, pictures, progress
 from src.io.artifacts import Statistics
+from src.io.page import Accuracy
 from src.stages.evaluate import SPLITS
 from src.stages.records import synthetic_settings
 
@@ -113,6 +114,6 @@ def _words(card: dict[str, Any], count: int) -> str:
         "![The images](images.png)",
     ]
     if accuracy is not None:
-        val, test = (f"{100 * accuracy[f'{s}_accuracy_mean']:.1f} ± {100 * accuracy[f'{s}_accuracy_std']:.1f}" for s in SPLITS)
+        val, test = (page.score(Accuracy(accuracy[f"{s}_accuracy_mean"], accuracy[f"{s}_accuracy_std"])) for s in SPLITS)
         lines += ["", f"Fresh students of that network reach {test} % on the test split ({val} % on the validation split)."]
     return "\n".join([*lines, "", USE, ""])

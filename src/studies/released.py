@@ -13,7 +13,8 @@ from typing import Any
 
 from src.ground.errors import ArtifactError, UserError
 from src.ground.params import Params, parse
-from src.io import artifacts, files, progress
+from src.io import artifacts, files, page, progress
+from src.io.page import Accuracy
 from src.io.sources import named
 from src.stages import evaluate, prepare
 from src.stages.records import prepared
@@ -30,7 +31,7 @@ def run(name: str, data: str | None, networks: list[str], mine: Params) -> None:
     card = files.read_json(folder / "set.json", REMEDY)
     with files.understood(folder / "set.json", REMEDY):
         params, before = _params(name, card["settings"], data, mine), card["accuracy"]
-        then = f"{100 * before['test_accuracy_mean']:.1f} ± {100 * before['test_accuracy_std']:.1f}"
+        then = page.score(Accuracy(before["test_accuracy_mean"], before["test_accuracy_std"]))
     with _workspace().entered():
         _prepare(params, params.runs[name].dataset)
         evaluate.score_file(params, name, networks, folder / "synthetic.safetensors")

@@ -82,9 +82,10 @@ class Workspace:
 
     def link(self, folder: Path) -> None:
         """Let a folder of the repository's be seen in the workspace too."""
-        if not (self.folder / folder).is_symlink():
-            (self.folder / folder).parent.mkdir(parents=True, exist_ok=True)
-            (self.folder / folder).symlink_to(self.source / folder, target_is_directory=True)
+        place, target = self.folder / folder, self.source / folder
+        if not place.is_symlink():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(os.path.relpath(target.resolve(), place.parent.resolve()))  # holds in a repository that is moved
 
     @contextmanager
     def entered(self) -> Iterator[None]:
