@@ -79,7 +79,7 @@ def test_every_preset_is_valid_by_itself(name: str) -> None:
     assert preset.source
     if preset.experts:
         distil: Distillation = params.distillations[name]
-        assert preset.epochs == distil.max_start_epoch - 1 + distil.expert_epochs
+        assert preset.epochs == distil.last_epoch
         expected = (100, 100, 50, 5000)
         if quick:
             expected = (4, 4, 10, 100) if preset.family.startswith("fashion") else (8, 8, 10, 500)

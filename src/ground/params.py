@@ -272,12 +272,11 @@ def _statistics_problems(named: Mapping[str, Mapping[str, Any]]) -> Problems:
 def _matching_problems(name: str, run: Run, settings: Distillation, experts: Experts | None) -> Problems:
     """What keeps a run from being matched to its experts."""
     problems: Problems = []
-    last = settings.max_start_epoch - 1 + settings.expert_epochs
-    if experts is not None and last > experts.last_epoch:
+    if experts is not None and settings.last_epoch > experts.last_epoch:
         field = "epochs" if experts.stop_epoch is None else "stop_epoch"
         text = (
-            f"max_start_epoch - 1 + expert_epochs = {last} lies beyond the {experts.last_epoch} epochs of experts "
-            f"'{run.experts}': lower one of the two, or raise experts.{run.experts}.{field}"
+            f"max_start_epoch - 1 + expert_epochs = {settings.last_epoch} lies beyond the {experts.last_epoch} epochs of "
+            f"experts '{run.experts}': lower one of the two, or raise experts.{run.experts}.{field}"
         )
         problems.append((_place(name, run, "max_start_epoch"), text))
     if settings.intermediate_loss != "off" and settings.expert_epochs > settings.syn_steps:

@@ -290,6 +290,11 @@ class Distillation(Settings):
     snapshots: Annotated[int, Field(ge=2)] = 6
     """Moments, evenly spaced from first to last, at which the images are kept for pictures."""
 
+    @property
+    def last_epoch(self) -> int:
+        """The last expert epoch that is matched: M epochs after the latest start."""
+        return self.max_start_epoch - 1 + self.expert_epochs
+
 
 SCORES: Mapping[str, str] = {"last": "last epoch", "best_test": "best epoch on the test split"}
 

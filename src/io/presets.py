@@ -10,6 +10,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from src.ground.settings import Distillation
+
 FOLDER = Path(__file__).parent.parent / "presets"
 Tree = dict[str, Any]
 Sections = Mapping[str, Mapping[str, Tree]]  # section of params.yaml -> name -> settings
@@ -39,9 +41,10 @@ class Preset:
 
     @property
     def epochs(self) -> int:
-        """Epochs of each expert that are matched, max_start_epoch - 1 + expert_epochs; 0 for a baseline."""
-        own = self.sections["runs"][self.name]["distill"]
-        return int(own["max_start_epoch"] - 1 + own["expert_epochs"]) if "max_start_epoch" in own else 0
+        """Epochs of each expert that are matched; 0 for a baseline."""
+        own = dict(self.sections["runs"][self.name]["distill"])
+        settings = Distillation(**{**self.sections["distill"][own.pop("method")], **own})
+        return settings.last_epoch if settings.iterations else 0
 
 
 @cache

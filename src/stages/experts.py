@@ -104,7 +104,7 @@ def _run(params: Params, name: str) -> None:
 def say_what_is_needed(params: Params, name: str) -> None:
     """Experts are the dearest part: say where the runs of params.yaml match to fewer epochs than are trained."""
     distillations = [params.distillations[key] for key, run in params.runs.items() if run.experts == name]
-    needed = [one.max_start_epoch - 1 + one.expert_epochs for one in distillations if one.iterations]
+    needed = [one.last_epoch for one in distillations if one.iterations]
     last = params.experts[name].last_epoch
     if needed and max(needed) < last:
         saved = 1 - max(needed) / last

@@ -41,7 +41,7 @@ def measure(variant: Variant) -> Experts:
     """Of the variant's experts, inside its workspace."""
     params, name = variant.params, variant.experts
     run, distil = params.runs[variant.name], params.distillations[variant.name]
-    last = distil.max_start_epoch - 1 + distil.expert_epochs
+    last = distil.last_epoch
     images, labels = artifacts.load_inputs(run.dataset, "val")
     shape = artifacts.load_statistics(run.dataset).shape
     network = FlatNetwork(networks.build(params.networks[run.network], shape, torch.Generator()))
