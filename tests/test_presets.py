@@ -83,8 +83,10 @@ def test_every_preset_is_valid_by_itself(name: str) -> None:
         expected = (100, 100, 50, 5000)
         if quick:
             expected = (4, 4, 10, 100) if preset.family.startswith("fashion") else (8, 8, 10, 500)
+        elif name.endswith("-w32"):
+            expected = (10, 10, 50, 1000)
         elif name.endswith("-cpu"):
-            expected = (10, 10, 50, 2000)
+            expected = (10, 10, 50, 500 if preset.family == "fashion-mnist" else 2000)
         assert (preset.experts, experts.count, experts.epochs, distil.iterations) == expected
         assert experts.augmentation == distil.augmentation == params.evaluate[run.evaluate].augmentation
         assert ("flip" in distil.augmentation) == (preset.family not in ("mnist", "svhn"))
@@ -120,15 +122,19 @@ def test_published_settings(name: str) -> None:
     assert not [method for method in preset.published if "AST" in method]
 
 
-@pytest.mark.parametrize("name", [name for name in PRESETS if name.endswith("-cpu")])
+@pytest.mark.parametrize("name", [name for name in PRESETS if name.endswith(("-cpu", "-w32"))])
 def test_a_small_variant_is_its_preset_with_fewer_experts_and_iterations(name: str) -> None:
-    (_, small), (_, large) = parsed(name), parsed(name.removesuffix("-cpu"))
-    run, whole = name, name.removesuffix("-cpu")
-    assert small.runs[run].experts == f"{large.runs[whole].experts}-cpu"
+    (_, small), (_, large) = parsed(name), parsed(name.rsplit("-", 1)[0])
+    run, whole, variant = name, *name.rsplit("-", 1)
+    assert small.runs[run].experts == f"{large.runs[whole].experts}-{variant}"
     few, many = (params.experts[params.runs[one].experts] for params, one in ((small, run), (large, whole)))
-    assert few == many.model_copy(update={"count": few.count, "stop_epoch": few.stop_epoch})
+    assert small.runs[run].network == few.network
+    assert few == many.model_copy(update={"count": few.count, "stop_epoch": few.stop_epoch, "network": few.network})
+    assert (few.network == many.network) == (variant == "cpu")
     distil = small.distillations[run]
-    assert distil == large.distillations[whole].model_copy(update={"iterations": distil.iterations})
+    kept = {"iterations": distil.iterations, "max_start_epoch": distil.max_start_epoch}
+    assert distil == large.distillations[whole].model_copy(update=kept)
+    assert distil.max_start_epoch == large.distillations[whole].max_start_epoch or variant == "w32"
 
 
 def test_no_other_cell_is_called_published() -> None:
@@ -241,7 +247,7 @@ def test_fewer_experts(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
             "preset list --dataset cifar",
             "no preset is for 'cifar': choose one of cifar10, cifar10-quick, cifar100, fashion-mnist",
         ),
-        ("preset list --method ftd", "no preset is for 'ftd': choose one of ast, mtt, random, whole"),
+        ("preset list --method ftd", "no preset is for 'ftd': choose one of ast, k-means, mtt, random, whole"),
     ],
 )
 def test_unknown_names(words: str, sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -73,14 +73,14 @@ def compose(
 ) -> Sections:
     """The sections of params.yaml for a run: the recipe's blocks with the run's `own` values of `distill`.
 
-    `described` is a data set as in the block `datasets`; `experts` are values that go before the recipe's, and then the buffer
-    has the `variant` in its name.
+    `described` is a data set as in the block `datasets`; `experts` are values that go before the recipe's; `variant` goes
+    behind the buffer's name.
     """
     blocks = _blocks()
     kind, network, augmentation = blocks["recipes"][recipe], described["network"], described["augmentation"]
     suffix = "" if "flip" in augmentation else "-no-flip"
     buffer, method, protocol = f"{dataset}-{kind['experts']}", kind["method"], f"{kind['evaluate']}{suffix}"
-    if experts and variant:
+    if variant:
         buffer = f"{buffer}-{variant}"
     shared = blocks["methods"][method]
     if shared["iterations"]:  # a baseline augments nothing
@@ -108,10 +108,12 @@ def _read(file: str) -> Tree:
 
 
 def _preset(blocks: Tree, accuracies: Tree, dataset: str, recipe: str, ipc: int | str, cell: Tree) -> Preset:
-    kind, described = blocks["recipes"][recipe], blocks["datasets"][dataset]
+    kind, described = blocks["recipes"][recipe], dict(blocks["datasets"][dataset])
+    described["network"] = cell.get("network", described["network"])
     family = described["family"]
     parts = (family, recipe) if ipc == "all" else (family, f"ipc{ipc}", recipe)
-    variant = cell.get("variant", "")
+    variant, experts = cell.get("variant", ""), cell.get("experts", {})
+    other = variant if experts or "network" in cell else ""  # a variant of the run alone shares the experts
     name = "-".join((*parts, variant) if variant else parts)
     published, status = accuracies.get(family, {}).get(ipc, {}), cell.get("status", kind["status"])
     return Preset(
@@ -125,5 +127,5 @@ def _preset(blocks: Tree, accuracies: Tree, dataset: str, recipe: str, ipc: int 
         note=cell.get("note", ""),
         published=published,
         compare=next((method for method in kind["compare"] if method in published), None),
-        sections=compose(name, recipe, dataset, described, ipc, cell["distill"], cell.get("experts", {}), variant),
+        sections=compose(name, recipe, dataset, described, ipc, cell["distill"], experts, other),
     )
