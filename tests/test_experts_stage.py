@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from joblib.externals.loky import get_reusable_executor  # type: ignore[import-untyped]
 
 from src.ground import params as reading
 from src.ground.errors import DivergenceError, InterruptedWorkError, ParamsError, UserError
@@ -194,6 +196,19 @@ def killed(piece: int, device: torch.device, advance: Advance) -> None:
 def test_a_killed_process_is_said_with_its_remedy(prepared: Path) -> None:
     with pytest.raises(UserError, match=r"memory ran out: set runtime\.workers below 2"):
         workers.each(killed, 2, Runtime(device="cpu"), 2, "pieces", 2)
+
+
+def held(piece: int, device: torch.device, advance: Advance) -> int:
+    time.sleep(1.2)  # joblib looks at a process's memory once a second
+    tensors = [torch.ones(4000) for _ in range(30000 * (piece > 1))]  # 480 MB that glibc would keep
+    del tensors
+    return os.getpid()
+
+
+def test_a_process_that_has_held_much_memory_goes_on(prepared: Path) -> None:
+    get_reusable_executor().shutdown(wait=True)
+    found, _ = workers.each(held, 8, Runtime(device="cpu"), 2, "pieces", 8)
+    assert len(set(found)) == 2
 
 
 def test_processes_are_as_many_as_pay(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,6 +100,13 @@ def _keep_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def give_memory_back() -> None:
+    """Return freed memory that glibc kept: to be called where work ends and other work may follow."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
 def peak_memory_mib(device: torch.device) -> float:
     """Largest memory this process has held: on the device for CUDA, resident otherwise, in MiB."""
     if device.type == "cuda":

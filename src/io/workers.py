@@ -99,6 +99,7 @@ def _one(work: Work, piece: int, settings: Runtime, home: Path, notes: Path, cal
             result = work(piece, device, lambda note="": print(note, file=file))
         except UserError as error:  # raised here, it would end the other pieces
             problem = error
+    runtime.give_memory_back()  # a process that grows from piece to piece looks to joblib as if it leaked, and is replaced
     return Done(result, problem, runtime.peak_memory_mib(device))
 
 
