@@ -134,14 +134,6 @@ def test_what_is_missing_is_a_sentence(
     assert sentence in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(0.0123456, "0.0123 s"), (59.94, "59.9 s"), (200, "3 min 20 s"), (25_500, "7 h 5 min"), (183_700, "2 d 3 h")],
-)
-def test_durations_are_read_at_a_glance(seconds: float, words: str) -> None:
-    assert plan.duration(seconds) == words
-
-
 def test_what_stands_for_the_data_has_their_shape(valid_params: dict[str, Any], folder: Path) -> None:
     _, subject, _ = planned(valid_params)
     images, labels = subject.noise(13)

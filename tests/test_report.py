@@ -15,7 +15,7 @@ import torch
 
 from src.ground.errors import ArtifactError
 from src.ground.params import Params, parse
-from src.io import artifacts, charts, files, page, sheets
+from src.io import artifacts, charts, files, sheets
 from src.io.artifacts import Snapshots, Split, Statistics, SyntheticSet
 from src.maths.pixels import Normalisation
 from src.stages import report, results
@@ -211,8 +211,3 @@ def test_long_lines_are_thinned_and_keep_their_end() -> None:
     points = chart.lines[0].path[1:].split("L")
     assert len(points) <= charts.MOST_POINTS + 1
     assert points[-1].startswith("100,")
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(0.04, "0.0 s"), (59.99, "60.0 s"), (61, "1 min 01 s"), (3660, "1 h 01 min")])
-def test_durations(seconds: float, text: str) -> None:
-    assert page.duration(seconds) == text

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jinja2
 
+from src.ground.durations import duration
 from src.ground.params import Params
 from src.io.charts import Chart, Scale
 from src.io.cost import Cost
@@ -262,13 +263,6 @@ def percent(fraction: float) -> str:
 def points(fraction: float) -> str:
     """A difference in percentage points, with its sign."""
     return f"{fraction * 100:+.1f}".replace("-", "\N{MINUS SIGN}")
-
-
-def duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def per_class(ipc: int | str) -> str:

@@ -19,6 +19,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from src.ground.durations import duration
+
 LINE_SECONDS = 15.0  # between plain lines
 
 console = Console(stderr=True, highlight=False)
@@ -28,12 +30,17 @@ Advance = Callable[..., None]
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text(f"{speed:.1f}/s" if speed else "")
+        return Text(pace(speed) if speed else "")
 
 
 def say(line: str) -> None:
     """One plain line for the person watching."""
     console.print(line, soft_wrap=True, markup=False)
+
+
+def pace(rate: float) -> str:
+    """Words for units a second, or for the time of one where that is longer: '12.5/s', '3 min 20 s each'."""
+    return f"{rate:.1f}/s" if rate >= 1 else f"{duration(1 / rate)} each"
 
 
 @contextmanager
@@ -71,7 +78,7 @@ def _plain(title: str, total: int, done: int) -> Advance:
         if now - last >= LINE_SECONDS or done == total:
             last = now
             rate = (done - before) / max(now - start, 1e-9)
-            left = f"{(total - done) / rate:.0f} s left" if done < total else f"done in {now - start:.0f} s"
-            say(f"{title}: {done}/{total}, {rate:.1f}/s, {left}{', ' + note if note else ''}")
+            left = f"{duration((total - done) / rate)} left" if done < total else f"done in {duration(now - start)}"
+            say(f"{title}: {done}/{total}, {pace(rate)}, {left}{', ' + note if note else ''}")
 
     return advance

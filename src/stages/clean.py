@@ -14,13 +14,13 @@ from rich.console import Console
 from rich.table import Table
 
 from src.ground import runtime
+from src.ground.durations import duration
 from src.ground.errors import UserError
 from src.ground.params import Params
 from src.io import artifacts, checkpoints
 from src.io.artifacts import Record
 from src.io.progress import say
 from src.stages import records, work
-from src.stages.plan import duration
 
 KIB = 2**10
 

@@ -6,13 +6,13 @@ It needs the data set's statistics alone, neither images nor experts.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from src.ground import runtime
+from src.ground.durations import duration
 from src.ground.params import Params
 from src.ground.settings import Runtime
 from src.io import mlflow_store
@@ -23,7 +23,6 @@ from src.stages.plan_steps import TIMED_STEPS, Subject
 
 LOADING_COPIES = 3  # of the training images as real numbers, which normalising them holds at once
 MIB, FLOAT = 2**20, 4  # bytes
-UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 
 
 @dataclass(frozen=True)
@@ -102,11 +101,3 @@ def _table(subject: Subject, plan: Plan) -> Table:
         table.add_row("distilling", "0 iterations: the initial images are kept")
     table.add_row("evaluating", f"{duration(plan.evaluate)}: {fresh} students, {students.epochs:,} epochs each")
     return table
-
-
-def duration(seconds: float) -> str:
-    """Words for a number of seconds: '0.76 s', '3 min 20 s', '7 h 5 min', '2 d 3 h'."""
-    for (unit, size), (smaller, part) in pairwise(UNITS):
-        if seconds >= size:
-            return f"{int(seconds // size):,} {unit} {int(seconds % size // part)} {smaller}"
-    return f"{seconds:.3g} s"

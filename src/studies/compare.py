@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from src.ground.durations import duration
 from src.ground.errors import UserError
 from src.ground.params import Params
 from src.io import artifacts, cost, files, page, progress
@@ -93,7 +94,7 @@ def rows(found: Sequence[Compared]) -> Iterator[tuple[str, ...]]:
         yield (f"{words}, %", *(page.score(accuracy) for accuracy in accuracies))
     for stage in WORK:
         spent = [one.costs[stage] for one in found]
-        yield (f"{stage}, time", *("-" if one is None else page.duration(one.seconds) for one in spent))
+        yield (f"{stage}, time", *("-" if one is None else duration(one.seconds) for one in spent))
         yield (f"{stage}, memory", *("-" if one is None else f"{one.peak_memory_mib:,.0f} MiB" for one in spent))
     for key in dict.fromkeys(key for one in found for key in one.settings):
         values = tuple(one.settings.get(key, "-") for one in found)
