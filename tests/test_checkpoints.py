@@ -87,6 +87,12 @@ def test_seconds_add_up_over_processes(monkeypatch: pytest.MonkeyPatch) -> None:
         now[0] += 10.0
         checkpoint.save({}, {})
         now[0] += 5.0  # what was lost does not count
+    assert WORK.seconds_spent(1) == WORK.seconds_spent(3) == 30.0
+    waiting = WORK.checkpoint()
+    now[0] += 7.0  # for another process at this piece
+    waiting.load()
+    waiting.save({}, {})
+    assert WORK.seconds_spent(1) == 30.0
 
 
 @pytest.mark.parametrize("keep", [0, 5, 60, -1])

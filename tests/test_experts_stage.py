@@ -58,6 +58,15 @@ def with_runtime(params: Params, **changes: Any) -> Params:
     return replace(params, runtime=params.runtime.model_copy(update=changes))
 
 
+def test_what_was_spent_before_counts(params: Params) -> None:
+    trained(params)
+    statistics, record = artifacts.load_statistics("digits"), experts_record(params, "smooth")
+    alone, side_by_side = (
+        experts.train_all(with_runtime(params, workers=count), "smooth", statistics, record, CPU)[1].seconds for count in (1, 2)
+    )
+    assert alone == 2 * side_by_side > 0
+
+
 def with_experts(params: Params, **changes: Any) -> Params:
     return replace(params, experts={"smooth": params.experts["smooth"].model_copy(update=changes)})
 
@@ -66,8 +75,9 @@ def trained(params: Params) -> tuple[list[str], list[dict[str, Any]]]:
     """Digests of the trajectories, and the curves' rows."""
     checkpoints.forget("experts", "smooth")  # finished experts would be kept
     statistics, record = artifacts.load_statistics("digits"), experts_record(params, "smooth")
-    rows, peak = experts.train_all(params, "smooth", statistics, record, CPU)
-    assert peak > 10
+    rows, elsewhere = experts.train_all(params, "smooth", statistics, record, CPU)
+    assert elsewhere.peak_memory_mib > 10
+    assert elsewhere.seconds == 0
     return [files.digest(artifacts.trajectory_file("smooth", index)) for index in range(COUNT)], rows
 
 

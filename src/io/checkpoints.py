@@ -44,6 +44,10 @@ class Work:
     def checkpoint(self, piece: int = 0) -> Checkpoint:
         return Checkpoint(self._folder / f"{self._digest}-{piece:03d}.safetensors", self)
 
+    def seconds_spent(self, pieces: int) -> float:
+        """What earlier processes spent on so many pieces, as far as checkpoints hold it."""
+        return sum(float(read(self.checkpoint(piece).path).get("seconds", 0)) for piece in range(pieces))
+
     def forget_others(self) -> None:
         """Delete what work of this name left behind under other definitions."""
         for path in self._folder.glob("*"):
@@ -72,6 +76,7 @@ class Checkpoint:
 
     def load(self) -> Stored | None:
         """What was saved last; None where nothing was, or where it is damaged: it is deleted then."""
+        self._begun = time.monotonic()
         try:
             with safe_open(self.path, framework="pt") as file:
                 about = _about(file, self.path)

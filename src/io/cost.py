@@ -27,6 +27,11 @@ class Cost:
     seconds: float = 0.0
     peak_memory_mib: float = 0.0
 
+    def add(self, other: Cost) -> None:
+        """Count what was spent before, or by a process beside this one."""
+        self.seconds += other.seconds
+        self.peak_memory_mib = max(self.peak_memory_mib, other.peak_memory_mib)
+
 
 @contextmanager
 def measured(device: torch.device) -> Iterator[Cost]:

@@ -13,6 +13,7 @@ from src.ground.settings import Distillation
 from src.io import artifacts, checkpoints, cost, files, progress, stopping, tracking
 from src.io.artifacts import Record, Snapshots, Statistics, SyntheticSet
 from src.io.checkpoints import Checkpoint
+from src.io.cost import Cost
 from src.io.tracking import Tracker
 from src.maths import initialisation, networks
 from src.maths.derivatives import PASSES, Derivatives, forward_flops
@@ -46,7 +47,7 @@ def _run(params: Params, name: str, watch: Watch) -> None:
         run_log.describe(tracker, params, name)
         with cost.measured(device) as spent:
             ended, checkpoint = _optimise(params, name, statistics, images, labels, record, tracker, watch)
-        spent.seconds += checkpoint.seconds_before
+        spent.add(Cost(checkpoint.seconds_before))
         _save(name, ended, labels, record)
         cost.keep(artifacts.synthetic_file(name), spent)
         run_log.log_outputs(tracker, params, name)

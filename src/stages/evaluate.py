@@ -19,6 +19,7 @@ from src.ground.errors import ArtifactError
 from src.ground.params import Params
 from src.io import artifacts, checkpoints, cost, files, progress, tracking, workers
 from src.io.artifacts import Statistics, SyntheticSet
+from src.io.cost import Cost
 from src.io.tracking import Tracker
 from src.maths import protocol, scores
 from src.stages import run_log, students, work
@@ -46,7 +47,8 @@ def _run(params: Params, name: str) -> None:
     with _track(params, name, networks, statistics) as tracker:
         with cost.measured(device) as spent:
             found = {n: predict_all(params, name, n, synthetic, statistics, device) for n in networks}
-        spent.peak_memory_mib = max(spent.peak_memory_mib, *(peak for _, peak in found.values()))
+        for _, elsewhere in found.values():
+            spent.add(elsewhere)
         rows = _accuracies(params, name, {network: predicted for network, (predicted, _) in found.items()})
         summaries = {network: _summary(own) for network, own in rows.items()}
         _save(params, name, rows, summaries, found[settings.network][0], statistics)
@@ -138,8 +140,8 @@ def predict_all(
     device: torch.device,
     place: str = "",
     splits: tuple[str, ...] = SPLITS,
-) -> tuple[Predicted, float]:
-    """Each split's classes (G, N) as predicted by trained students of `network`, and the largest memory of a process in MiB.
+) -> tuple[Predicted, Cost]:
+    """Each split's classes (G, N) as predicted by trained students of `network`; the cost of other processes, earlier ones too.
 
     What students of just these settings predict is kept, under the run's name or another `place`, so that another network in
     params.yaml, at which DVC runs every evaluation again, costs no training.
@@ -161,9 +163,9 @@ def predict_all(
     groups = 1 if way.together else settings.students
     processes = workers.processes(params.runtime, device, groups, way.flops)
     title = f"evaluate {name}" if network == run.network else f"evaluate {name} with {network}"
-    found, peak = students.train_all(training, groups, params.runtime, processes, title)
+    found, elsewhere = students.train_all(training, groups, params.runtime, processes, title)
     training.work.forget_others()
-    return {split: torch.cat([torch.from_numpy(group[split]) for group in found]) for split in splits}, peak
+    return {split: torch.cat([torch.from_numpy(group[split]) for group in found]) for split in splits}, elsewhere
 
 
 def _accuracies(params: Params, name: str, predicted: Mapping[str, Predicted]) -> dict[str, Rows]:

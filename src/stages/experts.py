@@ -19,6 +19,7 @@ from src.ground.settings import Experts, Network
 from src.io import artifacts, checkpoints, cost, files, progress, stopping, tracking, workers
 from src.io.artifacts import Record, Statistics
 from src.io.checkpoints import Checkpoint, Stored, Work
+from src.io.cost import Cost
 from src.io.progress import Advance
 from src.io.workers import Array
 from src.maths import expert_training, networks, scores, smoothness
@@ -91,8 +92,8 @@ def _run(params: Params, name: str) -> None:
         tracker.params({"experts": settings.model_dump(), "network": params.networks[settings.network].model_dump()})
         tracker.dataset(settings.dataset, artifacts.split_file(settings.dataset, "train"), "training")
         with cost.measured(device) as spent:
-            rows, peak = train_all(params, name, statistics, record, device)
-        spent.peak_memory_mib = max(spent.peak_memory_mib, peak)
+            rows, elsewhere = train_all(params, name, statistics, record, device)
+        spent.add(elsewhere)
         files.write_csv(artifacts.expert_curves_file(name), rows)
         _forget_others(name, settings.count)
         cost.keep(artifacts.trajectories_folder(name), spent)
@@ -115,8 +116,8 @@ def say_what_is_needed(params: Params, name: str) -> None:
 
 def train_all(
     params: Params, name: str, statistics: Statistics, record: Record, device: torch.device
-) -> tuple[list[dict[str, Any]], float]:
-    """Train every expert; the curves' rows, ordered by expert and epoch, and the largest memory of a process in MiB."""
+) -> tuple[list[dict[str, Any]], Cost]:
+    """Train every expert; the curves' rows by expert and epoch, and the cost of other processes, earlier ones included."""
     settings, spec, shape = params.experts[name], params.networks[params.experts[name].network], statistics.shape
     train, val = (_arrays(settings.dataset, split) for split in ("train", "val"))
     flops = settings.count * _flops(settings, spec, shape, len(train[1]))
@@ -133,8 +134,9 @@ def train_all(
     if any(earlier):
         progress.say(f"{name}: resumed at {before} of {units} epochs of {settings.count} experts")
     train_one = functools.partial(_train_one, training)
+    seconds = training.work.seconds_spent(settings.count) / processes
     found, peak = workers.each(train_one, settings.count, params.runtime, processes, f"experts {name}", units, before)
-    return [row for rows in found for row in rows], peak
+    return [row for rows in found for row in rows], Cost(seconds, peak)
 
 
 def _arrays(dataset: str, split: str) -> tuple[Array, Array]:

@@ -14,6 +14,7 @@ from src.ground.seeding import generator
 from src.ground.settings import Network, Protocol, Runtime
 from src.io import artifacts, stopping, workers
 from src.io.checkpoints import Stored, Work
+from src.io.cost import Cost
 from src.io.progress import Advance, say
 from src.io.workers import Array
 from src.maths import networks, protocol, scores
@@ -63,15 +64,16 @@ def epochs_before(training: Training, groups: int) -> int:
     return sum(training.work.checkpoint(group).facts().get("epochs", 0) for group in range(groups))
 
 
-def train_all(training: Training, groups: int, runtime: Runtime, processes: int, title: str) -> tuple[list[Predicted], float]:
-    """What each group's students predict after their training, and the largest memory of a process in MiB."""
+def train_all(training: Training, groups: int, runtime: Runtime, processes: int, title: str) -> tuple[list[Predicted], Cost]:
+    """What each group's students predict after their training, and the cost of other processes, earlier ones included."""
     pieces = parts(groups, processes) * groups
     units, before = groups * training.settings.epochs, epochs_before(training, groups)
     if before:
         say(f"{title}: {'kept from before' if before == units else f'resumed at {before} of {units} epochs'}")
     part = functools.partial(_train_part, training, groups, pieces)
+    seconds = training.work.seconds_spent(groups) / processes
     found, peak = workers.each(part, pieces, runtime, processes, title, units, before)
-    return found[-groups:], peak
+    return found[-groups:], Cost(seconds, peak)
 
 
 def _train_part(
