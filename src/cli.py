@@ -122,6 +122,9 @@ def evaluate(
     data: Annotated[
         str | None, typer.Option(help="Where the real images of --released are; downloaded where left out.")
     ] = None,
+    snapshots: Annotated[
+        bool, typer.Option("--snapshots", help="Score the images as they were on the way, on the validation split alone.")
+    ] = False,
     strict: StrictOption = False,
 ) -> None:
     """Train fresh students on a run's synthetic set and score them on the validation and test splits."""
@@ -131,6 +134,14 @@ def evaluate(
     from src.stages import evaluate as stage
 
     named = [] if networks is None else [name.strip() for name in networks.split(",")]
+    if snapshots:
+        from src.io import tracking
+        from src.studies import snapshots as moments
+
+        if run is None or networks is not None or file is not None or released is not None:
+            raise UserError("--snapshots needs --run and no other option: name the run whose images are to be scored")
+        with tracking.strictly(strict):
+            return moments.run(params, run)
     if released is not None:
         from src.studies import released as sets
 

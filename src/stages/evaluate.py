@@ -42,9 +42,9 @@ def run(params: Params, name: str) -> None:
 def _run(params: Params, name: str) -> None:
     settings = params.runs[name]
     device = runtime.start(params.runtime)
-    statistics, synthetic = _inputs(params, name)
+    statistics, synthetic = inputs(params, name)
     networks = [settings.network, *settings.cross]
-    with _track(params, name, networks, statistics) as tracker:
+    with tracked(params, name, networks, statistics) as tracker:
         with cost.measured(device) as spent:
             found = {n: predict_all(params, name, n, synthetic, statistics, device) for n in networks}
         for _, elsewhere in found.values():
@@ -70,8 +70,8 @@ def score_networks(params: Params, name: str, networks: Sequence[str]) -> None:
         params.network(network)
     with checkpoints.at_work("evaluate", name):
         device = runtime.start(params.runtime)
-        statistics, synthetic = _inputs(params, name)
-        with _track(params, name, networks, statistics) as tracker:
+        statistics, synthetic = inputs(params, name)
+        with tracked(params, name, networks, statistics) as tracker:
             found = {network: predict_all(params, name, network, synthetic, statistics, device)[0] for network in networks}
             summaries = {network: _summary(own) for network, own in _accuracies(params, name, found).items()}
             _log_scores(tracker, params, name, summaries)
@@ -106,7 +106,7 @@ def _check_fit(path: Path, synthetic: SyntheticSet, statistics: Statistics) -> N
         )
 
 
-def _inputs(params: Params, name: str) -> tuple[Statistics, SyntheticSet]:
+def inputs(params: Params, name: str) -> tuple[Statistics, SyntheticSet]:
     """What a run's students are made from; raises ArtifactError where it was made with other settings."""
     path = artifacts.synthetic_file(name)
     statistics = prepared(params, params.runs[name].dataset, *SPLITS)
@@ -115,7 +115,7 @@ def _inputs(params: Params, name: str) -> tuple[Statistics, SyntheticSet]:
 
 
 @contextmanager
-def _track(params: Params, name: str, networks: Sequence[str], statistics: Statistics) -> Iterator[Tracker]:
+def tracked(params: Params, name: str, networks: Sequence[str], statistics: Statistics) -> Iterator[Tracker]:
     """The row of this synthetic set under this protocol. Other networks add to it; one that was redefined opens a new row."""
     run = params.runs[name]
     settings = params.evaluate[run.evaluate]

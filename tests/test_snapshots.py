@@ -1,0 +1,114 @@
+"""Accuracies on the way: the first is that of the initial images, the last that of the set, and the test split is not read."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+
+from src import cli
+from src.ground.params import Params, load
+from src.io import artifacts, checkpoints, files
+from src.stages import distill, evaluate, experts, prepare
+
+
+def raw_params() -> dict[str, Any]:
+    run = {"dataset": "digits", "network": "D2", "experts": "short", "evaluate": "mtt", "ipc": 2}
+    real = {"initialisation": "random", "lr_init": 0.05}
+    protocol = {"students": 2, "epochs": 12, "augmentation": ["crop"]}
+    return {
+        "seed": 0,
+        "runtime": {"device": "cpu", "threads": 1, "compile": "off"},
+        "prepare": {"digits": {"source": "digits"}},
+        "networks": {"D2": {"depth": 2, "width": 8}},
+        "experts": {"short": {"dataset": "digits", "network": "D2", "count": 1, "epochs": 2, "lr": 0.05}},
+        "distill": {
+            "mtt": {**real, "iterations": 4, "syn_steps": 2, "lr_lr": 0.01, "snapshots": 3},
+            "real": {**real, "iterations": 0},
+        },
+        "evaluate": {"mtt": protocol, "best": {**protocol, "score": "best_test", "test_every": 5}},
+        "runs": {
+            "one": {**run, "distill": {"method": "mtt"}},
+            "best": {**run, "distill": {"method": "mtt"}, "evaluate": "best"},
+            "start": {**run, "distill": {"method": "real"}},
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def params(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Params]:
+    folder, before, store = tmp_path_factory.mktemp("work"), Path.cwd(), os.environ.pop("MLFLOW_TRACKING_URI", None)
+    root = os.environ.pop("DVC_ROOT", None)
+    os.chdir(folder)
+    Path("params.yaml").write_text(json.dumps(raw_params()), encoding="utf-8")  # JSON is YAML, too
+    found = load()
+    prepare.run(found, "digits")
+    experts.run(found, "short")
+    for name in found.runs:
+        distill.run(found, name)
+        evaluate.run(found, name)
+    yield found
+    os.chdir(before)
+    os.environ |= {k: v for k, v in {"MLFLOW_TRACKING_URI": store, "DVC_ROOT": root}.items() if v is not None}
+
+
+def command(words: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(sys, "argv", ["src.cli", *words.split()])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    return int(stop.value.code or 0)
+
+
+def curve(name: str, figure: str) -> dict[int, float]:
+    client = mlflow.MlflowClient(f"sqlite:///{Path.cwd() / 'mlflow.db'}")
+    (run,) = [run for run in client.search_runs(["1"]) if run.info.run_name == name]
+    history = client.get_metric_history(run.info.run_id, f"snapshots/val_accuracy_{figure}")
+    return {point.step: point.value for point in history}
+
+
+def metric(name: str, figure: str) -> float:
+    return float(files.read_json(artifacts.metrics_file(name), "")[f"val_accuracy_{figure}"])
+
+
+@pytest.mark.parametrize("run", ["one", "best"])
+def test_ends_are_the_initial_images_and_the_set(
+    run: str, params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read, load_split, load_inputs = [], artifacts.load_split, artifacts.load_inputs
+    monkeypatch.setattr(artifacts, "load_split", lambda name, split: read.append(split) or load_split(name, split))
+    monkeypatch.setattr(artifacts, "load_inputs", lambda name, split: read.append(split) or load_inputs(name, split))
+    before = {path: files.digest(path) for path in Path("data").rglob("*") if path.is_file()}
+    assert command(f"evaluate --run {run} --snapshots", monkeypatch) == 0
+    assert set(read) == {"val"}
+    shown = capsys.readouterr().err
+    for figure in ("mean", "std"):
+        found = curve(run, figure)
+        assert list(found) == [0, 2, 4]
+        assert found[0] == pytest.approx(metric("start", figure))
+        assert found[4] == pytest.approx(metric("one", figure))  # both runs differ in their protocol's epoch alone
+    means, stds = curve(run, "mean"), curve(run, "std")
+    assert all(f"{100 * means[step]:.1f} ± {100 * stds[step]:.1f}" in shown for step in means)
+    assert before.items() <= {path: files.digest(path) for path in Path("data").rglob("*") if path.is_file()}.items()
+    assert not list((checkpoints.folder() / "evaluate").glob("snapshot-*/*"))
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("--run start", "start: is not distilled and has no snapshots: name a run with iterations"),
+        ("--run nothing", "no run is named 'nothing'"),
+        ("", "--snapshots needs --run and no other option"),
+        ("--run one --networks D2", "--snapshots needs --run and no other option"),
+    ],
+)
+def test_what_cannot_be_scored_is_a_sentence(
+    words: str, sentence: str, params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(f"evaluate --snapshots {words}", monkeypatch) > 0
+    assert sentence in capsys.readouterr().err
