@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,7 +22,8 @@ from src.ground.seeding import generator
 from src.io import artifacts, files
 from src.maths import networks, protocol, scores
 from src.maths.networks import FlatNetwork, ImageShape
-from src.stages import distill, evaluate, experts, plan_steps, prepare, report, results
+from src.stages import distill, evaluate, experts, plan_steps, report, results
+from tests.small_run import made
 
 CPU = torch.device("cpu")
 SHAPE = ImageShape(1, 8, 10)
@@ -72,19 +72,8 @@ def change(place: str, value: Any) -> Params:
 @pytest.fixture(scope="module")
 def params(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Params]:
     """The folder after all stages but the report."""
-    folder, before, store = tmp_path_factory.mktemp("work"), Path.cwd(), os.environ.pop("MLFLOW_TRACKING_URI", None)
-    root = os.environ.pop("DVC_ROOT", None)
-    os.chdir(folder)
-    Path("params.yaml").write_text(json.dumps(raw_params()), encoding="utf-8")  # JSON is YAML, too
-    found = load()
-    prepare.run(found, "digits")
-    experts.run(found, "short")
-    for name in found.runs:
-        distill.run(found, name)
-        evaluate.run(found, name)
-    yield found
-    os.chdir(before)
-    os.environ |= {k: v for k, v in {"MLFLOW_TRACKING_URI": store, "DVC_ROOT": root}.items() if v is not None}
+    with made(tmp_path_factory.mktemp("work"), raw_params()) as found:
+        yield found
 
 
 def scored(name: str = "one") -> dict[str, dict[str, float]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +11,9 @@ import mlflow
 import pytest
 
 from src import cli
-from src.ground.params import Params, load
+from src.ground.params import Params
 from src.io import artifacts, checkpoints, files
-from src.stages import distill, evaluate, experts, prepare
+from tests.small_run import made
 
 
 def raw_params() -> dict[str, Any]:
@@ -43,19 +41,8 @@ def raw_params() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def params(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Params]:
-    folder, before, store = tmp_path_factory.mktemp("work"), Path.cwd(), os.environ.pop("MLFLOW_TRACKING_URI", None)
-    root = os.environ.pop("DVC_ROOT", None)
-    os.chdir(folder)
-    Path("params.yaml").write_text(json.dumps(raw_params()), encoding="utf-8")  # JSON is YAML, too
-    found = load()
-    prepare.run(found, "digits")
-    experts.run(found, "short")
-    for name in found.runs:
-        distill.run(found, name)
-        evaluate.run(found, name)
-    yield found
-    os.chdir(before)
-    os.environ |= {k: v for k, v in {"MLFLOW_TRACKING_URI": store, "DVC_ROOT": root}.items() if v is not None}
+    with made(tmp_path_factory.mktemp("work"), raw_params()) as found:
+        yield found
 
 
 def command(words: str, monkeypatch: pytest.MonkeyPatch) -> int:

@@ -1,0 +1,32 @@
+"""All stages but the report, run in a folder of their own with an MLflow store of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from src.ground.params import Params, load
+from src.stages import distill, evaluate, experts, prepare
+
+
+@contextmanager
+def made(folder: Path, raw: dict[str, Any]) -> Iterator[Params]:
+    """Inside the folder, where everything that `raw` names is made."""
+    before, store, root = Path.cwd(), os.environ.pop("MLFLOW_TRACKING_URI", None), os.environ.pop("DVC_ROOT", None)
+    os.chdir(folder)
+    Path("params.yaml").write_text(json.dumps(raw), encoding="utf-8")  # JSON is YAML, too
+    params = load()
+    for dataset in params.prepare:
+        prepare.run(params, dataset)
+    for buffer in params.experts:
+        experts.run(params, buffer)
+    for name in params.runs:
+        distill.run(params, name)
+        evaluate.run(params, name)
+    yield params
+    os.chdir(before)
+    os.environ |= {k: v for k, v in {"MLFLOW_TRACKING_URI": store, "DVC_ROOT": root}.items() if v is not None}
