@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,6 +27,7 @@ from src.io.progress import Advance
 from src.maths import protocol
 from src.stages import evaluate, experts, prepare, students
 from src.stages.records import experts_record
+from tests.imports import ROOT
 
 COUNT, EPOCHS = 3, 5
 CPU = torch.device("cpu")
@@ -206,6 +210,37 @@ def killed(piece: int, device: torch.device, advance: Advance) -> None:
 def test_a_killed_process_is_said_with_its_remedy(prepared: Path) -> None:
     with pytest.raises(UserError, match=r"memory ran out: set runtime\.workers below 2"):
         workers.each(killed, 2, Runtime(device="cpu"), 2, "pieces", 2)
+
+
+CALLER = """
+import os, signal, threading, time
+from src.ground.settings import Runtime
+from src.io import workers
+from tests.test_experts_stage import announced
+import psutil
+
+def die():
+    while len([one for one in psutil.Process().children() if "LokyProcess" in " ".join(one.cmdline())]) < 2:
+        time.sleep(0.01)
+    time.sleep({later})
+    os.kill(os.getpid(), signal.SIGKILL)
+
+threading.Thread(target=die).start()
+workers.each(announced, 2, Runtime(device="cpu"), 2, "pieces", 6)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("later", [0, 1])
+def test_no_process_outlives_a_caller_that_was_killed_while_it_started(later: float, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CALLER.format(later=later)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,  # its processes hold it open, so that this returns when all of them have ended
+        timeout=60,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
 
 
 def held(piece: int, device: torch.device, advance: Advance) -> int:

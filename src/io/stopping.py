@@ -97,3 +97,10 @@ def signal_when_parent_ends(number: signal.Signals) -> None:
     """Let the kernel send this process a signal when the process that started it is gone; Linux alone can do it."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(number))
+
+
+def end_with_parent(parent: int) -> None:
+    """End this process when `parent`, which started it, is killed, and at once where that happened while this one started."""
+    signal_when_parent_ends(signal.SIGKILL)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)

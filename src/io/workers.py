@@ -6,6 +6,7 @@ Pieces share nothing, so that no result depends on how many processes there are 
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import tempfile
@@ -68,11 +69,12 @@ def each(
     """
     settings = settings.model_copy(update={"threads": threads(settings)})
     with _notes(title, units, before) as notes, _own_threads():
-        calls = (delayed(_one)(work, piece, settings, Path.cwd(), notes, os.getpid()) for piece in range(pieces))
+        calls = (delayed(_one)(work, piece, settings, Path.cwd(), notes) for piece in range(pieces))
         try:
             with _signals_spare_children(count):
                 # arrays of a megabyte and more are mapped, not copied; "c" because torch warns of memory it may not write
-                done: Sequence[Done] = Parallel(n_jobs=count, mmap_mode="c")(calls)
+                parallel = Parallel(n_jobs=count, mmap_mode="c", initializer=_born, initargs=(os.getpid(),))
+                done: Sequence[Done] = parallel(calls)
         except TerminatedWorkerError:
             raise UserError(
                 f"{title}: a process was killed, most often because memory ran out: set runtime.workers below {count}"
@@ -86,11 +88,15 @@ def each(
     return [one.result for one in done], max(one.peak_memory_mib for one in done)
 
 
-def _one(work: Work, piece: int, settings: Runtime, home: Path, notes: Path, caller: int) -> Done:
+def _born(caller: int) -> None:
+    """What a new process does first: one of joblib's own, which is a child of its caller, works for none that was killed."""
+    if multiprocessing.current_process().name.startswith("LokyProcess"):
+        stopping.end_with_parent(caller)
+
+
+def _one(work: Work, piece: int, settings: Runtime, home: Path, notes: Path) -> Done:
     os.chdir(home)  # joblib's processes outlive a call, and another may come from elsewhere
     stopping.follow(notes / STOP)
-    if os.getppid() == caller:  # without it a process would work on for one that was killed
-        stopping.signal_when_parent_ends(signal.SIGKILL)
     device = runtime.start(settings)
     result, problem = None, None
     with (notes / str(piece)).open("w", buffering=1, encoding="utf-8") as file:
