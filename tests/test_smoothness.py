@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from src.ground.settings import Experts
-from src.maths.smoothness import clipping_coefficient, gradient_penalty, parameter_steps
+from src.maths.derivatives import Derivatives
+from src.maths.networks import FlatNetwork, flatten
+from src.maths.smoothness import clipping_coefficient, common_logit_steps, gradient_penalty, parameter_steps
 from tests.reference import small_network
 
 B, C, SIDE, K = 4, 3, 2, 5
@@ -113,3 +115,25 @@ def test_parameter_steps() -> None:
     trajectory = torch.tensor([[0.0, 0.0], [3.0, 4.0], [3.0, 4.0], [2.0, 4.0]])
     assert parameter_steps(trajectory).tolist() == [25, 0, 1]
     assert parameter_steps(trajectory[:1]).shape == (0,)
+
+
+def test_common_logit_steps() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(2, 3))
+    step = torch.tensor([1.0, 0.0, 2.0, 0.0, 3.0, 0.0, 1.0, -1.0, 0.0])  # the weight's rows and the bias
+    trajectory = torch.stack([torch.zeros(9), step, step])
+    found = common_logit_steps(trajectory, FlatNetwork(network))
+    assert found.tolist() == [3 * 2.0**2, 0]  # the rows' mean is (2, 0), the bias's 0
+
+
+def test_the_cross_entropy_never_moves_all_logits_alike_and_the_penalty_does() -> None:
+    network = FlatNetwork(module := small_network())
+    theta = flatten(module).requires_grad_()
+    batch = torch.randn(6, 2, 8, 8, dtype=theta.dtype, generator=torch.Generator().manual_seed(2))
+
+    def common_share(loss: Tensor) -> float:
+        (gradient,) = torch.autograd.grad(loss, theta)
+        step = torch.stack([torch.zeros_like(gradient), gradient])
+        return (common_logit_steps(step, network) / parameter_steps(step)).item()
+
+    assert common_share(Derivatives(network).loss(theta, batch, torch.arange(6) % 5)) < 1e-25
+    assert common_share(gradient_penalty(lambda x: network(theta, x), batch, "channels")) > 0.05

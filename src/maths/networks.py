@@ -80,14 +80,24 @@ class FlatNetwork:
 
     def features(self, theta: Tensor, images: Tensor) -> Tensor:
         """What the last linear layer reads, (B, F): the penultimate embedding."""
-        linear = [module for module in self._network.modules() if isinstance(module, nn.Linear)]
+        _, last = self._last_linear
         read: list[Tensor] = []
-        hook = linear[-1].register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+        hook = last.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
         try:
             self(theta, images)
         finally:
             hook.remove()
         return read[0]
+
+    def last_layer(self, theta: Tensor) -> tuple[Tensor, ...]:
+        """Views into theta: the last linear layer's weight (K, F) and bias (K,)."""
+        name, last = self._last_linear
+        parts = self.unflatten(theta)
+        return tuple(parts[f"{name}.{own}"] for own, _ in last.named_parameters())
+
+    @property
+    def _last_linear(self) -> tuple[str, nn.Linear]:
+        return [(name, module) for name, module in self._network.named_modules() if isinstance(module, nn.Linear)][-1]
 
     def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
         """Views into theta, by parameter name."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from src.ground.settings import Experts
+from src.maths.networks import FlatNetwork
 
 
 def clipping_coefficient(epoch: int, settings: Experts) -> float:
@@ -34,3 +35,13 @@ def gradient_penalty(logits: Callable[[Tensor], Tensor], images: Tensor, axes: s
 def parameter_steps(trajectory: Tensor) -> Tensor:
     """Squared length of the parameter step of each epoch, (T,), of a trajectory (T + 1, P): small and even is smooth."""
     return trajectory.diff(dim=0).square().sum(dim=1)
+
+
+def common_logit_steps(trajectory: Tensor, network: FlatNetwork) -> Tensor:
+    """The part of the squared step of each epoch, (T,), by which the last layer moves the logits of all classes alike.
+
+    Softmax takes no notice of it, so the cross-entropy's gradient is 0 along it and no student goes there; the gradient
+    penalty, which looks at the sum of the logits, drives experts along it.
+    """
+    steps = [network.last_layer(step) for step in trajectory.diff(dim=0)]
+    return torch.tensor([sum(len(rows) * rows.mean(dim=0).square().sum().item() for rows in step) for step in steps])

@@ -165,8 +165,12 @@ def _train_one(training: Training, index: int, device: torch.device, advance: Ad
     expert = _trained(training, index, device, checkpoint, stored, advance)
     trajectory = torch.stack(expert.thetas)  # (T + 1, P)
     artifacts.save_trajectory(training.name, index, trajectory, training.record)
-    steps = smoothness.parameter_steps(trajectory).tolist()
-    rows = [{**row, "parameter_step": step} for row, step in zip(expert.rows, steps, strict=True)]
+    network = FlatNetwork(networks.build(training.spec, training.shape, torch.Generator()))
+    steps = smoothness.parameter_steps(trajectory).tolist(), smoothness.common_logit_steps(trajectory, network).tolist()
+    rows = [
+        {**row, "parameter_step": step, "common_logit_step": common}
+        for row, step, common in zip(expert.rows, *steps, strict=True)
+    ]
     checkpoint.save({}, {"trajectory": files.digest(path), "rows": rows})
     return rows
 

@@ -17,7 +17,7 @@ from src.io import artifacts, cost, files, pictures
 from src.io.tracking import Tracker
 
 NOT_CURVES = ("iteration", "expert", "start_epoch")
-EXPERT_CURVES = ("train_loss", "gradient_penalty", "val_accuracy", "parameter_step")
+EXPERT_CURVES = ("train_loss", "gradient_penalty", "val_accuracy", "parameter_step", "common_logit_step")
 
 
 def describe(tracker: Tracker, params: Params, name: str) -> None:

@@ -267,7 +267,7 @@ def _show(found: Sequence[Outcome], base: str, seeds: int) -> None:
             console.print(f"{one.label} failed: {one.problem}", soft_wrap=True)
 
 
-EXPERTS_HEADER = ("experts' parts", "squared parameter step", "accuracy of experts, %")
+EXPERTS_HEADER = ("experts' parts", "squared parameter step", "no student follows, %", "accuracy of experts, %")
 CORRELATIONS_HEADER = ("experts", "distilled accuracy goes with", "rank correlation", "p")
 
 
@@ -279,7 +279,8 @@ def _experts_rows(found: Sequence[Outcome]) -> Iterator[tuple[str, ...]]:
             scores.mean_and_std([one.parameter_step for one in experts]),
             Accuracy(*scores.mean_and_std([one.accuracy for one in experts])),
         )
-        yield " ".join(map(str, parts)) or "-", f"{step:.3g} ± {spread:.2g}", page.score(accuracy)
+        lost = Accuracy(*scores.mean_and_std([one.common_logit_step / one.parameter_step for one in experts]))
+        yield " ".join(map(str, parts)) or "-", f"{step:.3g} ± {spread:.2g}", page.score(lost), page.score(accuracy)
 
 
 def _write(base: str, found: Sequence[Outcome], seeds: int) -> tuple[Path, ...]:
@@ -292,8 +293,9 @@ def _write(base: str, found: Sequence[Outcome], seeds: int) -> tuple[Path, ...]:
         "(Welch's t-test over the seeds) of validation accuracy. MTT is the run with all six parts off, all else kept."
     )
     beside = (
-        "The experts, over the epochs that are matched: their mean squared parameter step of an epoch (small is smooth), and\n"
-        f"their validation accuracy after the last of them. {base}.png shows what was distilled from them."
+        "The experts, over the epochs that are matched: their mean squared parameter step of an epoch (small is smooth),\n"
+        "how much of it only shifts the logits of all classes alike, which no student follows, and their validation accuracy\n"
+        f"after the last of them. {base}.png shows what was distilled from them."
     )
     points = _points(found)
     correlations = page.table(CORRELATIONS_HEADER, list(usefulness.correlations(points)), left=(0, 1))

@@ -25,6 +25,7 @@ class Experts:
     """A buffer, over its experts and those of their epochs that the run matches."""
 
     parameter_step: float  # mean squared parameter step of an epoch: small is smooth
+    common_logit_step: float  # the part of it along which no student goes
     accuracy: float  # on the validation split, after the last of the epochs
 
 
@@ -45,13 +46,15 @@ def measure(variant: Variant) -> Experts:
     images, labels = artifacts.load_inputs(run.dataset, "val")
     shape = artifacts.load_statistics(run.dataset).shape
     network = FlatNetwork(networks.build(params.networks[run.network], shape, torch.Generator()))
-    steps, accuracies = [], []
+    steps, common, accuracies = [], [], []
     for index in range(params.experts[name].count):
         trajectory = artifacts.read_snapshots(name, index, 0, last + 1)
         predicted = scores.predictions(lambda chunk, theta=trajectory[last]: network(theta, chunk), images)  # type: ignore[misc]
         steps.append(smoothness.parameter_steps(trajectory).mean())
+        common.append(smoothness.common_logit_steps(trajectory, network).mean())
         accuracies.append(scores.accuracy(predicted, labels))
-    return Experts(torch.stack(steps).mean().item(), sum(accuracies) / len(accuracies))
+    step, common_step = (torch.stack(values).mean().item() for values in (steps, common))
+    return Experts(step, common_step, sum(accuracies) / len(accuracies))
 
 
 def correlations(points: Sequence[Point]) -> Iterator[tuple[str, str, str, str]]:
