@@ -86,7 +86,7 @@ def test_every_preset_is_valid_by_itself(name: str) -> None:
         elif name.endswith("-w32"):
             expected = (10, 10, 50, 1000)
         elif name.endswith("-cpu"):
-            expected = (10, 10, 50, 500 if preset.family == "fashion-mnist" else 2000)
+            expected = (20, 20, 50, 300) if preset.family == "fashion-mnist" else (10, 10, 50, 2000)
         assert (preset.experts, experts.count, experts.epochs, distil.iterations) == expected
         assert experts.augmentation == distil.augmentation == params.evaluate[run.evaluate].augmentation
         assert ("flip" in distil.augmentation) == (preset.family not in ("mnist", "svhn"))
