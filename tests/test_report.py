@@ -15,7 +15,7 @@ import torch
 
 from src.ground.errors import ArtifactError
 from src.ground.params import Params, parse
-from src.io import artifacts, charts, files, sheets
+from src.io import artifacts, charts, files, page, sheets
 from src.io.artifacts import Snapshots, Split, Statistics, SyntheticSet
 from src.maths.pixels import Normalisation
 from src.stages import report, results
@@ -198,6 +198,14 @@ def test_scales_hold_their_values() -> None:
     for scale in (charts.linear_scale([0.5, 0.5]), charts.log_scale([0.0]), charts.log_scale([2.0])):
         assert scale.ticks
         assert 0 <= scale.at(0.5) <= 100
+
+
+@pytest.mark.parametrize(
+    ("images", "of", "shown"),
+    [(10, 45_000, "0.022"), (10, 1078, "0.93"), (100, 1078, "9.3"), (500, 1078, "46"), (999, 1000, "100")],
+)
+def test_a_small_share_of_the_images_is_not_nothing(images: int, of: int, shown: str) -> None:
+    assert page.share(images / of) == shown
 
 
 def test_running_mean() -> None:

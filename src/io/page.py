@@ -198,7 +198,7 @@ def html(page: Page) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(percent=percent, points=points, duration=duration, per_class=per_class)
+    environment.filters.update(percent=percent, share=share, points=points, duration=duration, per_class=per_class)
     return environment.get_template(TEMPLATE).render(page=page, parts=PARTS, mark=MARK, selected=SELECTED)
 
 
@@ -258,6 +258,11 @@ def score(accuracy: Accuracy) -> str:
 
 def percent(fraction: float) -> str:
     return f"{fraction * 100:.1f}"
+
+
+def share(fraction: float) -> str:
+    """In percent, small ones by two digits that count: ten images of 45,000 are not nothing."""
+    return f"{fraction * 100:.0f}" if fraction >= 0.1 else f"{fraction * 100:.2g}"
 
 
 def points(fraction: float) -> str:
