@@ -163,6 +163,7 @@ def evaluate(
 def export(
     run: Annotated[str, typer.Option(help="A run of the section `runs`.")],
     to: Annotated[Path, typer.Option(file_okay=False, help="Folder to write to, new or empty.")],
+    half: Annotated[bool, typer.Option("--half", help="Pixels in float16: a file of half the size.")] = False,
 ) -> None:
     """Write a run's synthetic set to a folder, as tensors of pixels and as PNG files, for use elsewhere."""
     from src.ground.params import load
@@ -170,7 +171,7 @@ def export(
     params = load()
     from src.stages import export as exporting
 
-    exporting.run(params, run, to)
+    exporting.run(params, run, to, half)
 
 
 @app.command()

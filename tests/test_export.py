@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from src import cli
+from src.ground.errors import UserError
 from src.ground.params import load, parse
 from src.io import artifacts, provenance
 from src.io.artifacts import Record, SyntheticSet
@@ -112,6 +113,32 @@ def test_the_tensors_are_pixels(made: Path, monkeypatch: pytest.MonkeyPatch) -> 
     shown = torch.from_numpy(np.stack([np.asarray(Image.open(path)) for path in pictures])).unsqueeze(1) / 255
     expected = artifacts.read_synthetic(made / "out" / "synthetic.safetensors", "").pixels.clamp(0, 1)
     assert (shown - expected).abs().max() <= 0.5 / 255 + 1e-6
+
+
+def test_half_precision_is_half_the_size(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what is read again is the same set, but for pixels that are off by half a spacing of float16 at most."""
+    for words in ("--to whole", "--to half --half"):
+        assert command(f"export --run one {words}", monkeypatch) == 0
+    whole, half = (made / name / "synthetic.safetensors" for name in ("whole", "half"))
+    assert whole.read_bytes() == artifacts.synthetic_file("one").read_bytes()
+    saved = whole.stat().st_size - half.stat().st_size
+    assert abs(saved - artifacts.read_synthetic(whole, "").pixels.numel() * 2) <= 16, "headers are padded"
+    before, after = (artifacts.read_synthetic(path, "") for path in (whole, half))
+    assert after.pixels.dtype == torch.float32
+    assert ((after.pixels - before.pixels).abs() <= before.pixels.abs() * 2**-11 + 2**-25).all()
+    assert torch.equal(after.syn_lr, before.syn_lr)
+    assert torch.equal(after.labels, before.labels)
+    assert "float16" in json.loads((made / "half" / "set.json").read_text())["tensors"]["pixels"]
+    assert artifacts.differences(half, Record("synthetic set", {}), "") == artifacts.differences(
+        whole, Record("synthetic set", {}), ""
+    )
+    assert command(f"evaluate --run one --from {half}", monkeypatch) == 0
+    artifacts.save_synthetic(
+        "one", SyntheticSet(before.pixels * 1e6, before.labels, before.syn_lr), Record("synthetic set", {})
+    )
+    with pytest.raises(UserError, match="holds pixels beyond 65,504: export it without --half"):
+        artifacts.copy_synthetic("one", made / "huge.safetensors", half=True)
+    assert not (made / "huge.safetensors").exists()
 
 
 def test_a_folder_with_files_is_left_alone(

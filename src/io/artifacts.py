@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from src.ground.errors import ArtifactError
+from src.ground.errors import ArtifactError, UserError
 from src.io import files
 from src.maths import pixels
 from src.maths.networks import ImageShape
@@ -281,10 +281,22 @@ def load_synthetic(run: str) -> SyntheticSet:
 
 
 def read_synthetic(path: Path, remedy: str) -> SyntheticSet:
-    """The synthetic set of any file."""
+    """The synthetic set of any file, in float32 where its pixels are of half precision."""
     dtypes: dict[str, torch.dtype | tuple[torch.dtype, ...]] = {"labels": (torch.int64, torch.float32)}
-    dtypes |= {"pixels": torch.float32, "syn_lr": torch.float32}
-    return SyntheticSet(**_load(path, SYNTHETIC, remedy, dtypes))
+    dtypes |= {"pixels": (torch.float32, torch.float16), "syn_lr": torch.float32}
+    found = _load(path, SYNTHETIC, remedy, dtypes)
+    return SyntheticSet(**{**found, "pixels": found["pixels"].float()})
+
+
+def copy_synthetic(run: str, to: Path, half: bool) -> None:
+    """Copy the run's synthetic set and its record to a file, with pixels in float16 where `half`."""
+    path, remedy = synthetic_file(run), remake("distill", run)
+    found = dict(vars(read_synthetic(path, remedy)))
+    if half:
+        found["pixels"] = found["pixels"].half()
+        if not found["pixels"].isfinite().all():
+            raise UserError(f"{path} holds pixels beyond {torch.finfo(torch.float16).max:,.0f}: export it without --half")
+    _write(to, found, _record(path, remedy))
 
 
 def save_snapshots(run: str, value: Snapshots, record: Record) -> None:
@@ -337,7 +349,10 @@ def _differences(found: Any, wanted: Any, place: str = "") -> list[str]:
 
 
 def _save(path: Path, tensors: dict[str, Tensor], record: Record, folder: Path | None = None) -> None:
-    about = record.plain()
+    _write(path, tensors, record.plain(), folder)
+
+
+def _write(path: Path, tensors: dict[str, Tensor], about: dict[str, Any], folder: Path | None = None) -> None:
     metadata = json.dumps({**about, files.CHECKSUM: files.checksum(about, tensors)}, sort_keys=True)
     files.write_tensors(path, tensors, {METADATA_KEY: metadata}, folder)
 
