@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -191,13 +192,16 @@ def announced(piece: int, device: torch.device, advance: Advance, fail: int = -1
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_progress_threads_and_errors_come_back(count: int, prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_threads_and_errors_come_back(
+    count: int, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     torch.set_num_threads(2)
     found, _ = workers.each(announced, 4, Runtime(device="cpu"), count, "pieces", 12)
     assert found == [(piece, 1) for piece in range(4)]
     assert torch.get_num_threads() == 2
     assert "pieces: 12/12" in capsys.readouterr().err
-    assert not list((prepared / ".cache").glob("progress-*"))
+    assert not list(tmp_path.glob("progress-*"))
     with pytest.raises(UserError, match="piece 1 failed"):
         workers.each(functools.partial(announced, fail=1), 3, Runtime(device="cpu"), count, "pieces", 9)
 

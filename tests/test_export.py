@@ -133,11 +133,9 @@ def test_half_precision_is_half_the_size(made: Path, monkeypatch: pytest.MonkeyP
         whole, Record("synthetic set", {}), ""
     )
     assert command(f"evaluate --run one --from {half}", monkeypatch) == 0
-    artifacts.save_synthetic(
-        "one", SyntheticSet(before.pixels * 1e6, before.labels, before.syn_lr), Record("synthetic set", {})
-    )
+    bright = SyntheticSet(before.pixels * 1e6, before.labels, before.syn_lr)
     with pytest.raises(UserError, match="holds pixels beyond 65,504: export it without --half"):
-        artifacts.copy_synthetic("one", made / "huge.safetensors", half=True)
+        artifacts.copy_synthetic("one", bright, made / "huge.safetensors", half=True)
     assert not (made / "huge.safetensors").exists()
 
 

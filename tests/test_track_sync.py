@@ -150,6 +150,19 @@ def test_a_run_that_lost_its_server_equals_one_that_did_not(server: Server, caps
     assert not [path for path in journal.folder().iterdir() if path.name != ".lock"]
 
 
+def test_the_next_stage_delivers_and_says_so(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    server.kill()
+    with tracking.track("broken", "a", "run", {"ast.fingerprint": "f"}) as tracker:
+        work(tracker, range(3))
+    server.start()
+    capsys.readouterr()
+    with tracking.track("broken", "b", "run", {"ast.fingerprint": "g"}):
+        assert "MLflow's backlog: a: " in capsys.readouterr().err
+    assert not journal.waiting()
+    with tracking.track("broken", "b", "run", {"ast.fingerprint": "g"}):
+        assert "backlog" not in capsys.readouterr().err
+
+
 def test_a_delivery_that_is_killed_is_gone_on_with(server: Server) -> None:
     server.kill()
     with tracking.track("killed", "a", "run", {"ast.fingerprint": "f"}) as tracker:

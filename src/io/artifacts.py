@@ -288,15 +288,14 @@ def read_synthetic(path: Path, remedy: str) -> SyntheticSet:
     return SyntheticSet(**{**found, "pixels": found["pixels"].float()})
 
 
-def copy_synthetic(run: str, to: Path, half: bool) -> None:
-    """Copy the run's synthetic set and its record to a file, with pixels in float16 where `half`."""
-    path, remedy = synthetic_file(run), remake("distill", run)
-    found = dict(vars(read_synthetic(path, remedy)))
+def copy_synthetic(run: str, value: SyntheticSet, to: Path, half: bool) -> None:
+    """Write the run's synthetic set, as it was read, and its record to a file, with pixels in float16 where `half`."""
+    path, tensors = synthetic_file(run), dict(vars(value))
     if half:
-        found["pixels"] = found["pixels"].half()
-        if not found["pixels"].isfinite().all():
+        tensors["pixels"] = value.pixels.half()
+        if not tensors["pixels"].isfinite().all():
             raise UserError(f"{path} holds pixels beyond {torch.finfo(torch.float16).max:,.0f}: export it without --half")
-    _write(to, found, _record(path, remedy))
+    _write(to, tensors, _record(path, remake("distill", run)))
 
 
 def save_snapshots(run: str, value: Snapshots, record: Record) -> None:

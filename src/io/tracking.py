@@ -228,7 +228,7 @@ class Tracker:
         if parent is not None and parent.run_id is None:
             return self._wait()
         try:
-            _deliver_all(lambda told: None)
+            _deliver_all(lambda told: say(f"MLflow's backlog: {told}"))
             self._row = mlflow_store.open_row(self.opening)
             self.opening = self._row.opening
         except Exception as error:  # see _put

@@ -138,10 +138,8 @@ def _notes(title: str, units: int, before: int) -> Iterator[Path]:
 
     The file STOP in it asks all pieces to stop.
     """
-    parent = runtime.workspace() / ".cache"
-    parent.mkdir(exist_ok=True)
     ended = threading.Event()
-    with tempfile.TemporaryDirectory(dir=parent, prefix="progress-") as folder, progress(title, units, before) as advance:
+    with tempfile.TemporaryDirectory(prefix="progress-") as folder, progress(title, units, before) as advance:
         thread = threading.Thread(target=_follow, args=(Path(folder), advance, ended), daemon=True)
         thread.start()
         try:

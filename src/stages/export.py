@@ -45,7 +45,7 @@ def run(params: Params, name: str, folder: Path, half: bool = False) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--to {folder}: is there already and is not an empty folder: name another one, or delete it")
     folder.mkdir(parents=True, exist_ok=True)
-    artifacts.copy_synthetic(name, folder / "synthetic.safetensors", half)
+    artifacts.copy_synthetic(name, synthetic, folder / "synthetic.safetensors", half)
     _save_pictures(folder, synthetic.pixels, synthetic.classes)
     imsave(folder / "images.png", pictures.grid(synthetic.pixels, synthetic.classes))
     card = _card(params, name, statistics, synthetic.syn_lr.item(), len(synthetic.labels), half)
