@@ -281,7 +281,10 @@ def ablate(
         int | None, typer.Option(min=1, max=1024, help="Processes; as many as fill the cores where left out.")
     ] = None,
 ) -> None:
-    """Measure what each of AST's six parts does for a run: without each, and each alone. The same command again goes on."""
+    """Measure what AST's parts do for a run: without each, and each alone; the experts' two also together.
+
+    The same command again goes on.
+    """
     from src.ground.params import load
 
     params = load()

@@ -27,10 +27,12 @@ MTT = "digits-ipc1-mtt"
 def test_every_arm_has_its_parts_and_nothing_else_changes() -> None:
     params = load(ROOT / "params.yaml")
     arms = {arm.label: arm for arm in ablate.arms(params, RUN)}
-    assert len(arms) == 1 + 6 + 1 + 6
+    assert len(arms) == 1 + 7 + 1 + 7
     assert arms["the run as it is"].parts == (1, 2, 3, 4, 5, 6)
     assert arms["without balanced loss"].parts == (1, 2, 3, 5, 6)
+    assert arms["without the experts' parts"].parts == (3, 4, 5, 6)
     assert arms["MTT and weight perturbation"].parts == (6,)
+    assert arms["MTT and the experts' parts"].parts == (1, 2)
     protocol = variants.protocol_of(params, RUN)
 
     def settings(label: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -62,7 +64,7 @@ def test_the_plot_has_the_arms_that_differ_in_experts_alone() -> None:
     ]
     found.append(ablate.Outcome("failed", (1,), {}, (), None, problem="diverged"))
     points = ablate._points(found)
-    assert len(points) == 2 * (3 + 3)  # the run, without either; MTT, and with either
+    assert len(points) == 2 * (4 + 4)  # experts with both parts, with either, with none
     assert {point.group for point in points} == {"with the run's other parts", "with no other part"}
     assert {(point.experts, point.val_accuracy) for point in points} == {(experts[0], 0.7), (experts[1], 0.8)}
     rows = list(usefulness.correlations(points))
@@ -97,15 +99,17 @@ def test_killed_and_gone_on_with(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert all(path.stat().st_mtime_ns == before[path] for path in before)
     found = figures(folder)
-    assert len(found) == 1 + 5 + 1 + 6
+    assert len(found) == 1 + 5 + 1 + 7  # the run has no penalty
     assert all(len(one["seeds"]["val"]) == 2 and not one["problem"] for one in found.values())
-    assert len(list(folder.glob("data/ablate/*/data/experts/*"))) == 2 * 3  # with clipping, with the penalty, with neither
+    assert (
+        len(list(folder.glob("data/ablate/*/data/experts/*"))) == 2 * 4
+    )  # with clipping, with the penalty, with both, with neither
     assert "*: beyond noise" in done.stdout
     assert "test" not in found["MTT: no part"]["seeds"]
     client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
     rows = client.search_runs([client.get_experiment_by_name("digits-studies").experiment_id])  # type: ignore[union-attr]
     assert {row.info.status for row in rows} <= {"FINISHED", "KILLED"}
-    assert sum(row.data.tags["ast.kind"] == "variant" and row.info.status == "FINISHED" for row in rows) >= 2 * 13 - 2
+    assert sum(row.data.tags["ast.kind"] == "variant" and row.info.status == "FINISHED" for row in rows) >= 2 * 14 - 2
     (folder / "kept").rename(folder / "data/prepare/digits/test.safetensors")
     assert call(folder, f"{words} --test").returncode == 0
     assert set(figures(folder)["MTT: no part"]["seeds"]) == {"val", "test"}
@@ -113,7 +117,7 @@ def test_killed_and_gone_on_with(tmp_path: Path) -> None:
         label: one["seeds"]["val"] for label, one in found.items()
     }
     rows = len(list(usefulness.correlations(ablate._points([outcome(one) for one in found.values()]))))
-    assert (folder / f"data/ablate/{RUN}.md").read_text().count("\n| ") == (1 + 1 + 13) + (1 + 1 + 3) + (1 + 1 + rows)
+    assert (folder / f"data/ablate/{RUN}.md").read_text().count("\n| ") == (1 + 1 + 14) + (1 + 1 + 4) + (1 + 1 + rows)
     assert (folder / f"data/ablate/{RUN}.png").read_bytes().startswith(b"\x89PNG")
     last = raw["runs"][RUN]["distill"]["max_start_epoch"] - 1 + raw["distill"]["ast"]["expert_epochs"]
     expected = []

@@ -1,4 +1,4 @@
-"""ablate: what each of AST's six parts does for a run: without each, and each alone on MTT, over several seeds.
+"""ablate: what AST's parts do for a run, each of the six and the experts' two together: without them, and alone on MTT.
 
 Every seed has experts, draws and students of its own; variants of one seed share the experts that they have in common. What is
 finished is kept by its content, so that the same command goes on after whatever ended it.
@@ -42,7 +42,7 @@ SWITCHES: tuple[tuple[str, str, Any, Any], ...] = (
     ("distill", "weight_perturbation", 0.0, 1.0),
 )
 WHOLE, NONE = "the run as it is", "MTT: no part"
-EXPERT_PARTS = frozenset({1, 2})
+EXPERT_PARTS = (1, 2)
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,15 @@ def run(params: Params, base: str, seeds: int, test: bool, workers: int | None) 
 
 
 def arms(params: Params, base: str) -> tuple[Arm, ...]:
-    """The run, it without each part that it has, no part, and each part alone."""
+    """The run, it without parts that it has, no part, and parts alone: each part, and the experts' together."""
     own = tuple(part for part in range(1, 7) if _value(params, base, part) != _off(params, base, part))
-    names = [name.lower() for name, _ in PARTS]
-    without = (Arm(f"without {names[part - 1]}", tuple(p for p in own if p != part), WHOLE) for part in own)
-    alone = (Arm(f"MTT and {names[part - 1]}", (part,), NONE) for part in range(1, 7))
+    groups = {name.lower(): (part,) for part, (name, _) in enumerate(PARTS, start=1)} | {"the experts' parts": EXPERT_PARTS}
+    without = (
+        Arm(f"without {name}", tuple(part for part in own if part not in group), WHOLE)
+        for name, group in groups.items()
+        if set(group) <= set(own)
+    )
+    alone = (Arm(f"MTT and {name}", group, NONE) for name, group in groups.items())
     return (Arm(WHOLE, own, None), *without, Arm(NONE, (), WHOLE), *alone)
 
 
@@ -218,11 +222,11 @@ def _means(own: Sequence[Variant], splits: tuple[str, ...]) -> dict[str, tuple[f
 def _points(found: Sequence[Outcome]) -> list[Point]:
     """Of the arms that differ from the run, or from MTT, in their experts alone."""
     whole = next(one.parts for one in found if one.label == WHOLE)
-    groups = {frozenset(whole) - EXPERT_PARTS: "with the run's other parts", frozenset(): "with no other part"}
+    groups = {frozenset(whole).difference(EXPERT_PARTS): "with the run's other parts", frozenset(): "with no other part"}
     return [
         Point(experts, accuracy, groups[others])
         for one in found
-        if (others := frozenset(one.parts) - EXPERT_PARTS) in groups
+        if (others := frozenset(one.parts).difference(EXPERT_PARTS)) in groups
         for experts, accuracy in zip(one.experts, one.seeds.get("val", ()), strict=True)
     ]
 
