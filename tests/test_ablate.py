@@ -110,6 +110,7 @@ def test_killed_and_gone_on_with(tmp_path: Path) -> None:
     rows = client.search_runs([client.get_experiment_by_name("digits-studies").experiment_id])  # type: ignore[union-attr]
     assert {row.info.status for row in rows} <= {"FINISHED", "KILLED"}
     assert sum(row.data.tags["ast.kind"] == "variant" and row.info.status == "FINISHED" for row in rows) >= 2 * 14 - 2
+    assert not list((folder / ".cache/tracking").glob("[0-9]*")), "the store took every row"
     (folder / "kept").rename(folder / "data/prepare/digits/test.safetensors")
     assert call(folder, f"{words} --test").returncode == 0
     assert set(figures(folder)["MTT: no part"]["seeds"]) == {"val", "test"}

@@ -30,10 +30,11 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return mlflow_store.uri()
 
 
-def test_the_same_work_goes_on_in_the_same_row(store: str) -> None:
+@pytest.mark.parametrize("name", ["a", "without the experts' parts"])
+def test_the_same_work_goes_on_in_the_same_row(store: str, name: str) -> None:
     picture = np.zeros((4, 4, 3), np.uint8)
     for steps in (range(3), range(5)):
-        with tracking.track("digits", "a", "run", {"ast.fingerprint": "f"}) as tracker:
+        with tracking.track("digits", name, "run", {"ast.fingerprint": "f"}) as tracker:
             tracker.params({"distill": {"lr_img": 3.0}})
             for step in steps:
                 tracker.metrics({"matching_loss": 1.0 / (step + 1), "bad": float("nan")}, step)

@@ -197,7 +197,8 @@ def _known(client: Any, experiment_id: str, opening: Opening) -> str | None:
 
 def _search(client: Any, experiment_id: str, find: Mapping[str, str], add: Mapping[str, str] | None = None) -> str | None:
     """Id of the newest run with the tags `find` whose tags do not contradict `add`."""
-    condition = " and ".join(f"tags.`{key}` = '{value}'" for key, value in find.items())
+    quoted = {key: f'"{value}"' if "'" in value else f"'{value}'" for key, value in find.items()}  # MLflow knows no escape
+    condition = " and ".join(f"tags.`{key}` = {value}" for key, value in quoted.items())
     for run in client.search_runs([experiment_id], condition):
         if all(run.data.tags.get(key, value) == value for key, value in (add or {}).items()):
             return str(run.info.run_id)
