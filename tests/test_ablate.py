@@ -101,9 +101,8 @@ def test_killed_and_gone_on_with(tmp_path: Path) -> None:
     found = figures(folder)
     assert len(found) == 1 + 5 + 1 + 7  # the run has no penalty
     assert all(len(one["seeds"]["val"]) == 2 and not one["problem"] for one in found.values())
-    assert (
-        len(list(folder.glob("data/ablate/*/data/experts/*"))) == 2 * 4
-    )  # with clipping, with the penalty, with both, with neither
+    kinds = ("clipping", "penalty", "both", "neither")
+    assert len(list(folder.glob("data/ablate/*/data/experts/*"))) == 2 * len(kinds)
     assert "*: beyond noise" in done.stdout
     assert "test" not in found["MTT: no part"]["seeds"]
     client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
