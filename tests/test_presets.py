@@ -87,6 +87,8 @@ def test_every_preset_is_valid_by_itself(name: str) -> None:
             expected = (10, 10, 50, 1000)
         elif name.endswith("-cpu"):
             expected = (20, 20, 50, 300) if preset.family == "fashion-mnist" else (10, 10, 50, 2000)
+        elif name.endswith("-cpu32"):
+            expected = (32, 32, 50, 2000)
         assert (preset.experts, experts.count, experts.epochs, distil.iterations) == expected
         assert experts.augmentation == distil.augmentation == params.evaluate[run.evaluate].augmentation
         assert ("flip" in distil.augmentation) == (preset.family not in ("mnist", "svhn"))
@@ -122,7 +124,7 @@ def test_published_settings(name: str) -> None:
     assert not [method for method in preset.published if "AST" in method]
 
 
-@pytest.mark.parametrize("name", [name for name in PRESETS if name.endswith(("-cpu", "-w32"))])
+@pytest.mark.parametrize("name", [name for name in PRESETS if name.endswith(("-cpu", "-cpu32", "-w32"))])
 def test_a_small_variant_is_its_preset_with_fewer_experts_and_iterations(name: str) -> None:
     (_, small), (_, large) = parsed(name), parsed(name.rsplit("-", 1)[0])
     run, whole, variant = name, *name.rsplit("-", 1)
@@ -131,8 +133,8 @@ def test_a_small_variant_is_its_preset_with_fewer_experts_and_iterations(name: s
     assert small.runs[run].network == few.network
     changed = {"count", "stop_epoch", "gradient_penalty_axes"} | ({"network"} if variant == "w32" else set())
     assert few.model_dump(exclude=changed) == many.model_dump(exclude=changed)
-    assert few.gradient_penalty_axes == ("image" if "-ast-" in name else "channels")
-    assert (few.network == many.network) == (variant == "cpu")
+    assert few.gradient_penalty_axes == ("image" if few.gradient_penalty else "channels")
+    assert (few.network == many.network) == (variant != "w32")
     distil = small.distillations[run]
     kept = {"iterations": distil.iterations, "max_start_epoch": distil.max_start_epoch}
     assert distil == large.distillations[whole].model_copy(update=kept)
@@ -157,6 +159,15 @@ def test_mtt_has_no_part_of_ast(name: str) -> None:
         256,
     )
     assert (experts.clipping_loss, experts.gradient_penalty, experts.lr_drop_factor) == (False, 0, 1)
+
+
+@pytest.mark.parametrize("variant", ["", "-cpu32"])
+def test_ast_student_is_mtt_with_parts_3_5_and_6(variant: str) -> None:
+    (_, student), (_, mtt) = parsed(f"cifar10-ipc1-ast-student{variant}"), parsed(f"cifar10-ipc1-mtt{variant}")
+    assert student.experts == mtt.experts  # so that runs of both share them
+    parts = {"initialisation": "representative", "intermediate_loss": "ramp", "weight_perturbation": 1.0}
+    (ours,), (theirs,) = student.distillations.values(), mtt.distillations.values()
+    assert ours == theirs.model_copy(update=parts)
 
 
 @pytest.mark.parametrize("name", PARTS)
@@ -249,7 +260,7 @@ def test_fewer_experts(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
             "preset list --dataset cifar",
             "no preset is for 'cifar': choose one of cifar10, cifar10-quick, cifar100, fashion-mnist",
         ),
-        ("preset list --method ftd", "no preset is for 'ftd': choose one of ast, k-means, mtt, random, whole"),
+        ("preset list --method ftd", "no preset is for 'ftd': choose one of ast, ast-student, k-means, mtt, random, whole"),
     ],
 )
 def test_unknown_names(words: str, sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
