@@ -95,7 +95,11 @@ def test_a_released_set_scores_on_a_fresh_clone(
     ):
         assert command(f"evaluate {words}", monkeypatch) == 1
         assert sentence in capsys.readouterr().err
-    (clone / "data" / "released" / "one" / "set.json").write_text("{}")
+    card = clone / "data" / "released" / "one" / "set.json"
+    card.write_text(json.dumps({**json.loads(card.read_text(encoding="utf-8")), "accuracy": None}))
+    assert command("evaluate --released one", monkeypatch) == 0
+    assert "released without an accuracy" in capsys.readouterr().err
+    card.write_text("{}")
     assert command("evaluate --released one", monkeypatch) == 1
     assert "set.json is damaged" in capsys.readouterr().err
     assert {path.name for path in (clone / "data").iterdir()} == {"released", "sources"}

@@ -30,12 +30,11 @@ def run(name: str, data: str | None, networks: list[str], mine: Params) -> None:
     folder = (FOLDER / _known(name)).absolute()
     card = files.read_json(folder / "set.json", REMEDY)
     with files.understood(folder / "set.json", REMEDY):
-        params, before = _params(name, card["settings"], data, mine), card["accuracy"]
-        then = page.score(Accuracy(before["test_accuracy_mean"], before["test_accuracy_std"]))
+        params, then = _params(name, card["settings"], data, mine), _accuracy(card["accuracy"])
     with _workspace().entered():
         _prepare(params, params.runs[name].dataset)
         evaluate.score_file(params, name, networks, folder / "synthetic.safetensors")
-    progress.say(f"{name}: released with {then} % on the test split, of {params.runs[name].network}")
+    progress.say(f"{name}: released {then} on the test split, of {params.runs[name].network}")
 
 
 def _known(name: str) -> str:
@@ -44,6 +43,12 @@ def _known(name: str) -> str:
         near = get_close_matches(name, known, n=3, cutoff=0.5)
         raise UserError(f"no released set is named '{name}': choose one of {', '.join(near or known) or 'none'}")
     return name
+
+
+def _accuracy(before: dict[str, float] | None) -> str:
+    if before is None:  # `export` came before `evaluate`
+        return "without an accuracy"
+    return f"with {page.score(Accuracy(before['test_accuracy_mean'], before['test_accuracy_std']))} %"
 
 
 def _params(name: str, settings: dict[str, Any], data: str | None, mine: Params) -> Params:
