@@ -8,6 +8,7 @@ from torch import nn
 
 from src.ground.errors import UserError
 from src.ground.settings import ConvNet
+from src.maths.architectures import FirstConvolution
 from src.maths.networks import FlatNetwork, ImageShape, build, flatten
 
 
@@ -38,6 +39,23 @@ def test_grey_28_pixels_become_32() -> None:
     assert layer_shapes(small, torch.zeros(2, 1, 28, 28)) == layer_shapes(large, torch.zeros(2, 1, 32, 32))
     padded = torch.nn.functional.pad(x := torch.randn(2, 1, 28, 28, generator=generator()), (2, 2, 2, 2))
     torch.testing.assert_close(small(x), large(padded))
+
+
+@pytest.mark.parametrize("padding", [1, 3])
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_the_first_convolution_means_the_same_compiled(channels: int, padding: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its value and all gradients, in float64 against torch's own."""
+    ours = FirstConvolution(channels, 4, kernel_size=3, padding=padding).double()
+    images = torch.randn(2, channels, 12, 12, generator=generator(), dtype=torch.float64, requires_grad=True)
+    given = [images, ours.weight, ours.bias]
+    expected = torch.nn.functional.conv2d(*given, padding=padding)
+    assert torch.equal(ours(images), expected), "eager: torch's own, to the last digit"
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    found = ours(images)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    cotangent = torch.randn(expected.shape, generator=generator(), dtype=torch.float64)
+    for one, other in zip(*(torch.autograd.grad(x, given, cotangent) for x in (found, expected)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

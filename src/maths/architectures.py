@@ -10,7 +10,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from src.ground.errors import UserError
 from src.ground.settings import MLP, VGG11, AlexNet, ConvNet, LeNet, Network, ResNet18
@@ -58,13 +60,31 @@ def assemble(spec: Network, channels: int, size: int, classes: int) -> nn.Sequen
     return nn.Sequential(*layers)
 
 
+class FirstConvolution(nn.Conv2d):
+    """A convolution of images: compiled on a CPU in a form that has fast kernels, of the same value but for rounding.
+
+    With one channel, memory with channels last looks contiguous, so that the layers behind copy theirs: a second one, of zeros,
+    ends that. The weights' gradient in bfloat16 has no fast kernel for padding wider than the kernel's reach: the rest of it
+    becomes pixels. Eager code gains nothing by either.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        reach = self.kernel_size[0] // 2
+        missing, beyond = max(0, 2 - self.in_channels), int(self.padding[0]) - reach
+        if not torch.compiler.is_compiling() or images.device.type != "cpu" or not (missing or beyond):
+            return super().forward(images)
+        pixels = F.pad(images, (beyond, beyond, beyond, beyond, 0, missing))
+        return F.conv2d(pixels, F.pad(self.weight, (0, 0, 0, 0, 0, missing)), self.bias, padding=reach)
+
+
 def _convnet(spec: ConvNet, channels: int, size: int, classes: int) -> list[nn.Module]:
     side = _padded(size)
     _check_depth(spec, side)
     layers: list[nn.Module] = []
     for block in range(spec.depth):
         padding = 1 + (_padded(size) - size) // 2 if block == 0 else 1
-        layers.append(nn.Conv2d(channels, spec.width, kernel_size=3, padding=padding))
+        convolution = FirstConvolution if block == 0 else nn.Conv2d
+        layers.append(convolution(channels, spec.width, kernel_size=3, padding=padding))
         if spec.norm != "none":
             layers.append(_norm(spec.norm, spec.width))
         layers.append(ACTIVATIONS[spec.activation]())
