@@ -15,6 +15,7 @@ import torch
 from src.ground import runtime
 from src.ground.errors import UserError
 from src.ground.settings import Runtime
+from src.stages import work
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +92,34 @@ def test_freed_memory_is_kept() -> None:
 
     faults_of(10)
     assert faults_of(10) < 3 * 12_288
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "has", "said"),
+    [
+        ("bfloat16", "cpu", {"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": False, "avx2": True}, True),
+        ("bfloat16", "cpu", {"architecture": "x86_64", "avx512_bf16": True, "amx_bf16": False}, False),
+        ("bfloat16", "cpu", {"architecture": "aarch64", "bf16": True}, False),
+        ("bfloat16", "cpu", {"architecture": "aarch64", "neon": True, "bf16": False}, True),
+        ("bfloat16", "cuda", {"avx512_bf16": False}, False),
+        ("float32", "cpu", {"avx512_bf16": False}, False),
+    ],
+)
+def test_bfloat16_without_instructions_for_it_is_said(
+    precision: str, device: str, has: dict[str, object], said: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    sentence = runtime.precision_note(Runtime(precision=precision), torch.device(device))
+    assert bool(sentence) == said
+    assert not said or "set it to 'float32'" in sentence
+
+
+def test_a_stage_says_what_makes_it_slow(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False})
+    assert work.start(Runtime(device="cpu", precision="bfloat16"), "digits") == torch.device("cpu")
+    assert "digits: runtime.precision is 'bfloat16'" in capsys.readouterr().err
+    work.start(Runtime(device="cpu"), "digits")
+    assert capsys.readouterr().err == ""
 
 
 LONG, SHORT = 2 * runtime.COMPILE_FLOPS, runtime.COMPILE_FLOPS / 2

@@ -51,6 +51,21 @@ def start(runtime: Runtime) -> torch.device:
     return device
 
 
+def precision_note(runtime: Runtime, device: torch.device) -> str:
+    """A sentence for the user where the precision asked for costs time instead of saving it; empty elsewhere."""
+    if runtime.precision != "bfloat16" or device.type != "cpu" or _has_bfloat16():
+        return ""
+    return (
+        "runtime.precision is 'bfloat16', for which this processor has no instructions: it takes several times as long as "
+        "float32, set it to 'float32'"
+    )
+
+
+def _has_bfloat16() -> bool:
+    """Whether the processor has instructions for it: avx512_bf16 or amx_bf16 of x86, bf16 or sve_bf16 of ARM."""
+    return any(present for name, present in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
+
+
 def compiles(runtime: Runtime, flops: float) -> tuple[bool, str]:
     """Whether to compile a loop of so many floating-point operations, and a sentence for the user where there is one.
 

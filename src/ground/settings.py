@@ -53,7 +53,8 @@ class Runtime(Settings):
     """Processes that train experts or students at the same time on CPUs; null takes as many as the cores hold. Results do
     not depend on it, memory does: each needs its own."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of all training: bfloat16 runs convolutions and matrix products in half the bits; all else stays float32."""
+    """Of all training: bfloat16 runs convolutions and matrix products in half the bits; all else stays float32. Processors
+    without instructions for it take several times as long as in float32, and stages say so."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile for all training; auto compiles where the work is long enough to pay for it."""
     deterministic: bool = True

@@ -34,7 +34,7 @@ def run(params: Params, name: str, watch: Watch = outer_loop.unwatched) -> None:
 
 def _run(params: Params, name: str, watch: Watch) -> None:
     settings, distil = params.runs[name], params.distillations[name]
-    device = runtime.start(params.runtime)
+    device = work.start(params.runtime, name)
     statistics = prepared(params, settings.dataset, "train")
     expert_settings = params.experts[settings.experts]
     artifacts.check_trajectories(settings.experts, expert_settings.count, experts_record(params, settings.experts))

@@ -14,7 +14,6 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from src.ground import runtime
 from src.ground.errors import ArtifactError
 from src.ground.params import Params
 from src.io import artifacts, checkpoints, cost, files, progress, tracking, workers
@@ -41,7 +40,7 @@ def run(params: Params, name: str) -> None:
 
 def _run(params: Params, name: str) -> None:
     settings = params.runs[name]
-    device = runtime.start(params.runtime)
+    device = work.start(params.runtime, name)
     statistics, synthetic = inputs(params, name)
     networks = [settings.network, *settings.cross]
     with tracked(params, name, networks, statistics) as tracker:
@@ -69,7 +68,7 @@ def score_networks(params: Params, name: str, networks: Sequence[str]) -> None:
     for network in networks:
         params.network(network)
     with checkpoints.at_work("evaluate", name):
-        device = runtime.start(params.runtime)
+        device = work.start(params.runtime, name)
         statistics, synthetic = inputs(params, name)
         with tracked(params, name, networks, statistics) as tracker:
             found = {network: predict_all(params, name, network, synthetic, statistics, device)[0] for network in networks}
@@ -81,7 +80,7 @@ def score_networks(params: Params, name: str, networks: Sequence[str]) -> None:
 def score_file(params: Params, name: str, networks: Sequence[str], path: Path) -> None:
     """Score the synthetic set of any file under the data set and protocol of the run `name`: on the screen alone."""
     run = params.run(name)
-    device, statistics = runtime.start(params.runtime), prepared(params, run.dataset, *SPLITS)
+    device, statistics = work.start(params.runtime, name), prepared(params, run.dataset, *SPLITS)
     synthetic = artifacts.read_synthetic(path, "give a file that `export` or `distill` wrote")
     _check_fit(path, synthetic, statistics)
     for network in networks:

@@ -83,7 +83,7 @@ def run(params: Params, name: str) -> None:
 
 def _run(params: Params, name: str) -> None:
     settings = params.experts[name]
-    device = runtime.start(params.runtime)
+    device = work.start(params.runtime, name)
     statistics = prepared(params, settings.dataset, "train", "val")
     record = work.whole(experts_record(params, name), params, "experts", device)
     say_what_is_needed(params, name)

@@ -18,7 +18,7 @@ from src.ground.settings import Runtime
 from src.io import mlflow_store
 from src.maths import inner_loop
 from src.maths.networks import FlatNetwork
-from src.stages import plan_steps
+from src.stages import plan_steps, work
 from src.stages.plan_steps import TIMED_STEPS, Subject
 
 LOADING_COPIES = 3  # of the training images as real numbers, which normalising them holds at once
@@ -44,7 +44,7 @@ class Plan:
 def run(params: Params, name: str) -> None:
     """Print the plan of the run `name`."""
     params.run(name)
-    subject = plan_steps.subject_of(params, name, runtime.start(params.runtime))
+    subject = plan_steps.subject_of(params, name, work.start(params.runtime, name))
     Console(highlight=False).print(_table(subject, measure(params.runtime, subject)))
 
 

@@ -8,10 +8,21 @@ from typing import Any
 
 import torch
 
+from src.ground import runtime
 from src.ground.params import Params
-from src.io import provenance, workers
+from src.ground.settings import Runtime
+from src.io import progress, provenance, workers
 from src.io.artifacts import Record
 from src.io.checkpoints import Work
+
+
+def start(asked: Runtime, name: str) -> torch.device:
+    """What `name` is worked on with; says where the settings make it slow."""
+    device = runtime.start(asked)
+    note = runtime.precision_note(asked, device)
+    if note:
+        progress.say(f"{name}: {note}")
+    return device
 
 
 def whole(record: Record, params: Params, stage: str, device: torch.device) -> Record:

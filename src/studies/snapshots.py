@@ -10,14 +10,13 @@ from dataclasses import replace
 from rich.table import Table
 from torch import Tensor
 
-from src.ground import runtime
 from src.ground.errors import UserError
 from src.ground.params import Params
 from src.io import artifacts, checkpoints, files, page, progress
 from src.io.artifacts import SyntheticSet
 from src.io.page import Accuracy
 from src.maths import scores
-from src.stages import evaluate
+from src.stages import evaluate, work
 
 
 def run(params: Params, name: str) -> None:
@@ -30,7 +29,7 @@ def run(params: Params, name: str) -> None:
         raise UserError(f"{name}: is not distilled and has no snapshots: name a run with iterations")
     table = Table("iteration", "validation, %", title=name, title_justify="left")
     with checkpoints.at_work("evaluate", name):
-        device = runtime.start(params.runtime)
+        device = work.start(params.runtime, name)
         statistics, synthetic = evaluate.inputs(params, name)
         labels = artifacts.load_split(settings.dataset, "val").labels
         with evaluate.tracked(params, name, [settings.network], statistics) as tracker:
