@@ -233,25 +233,12 @@ def state_at(value: float) -> State:
     return State(*(torch.full(shape, value) for shape in ((2, 1, 2, 2), (), (2, 1, 2, 2), ())))
 
 
-def test_the_outer_loop_comes_back_from_its_checkpoint() -> None:
-    at = Distilling(
-        state_at(0.1), state_at(0.2), ({"iteration": 0, "loss": 1 / 3},), {10: torch.ones(2), 2: torch.zeros(2)}, (7,)
-    )
-    WORK.checkpoint().save(*at.stored())
-    found = WORK.checkpoint().load()
-    assert found is not None
-    again = outer_loop.resumed(found, CPU)
-    assert (again.rows, again.restores, [*again.snapshots]) == (at.rows, at.restores, [2, 10])
-    for one, other in ((again.state, at.state), (again.anchor, at.anchor)):
-        assert all(torch.equal(value, vars(other)[name]) for name, value in vars(one).items())
-
-
 # -- divergence
 
 
 @pytest.fixture
 def raw(valid_params: dict[str, Any]) -> dict[str, Any]:
-    valid_params["distill"]["ast"] |= {"on_divergence": "restore", "iterations": 250, "snapshots": 2, "lr_img": 8.0}
+    valid_params["distill"]["ast"] |= {"on_divergence": "restore", "iterations": 250, "lr_img": 8.0}
     return valid_params
 
 
@@ -274,8 +261,8 @@ def loop_of(raw: dict[str, Any], monkeypatch: pytest.MonkeyPatch, diverges: Call
     return Loop(reading.parse(raw), "one", None, None, torch.zeros(2), space)  # type: ignore[arg-type]
 
 
-def all_of(loop: Loop) -> Distilling:
-    at = outer_loop.first(loop, torch.zeros(2, 1, 2, 2))
+def all_of(loop: Loop, at: Distilling | None = None) -> Distilling:
+    at = at or outer_loop.first(loop, torch.zeros(2, 1, 2, 2))
     for _ in range(2000):
         if at.iteration == loop.distil.iterations:
             break
@@ -295,6 +282,29 @@ def test_divergence_restores_the_last_anchor_with_half_the_step(
     said = capsys.readouterr().err
     assert "run one diverged at iteration 130 (expert 0, start epoch 0, last good matching loss 0.5): too far" in said
     assert "Restored at iteration 100 with lr_img 4" in said
+
+
+def test_the_outer_loop_comes_back_from_its_checkpoint(raw: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also into a run with more iterations, or with fewer; images are kept at the moments that this run would have kept."""
+    raw["distill"]["ast"]["snapshot_every"] = 100
+    of = {}
+    for total in (200, 250, 300, 400):
+        raw["distill"]["ast"]["iterations"] = total
+        of[total] = loop_of(raw, monkeypatch, lambda iteration, lr: iteration == 210 and lr > 4)
+    WORK.checkpoint().save(*all_of(of[250]).stored())
+    found = WORK.checkpoint().load()
+    assert found is not None
+    assert outer_loop.resumed(of[250], None) is None
+    assert outer_loop.resumed(of[200], found) is None
+    for total, moments in ((250, [0, 100, 200, 250]), (300, [0, 100, 200, 300]), (400, [0, 100, 200, 300, 400])):
+        at = outer_loop.resumed(of[total], found)
+        assert at is not None
+        assert at.iteration == 250
+        at, whole = all_of(of[total], at), all_of(of[total])
+        assert (at.rows, at.restores, [*at.snapshots]) == (whole.rows, (210,), moments)
+        assert all(torch.equal(pixels, whole.snapshots[moment]) for moment, pixels in at.snapshots.items())
+        for one, other in ((at.state, whole.state), (at.anchor, whole.anchor)):
+            assert all(torch.equal(value, vars(other)[name]) for name, value in vars(one).items())
 
 
 def test_divergence_ends_the_run_where_wanted_or_in_vain(raw: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

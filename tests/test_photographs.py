@@ -46,7 +46,7 @@ def settings(size: int, depth: int) -> Params:
         "networks": {"net": {"depth": depth, "width": 16}},
         "experts": {"few": {**common, "count": 2, "epochs": 8, "batch_size": 16, "lr": 0.02, "momentum": 0.9}},
         "distill": {
-            "ast": {"initialisation": "random", "syn_steps": 6, "inner_momentum": 0.9, "snapshots": 3},
+            "ast": {"initialisation": "random", "syn_steps": 6, "inner_momentum": 0.9, "snapshot_every": 4},
             "real": {"initialisation": "random", "iterations": 0},
         },
         "evaluate": {"short": {"students": 2, "epochs": 120, "augmentation": ["flip", "crop"]}},

@@ -31,7 +31,7 @@ def tiny(raw: dict) -> dict:  # type: ignore[type-arg]
     """The repository's parameters, cut down to seconds: two runs that share small experts."""
     raw["runs"] = {name: {**raw["runs"][name], "experts": "digits-smooth"} for name in RUNS}
     raw["experts"] = {"digits-smooth": {**raw["experts"]["digits-smooth"], "count": 2, "epochs": 4, "clipping_epochs": 2}}
-    raw["distill"]["ast"] |= {"syn_steps": 4, "snapshots": 3}
+    raw["distill"]["ast"] |= {"syn_steps": 4, "snapshot_every": 3}
     raw["runs"]["digits-ipc1-ast"]["distill"] |= {"iterations": 6, "max_start_epoch": 2}
     raw["evaluate"]["mtt"] |= {"epochs": 20, "students": 2}
     return raw

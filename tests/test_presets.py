@@ -136,7 +136,7 @@ def test_a_small_variant_is_its_preset_with_fewer_experts_and_iterations(name: s
     assert few.gradient_penalty_axes == ("image" if few.gradient_penalty else "channels")
     assert (few.network == many.network) == (variant != "w32")
     distil = small.distillations[run]
-    kept = {"iterations": distil.iterations, "max_start_epoch": distil.max_start_epoch}
+    kept = {name: getattr(distil, name) for name in ("iterations", "snapshot_every", "max_start_epoch")}
     assert distil == large.distillations[whole].model_copy(update=kept)
     assert distil.max_start_epoch == large.distillations[whole].max_start_epoch or variant == "w32"
 

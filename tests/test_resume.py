@@ -52,7 +52,7 @@ def tiny(raw: dict[str, Any]) -> None:
     raw["runtime"] |= {"device": "cpu", "threads": 1, "checkpoint_seconds": 0}
     raw["runs"] = {RUN: {**raw["runs"][RUN], "experts": "digits-smooth"}}
     raw["experts"] = {"digits-smooth": {**raw["experts"]["digits-smooth"], "count": 2, "epochs": 4, "clipping_epochs": 2}}
-    raw["distill"]["ast"] |= {"syn_steps": 4, "snapshots": 3}
+    raw["distill"]["ast"] |= {"syn_steps": 4, "snapshot_every": 30}
     raw["runs"][RUN]["distill"] |= {"iterations": 60, "max_start_epoch": 2}
     raw["evaluate"]["mtt"] |= {"epochs": 60, "students": 2}
 
@@ -242,6 +242,25 @@ def test_more_experts_train_only_the_new_ones(finished: Path, folder: Path) -> N
     write_params(folder, lambda raw: raw["experts"]["digits-smooth"].update(count=2), base=finished)
     assert call(folder, *words("experts")).returncode == 0
     assert digests(folder, "experts") == digests(finished, "experts")
+
+
+def test_more_iterations_go_on_where_the_run_ended(finished: Path, folder: Path) -> None:
+    """To the bytes of a run that had so many from the start; fewer begin anew."""
+    shutil.copytree(finished / ".cache/checkpoints", folder / ".cache/checkpoints")
+    write_params(folder, lambda raw: raw["runs"][RUN]["distill"].update(iterations=75), base=finished)
+    done = call(folder, *words("distill"))
+    assert done.returncode == 0, done.stderr
+    assert "resumed at iteration 60 of 75" in done.stderr
+    (run,) = runs(folder)
+    assert steps(folder, run.info.run_id, "matching_loss") == list(range(75))
+    more = digests(folder, "distill")
+    shutil.rmtree(folder / ".cache")
+    forget(folder, "distill")
+    assert "resumed" not in call(folder, *words("distill")).stderr
+    assert digests(folder, "distill") == more
+    write_params(folder, base=finished)
+    assert "its 75 iterations are more than 60, so it begins anew" in call(folder, *words("distill")).stderr
+    assert digests(folder, "distill") == digests(finished, "distill")
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -27,7 +27,7 @@ def raw_params() -> dict[str, Any]:
         "networks": {"D2": {"depth": 2, "width": 8}},
         "experts": {"short": {"dataset": "digits", "network": "D2", "count": 1, "epochs": 2, "lr": 0.05}},
         "distill": {
-            "mtt": {**real, "iterations": 4, "syn_steps": 2, "lr_lr": 0.01, "snapshots": 3},
+            "mtt": {**real, "iterations": 4, "syn_steps": 2, "lr_lr": 0.01, "snapshot_every": 2},
             "real": {**real, "iterations": 0},
         },
         "evaluate": {"mtt": protocol, "best": {**protocol, "score": "best_test", "test_every": 5}},

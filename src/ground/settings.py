@@ -248,7 +248,8 @@ class Distillation(Settings):
     """AST part 3 (representative): real images nearest to the K-means centres of an expert's logits; random real ones; noise;
     or, by the embeddings of an expert, those nearest to K-means centres, those of herding, or the k-center greedy ones."""
     iterations: Annotated[int, Field(ge=0)]
-    """Outer steps; 0 keeps the initial images, which makes the initialisation itself a baseline."""
+    """Outer steps; 0 keeps the initial images, which makes the initialisation itself a baseline. A run with more of them than
+    before goes on where it ended."""
     syn_steps: Positive = 20
     """N, student steps of one iteration."""
     expert_epochs: Positive = 2
@@ -288,8 +289,9 @@ class Distillation(Settings):
     on_divergence: Literal["stop", "restore"] = "stop"
     """What follows on numbers that are not finite or absurd: the end of the run, or its continuation from the last iteration
     that is a multiple of 100, with half of lr_img from then on; three times at most."""
-    snapshots: Annotated[int, Field(ge=2)] = 6
-    """Moments, evenly spaced from first to last, at which the images are kept for pictures."""
+    snapshot_every: Positive = 1000
+    """Iterations from one moment at which the images are kept, for pictures and `evaluate --snapshots`, to the next; before the
+    first iteration and after the last one they always are."""
 
     @property
     def last_epoch(self) -> int:

@@ -56,7 +56,7 @@ def _definitions(params: Params) -> dict[tuple[str, str], Mapping[str, Any] | No
     for name in params.experts:
         makers["experts", name] = functools.partial(records.experts_record, params, name)
     for name, run in params.runs.items():
-        makers["distill", name] = functools.partial(records.synthetic_record, params, name)
+        makers["distill", name] = functools.partial(_iterations_record, params, name)
         for network in (run.network, *run.cross):
             makers["evaluate", f"{name}@{network}"] = functools.partial(_students_record, params, name, network)
     device = runtime.start(params.runtime)
@@ -67,6 +67,10 @@ def _definitions(params: Params) -> dict[tuple[str, str], Mapping[str, Any] | No
         except (UserError, OSError):
             found[stage, name] = None
     return found
+
+
+def _iterations_record(params: Params, name: str) -> Record:
+    return records.iterations_record(records.synthetic_record(params, name))
 
 
 def _students_record(params: Params, name: str, network: str) -> Record:

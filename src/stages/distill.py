@@ -20,13 +20,16 @@ from src.maths.derivatives import PASSES, Derivatives, forward_flops
 from src.maths.networks import FlatNetwork
 from src.stages import outer_loop, run_log, work
 from src.stages.outer_loop import Distilling, Loop, Watch
-from src.stages.records import experts_record, prepared, synthetic_record
+from src.stages.records import experts_record, iterations_record, prepared, synthetic_record
 
 HISTORY_COLUMNS = ("iteration", "matching_loss", "syn_lr")  # of a run that is not distilled: its table is empty
 
 
 def run(params: Params, name: str, watch: Watch = outer_loop.unwatched) -> None:
-    """Distil the run `name`, from its checkpoint where there is one. An error of `watch` ends it, and nothing is saved."""
+    """Distil the run `name`, from its checkpoint where there is one. An error of `watch` ends it, and nothing is saved.
+
+    The checkpoint stays, so that the run goes on from there when `iterations` grows.
+    """
     params.run(name)
     with checkpoints.at_work("distill", name):
         _run(params, name, watch)
@@ -51,7 +54,8 @@ def _run(params: Params, name: str, watch: Watch) -> None:
         _save(name, ended, labels, record)
         cost.keep(artifacts.synthetic_file(name), spent)
         run_log.log_outputs(tracker, params, name)
-    checkpoint.remove()
+    if ended.iteration:
+        checkpoint.save(*ended.stored())
     progress.say(f"{name}: {len(labels)} synthetic images, syn_lr {ended.state.syn_lr.item():.4g}, in {spent.seconds:.0f} s")
 
 
@@ -126,10 +130,9 @@ def _optimise(
     derivatives, compiled = _derivatives(params, name, network, images)
     space = artifacts.load_space(params.runs[name].dataset)
     loop = Loop(params, name, network, derivatives, labels, space)
-    checkpoint = work.of(params, "distill", name, record, compiled).checkpoint()
-    stored = checkpoint.load()
-    at = outer_loop.resumed(stored, images.device) if stored else outer_loop.first(loop, images)
-    if stored:
+    checkpoint = work.of(params, "distill", name, iterations_record(record), compiled).checkpoint()
+    at = outer_loop.resumed(loop, checkpoint.load()) or outer_loop.first(loop, images)
+    if at.iteration:
         progress.say(f"{name}: resumed at iteration {at.iteration} of {loop.distil.iterations}")
     return outer_loop.run(loop, at, checkpoint, tracker, watch), checkpoint
 

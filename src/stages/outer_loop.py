@@ -54,18 +54,6 @@ class Distilling:
         return tensors, {"rows": self.rows, "restores": self.restores}
 
 
-def resumed(stored: Stored, device: torch.device) -> Distilling:
-    """The outer loop that a checkpoint holds."""
-    tensors, facts = stored
-    parts: dict[str, dict[str, Tensor]] = {"state": {}, "anchor": {}, "snapshot": {}}
-    for name, value in tensors.items():
-        kind, _, key = name.partition(".")
-        parts[kind][key] = value
-    state, anchor = (State(**{key: value.to(device) for key, value in parts[kind].items()}) for kind in ("state", "anchor"))
-    snapshots = {int(key): parts["snapshot"][key] for key in sorted(parts["snapshot"], key=int)}
-    return Distilling(state, anchor, tuple(facts["rows"]), snapshots, tuple(facts["restores"]))
-
-
 @dataclass(frozen=True)
 class Loop:
     """What every iteration takes."""
@@ -83,15 +71,39 @@ class Loop:
 
     @property
     def moments(self) -> frozenset[int]:
-        """Iterations at which images are kept: evenly spaced, first and last among them."""
-        count = self.distil.snapshots
-        return frozenset(round(self.distil.iterations * i / (count - 1)) for i in range(count))
+        """Iterations at which images are kept, first and last among them."""
+        total = self.distil.iterations
+        return frozenset({*range(0, total, self.distil.snapshot_every), total})
 
 
 def first(loop: Loop, images: Tensor) -> Distilling:
     """The outer loop before its first iteration, at images (S, C, H, W) on the device."""
     state = distillation.start(images, loop.distil)
     return Distilling(state, state, (), {0: loop.space.to_pixels(images.cpu())})
+
+
+def resumed(loop: Loop, stored: Stored | None) -> Distilling | None:
+    """The outer loop that a checkpoint holds; None where there is none, or where it is further than this run goes.
+
+    It may be that of a run with fewer iterations or, if it was stopped, with more; images are kept at this run's moments.
+    """
+    if stored is None:
+        return None
+    tensors, facts = stored
+    rows = tuple(facts["rows"])
+    if len(rows) > loop.distil.iterations:
+        progress.say(f"{loop.name}: its {len(rows)} iterations are more than {loop.distil.iterations}, so it begins anew")
+        return None
+    parts: dict[str, dict[str, Tensor]] = {"state": {}, "anchor": {}, "snapshot": {}}
+    for name, value in tensors.items():
+        kind, _, key = name.partition(".")
+        parts[kind][key] = value
+    device = loop.labels.device
+    state, anchor = (State(**{key: value.to(device) for key, value in parts[kind].items()}) for kind in ("state", "anchor"))
+    kept = {int(key): pixels for key, pixels in parts["snapshot"].items()}
+    kept[len(rows)] = loop.space.to_pixels(state.images.cpu())
+    snapshots = {moment: kept[moment] for moment in sorted(kept) if moment in loop.moments}
+    return Distilling(state, anchor, rows, snapshots, tuple(facts["restores"]))
 
 
 def unwatched(iteration: int, synthetic: SyntheticSet) -> None:

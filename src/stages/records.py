@@ -57,6 +57,12 @@ def synthetic_record(params: Params, name: str) -> Record:
     return replace(synthetic_settings(params, name), inputs={buffer.as_posix(): files.digest(buffer)})
 
 
+def iterations_record(record: Record) -> Record:
+    """The record of a synthetic set's iterations, each of which is the same however many there are to be."""
+    distil = {key: value for key, value in record.settings["distill"].items() if key != "iterations"}
+    return replace(record, settings={**record.settings, "distill": distil})
+
+
 def students_record(params: Params, name: str, network: str, synthetic: SyntheticSet) -> Record:
     """What students of one network under a run's protocol, and what they predict, are made from. No artifact carries it."""
     run = params.run(name)

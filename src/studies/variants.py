@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import time
@@ -131,7 +132,8 @@ def build(params: Params, base: str, changes: Changes, protocol: Protocol) -> Va
     seed = params.seed if changes.seed is None else changes.seed
     network = params.networks[run.network].model_dump()
     expert_settings = {**params.experts[run.experts].model_dump(), **changes.experts}
-    settings = {**params.distillations[base].model_dump(), **changes.distill, "snapshots": params.tune.rungs + 1}
+    settings = {**params.distillations[base].model_dump(), **changes.distill}
+    settings["snapshot_every"] = max(1, math.ceil(settings["iterations"] / params.tune.rungs))
     buffer = f"{run.experts}-{digest([seed, network, expert_settings])}"
     name = f"{base}-{digest([seed, network, buffer, run.ipc, settings])}"
     shared = {"dataset": run.dataset, "network": run.network}
@@ -248,6 +250,7 @@ def _distil(variant: Variant, watch: Watch) -> None:
         except Exception:
             checkpoints.forget("distill", name)
             raise
+        checkpoints.forget("distill", name)  # another number of iterations is another variant
 
 
 def score(variant: Variant, synthetic: SyntheticSet, students: int, splits: tuple[str, ...]) -> Accuracies:
