@@ -49,12 +49,12 @@ def settings(size: int, depth: int) -> Params:
             "ast": {"initialisation": "random", "syn_steps": 6, "inner_momentum": 0.9, "snapshot_every": 4},
             "real": {"initialisation": "random", "iterations": 0},
         },
-        "evaluate": {"short": {"students": 2, "epochs": 120, "augmentation": ["flip", "crop"]}},
+        "evaluate": {"short": {"students": 2, "epochs": 300, "augmentation": ["flip", "crop"]}},
         "report": {"title": "Scenes"},
         "runs": {
             "scenes-ast": {
                 **common, "experts": "few", "ipc": 1, "evaluate": "short",
-                "distill": {"method": "ast", "iterations": 8, "lr_img": 100.0, "max_start_epoch": 3, "lr_init": 0.02},
+                "distill": {"method": "ast", "iterations": 8, "lr_img": 10.0, "max_start_epoch": 3, "lr_init": 0.02},
             },
             "scenes-random": {
                 **common, "experts": "few", "ipc": 1, "evaluate": "short", "distill": {"method": "real", "lr_init": 0.02},
