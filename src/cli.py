@@ -216,7 +216,7 @@ def clean(
     yes: Annotated[bool, typer.Option("--yes", help="Delete what is stale, instead of only listing it.")] = False,
     everything: Annotated[bool, typer.Option("--all", help="Take what is current too: it starts again then.")] = False,
 ) -> None:
-    """List the partial work of interrupted stages, and delete what fits no settings, inputs and code of now."""
+    """List the checkpoints of long stages, and delete those that fit no settings, inputs and code of now."""
     from src.ground.params import load
 
     params = load()

@@ -1,4 +1,4 @@
-"""clean: lists what long stages left behind, and deletes what nothing will continue. No stage of the pipeline."""
+"""clean: lists the checkpoints of long stages, and deletes those that nothing will continue. No stage of the pipeline."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KIB = 2**10
 
 @dataclass(frozen=True)
 class Leftover:
-    """One file of partial work, and what it is to params.yaml, inputs and code as they are now."""
+    """A file of a checkpoint, and what it is to params.yaml, inputs and code as they are now."""
 
     path: Path
     stage: str
@@ -36,7 +36,7 @@ class Leftover:
 
 
 def run(params: Params, yes: bool, everything: bool) -> None:
-    """List partial work; with `yes` delete what is stale, with `everything` all of it."""
+    """List checkpoints; with `yes` delete what is stale, with `everything` all of it."""
     definitions = _definitions(params)
     found = [_leftover(path, definitions) for path in checkpoints.found()]
     Console(highlight=False).print(_table(found))
@@ -91,7 +91,7 @@ def _leftover(path: Path, definitions: Mapping[tuple[str, str], Mapping[str, Any
 
 
 def _table(found: list[Leftover]) -> Table:
-    table = Table("stage", "name", "file", "age", "size, KiB", "state", title="partial work", title_justify="left")
+    table = Table("stage", "name", "file", "age", "size, KiB", "state", title="checkpoints", title_justify="left")
     for one in found:
         about = one.path.stat()
         age = duration(max(time.time() - about.st_mtime, 0.0))
