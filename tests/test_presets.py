@@ -207,6 +207,13 @@ def test_baselines_match_no_experts() -> None:
     assert PRESETS["cifar10-whole"].experts == PRESETS["mnist-ipc1-random"].experts == 0
 
 
+def test_the_short_whole_set_is_the_whole_set_of_fewer_epochs() -> None:
+    (_, short), (_, whole) = parsed("cifar10-whole-short"), parsed("cifar10-whole")
+    ours, theirs = (params.evaluate[run.evaluate] for params in (short, whole) for run in params.runs.values())
+    assert (ours, theirs.epochs) == (theirs.model_copy(update={"epochs": 6}), 50)
+    assert PRESETS["cifar10-whole-short"].compare == "whole"
+
+
 def test_list(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("preset list", monkeypatch) == 0
     shown = capsys.readouterr().out
