@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from src import cli
 from src.ground.errors import UserError
@@ -20,6 +21,7 @@ from src.ground.params import load, parse
 from src.io import artifacts, provenance
 from src.io.artifacts import Record, SyntheticSet
 from src.stages import distill, evaluate, experts, prepare
+from tests import pictures
 from tests.imports import ROOT
 
 RUN = "digits-ipc1-ast"
@@ -38,6 +40,11 @@ def made(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVC_ROOT", raising=False)
     valid_params["prepare"]["digits"]["whitening"] = request.param
+    make(valid_params)
+    return tmp_path
+
+
+def make(valid_params: dict[str, Any]) -> None:
     valid_params["runtime"]["workers"] = 1
     valid_params["evaluate"]["mtt"] = {"students": 2, "epochs": 40}
     valid_params["runs"] = {"one": valid_params["runs"]["one"]}
@@ -47,7 +54,6 @@ def made(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     experts.run(params, "smooth")
     distill.run(params, "one")
     evaluate.run(params, "one")
-    return tmp_path
 
 
 def test_an_exported_set_scores_as_before(
@@ -103,6 +109,35 @@ def test_a_released_set_scores_on_a_fresh_clone(
     assert command("evaluate --released one", monkeypatch) == 1
     assert "set.json is damaged" in capsys.readouterr().err
     assert {path.name for path in (clone / "data").iterdir()} == {"released", "sources"}
+
+
+def test_a_released_set_takes_idx_files_that_do_not_name_the_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], valid_params: dict[str, Any]
+) -> None:
+    """As FashionMNIST comes: the released set was made from the known data set, whose digest covers the names."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    found = load_digits()
+    images, labels = found.images.astype(np.uint8)[..., None], found.target.astype(np.int64)
+    splits = {"train": (images[:1400], labels[:1400]), "test": (images[1400:], labels[1400:])}
+    files = pictures.write_idx(tmp_path / "elsewhere", splits)
+    shutil.copytree(files, "data/sources/fashion_mnist")
+    valid_params["prepare"]["digits"] = {"source": "fashion_mnist", "val_fraction": 0.2}
+    make(valid_params)
+    assert command("export --run one --to data/released/one", monkeypatch) == 0
+    capsys.readouterr()
+    said = {}
+    for place in ("data/sources/fashion_mnist", str(files)):
+        assert command(f"evaluate --released one --data {place}", monkeypatch) == 0
+        said[place] = [line for line in capsys.readouterr().err.splitlines() if "±" in line]
+    assert said[place] == said["data/sources/fashion_mnist"]
+    assert sorted(path.name for path in files.iterdir()) == sorted(
+        path.name for path in Path("data/sources/fashion_mnist").iterdir()
+    )
+    (files / "train-labels-idx1-ubyte").write_bytes((files / "train-labels-idx1-ubyte").read_bytes()[:-1] + b"\x05")
+    shutil.rmtree(".cache/released")
+    assert command(f"evaluate --released one --data {files}", monkeypatch) == 1
+    assert "not prepare.digits.sha256" in capsys.readouterr().err
 
 
 def test_the_tensors_are_pixels(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
