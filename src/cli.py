@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -61,14 +61,20 @@ RoundsOption = Annotated[int, typer.Option(min=1, max=100, help="Rounds of engin
 JsonOption = Annotated[Path | None, typer.Option(dir_okay=False, help="File to write the figures to.")]
 
 
-def _each(
-    stage: Callable[[Any, str], None], params: Any, name: str | None, known: Mapping[str, Any], strict: bool = False
-) -> None:
+def _each(stage: Callable[[Any, str], None], params: Any, names: Iterable[str], strict: bool = False) -> None:
     from src.io import tracking
 
     with tracking.strictly(strict):
-        for one in [name] if name is not None else known:
+        for one in names:
             stage(params, one)
+
+
+def _named(name: str | None, find: Callable[[str], object], known: Iterable[str]) -> list[str]:
+    """What to work on. Asked for before torch is imported, so that an unknown name is refused at once."""
+    if name is None:
+        return list(known)
+    find(name)
+    return [name]
 
 
 @app.command()
@@ -77,9 +83,10 @@ def prepare(dataset: DatasetOption = None) -> None:
     from src.ground.params import load
 
     params = load()
+    names = _named(dataset, params.dataset, params.prepare)
     from src.stages import prepare as stage
 
-    _each(stage.run, params, dataset, params.prepare)
+    _each(stage.run, params, names)
 
 
 @app.command()
@@ -88,9 +95,10 @@ def experts(experts: ExpertsOption = None, strict: StrictOption = False) -> None
     from src.ground.params import load
 
     params = load()
+    names = _named(experts, params.expert_set, params.experts)
     from src.stages import experts as stage
 
-    _each(stage.run, params, experts, params.experts, strict)
+    _each(stage.run, params, names, strict)
 
 
 @app.command()
@@ -99,13 +107,14 @@ def distill(run: RunOption = None, plan: PlanOption = False, strict: StrictOptio
     from src.ground.params import load
 
     params = load()
+    names = _named(run, params.run, params.runs)
     if plan:
         from src.stages import plan as planning
 
-        return _each(planning.run, params, run, params.runs)
+        return _each(planning.run, params, names)
     from src.stages import distill as stage
 
-    return _each(stage.run, params, run, params.runs, strict)
+    return _each(stage.run, params, names, strict)
 
 
 @app.command()
@@ -131,32 +140,33 @@ def evaluate(
     from src.ground.params import load
 
     params = load()
-    from src.stages import evaluate as stage
-
     named = [] if networks is None else [name.strip() for name in networks.split(",")]
-    if snapshots:
-        from src.io import tracking
-        from src.studies import snapshots as moments
-
-        if run is None or networks is not None or file is not None or released is not None:
-            raise UserError("--snapshots needs --run and no other option: name the run whose images are to be scored")
-        with tracking.strictly(strict):
-            return moments.run(params, run)
+    if snapshots and (run is None or networks is not None or file is not None or released is not None):
+        raise UserError("--snapshots needs --run and no other option: name the run whose images are to be scored")
+    if released is not None and (run is not None or file is not None):
+        raise UserError("--released names all that is scored: leave out --run and --from")
+    if released is None and data is not None:
+        raise UserError("--data belongs to --released: name a released set, or set prepare.DATASET.source in params.yaml")
+    if file is not None and run is None:
+        raise UserError("--from needs --run, whose data set and protocol it is scored with: name one")
     if released is not None:
         from src.studies import released as sets
 
-        if run is not None or file is not None:
-            raise UserError("--released names all that is scored: leave out --run and --from")
         return sets.run(released, data, named, params)
-    if data is not None:
-        raise UserError("--data belongs to --released: name a released set, or set prepare.DATASET.source in params.yaml")
+    runs = _named(run, params.run, params.runs)
+    for name in named:
+        params.network(name)
+    if snapshots:
+        from src.studies import snapshots as moments
+
+        return _each(moments.run, params, runs, strict)
+    from src.stages import evaluate as stage
+
     if file is not None:
-        if run is None:
-            raise UserError("--from needs --run, whose data set and protocol it is scored with: name one")
-        return stage.score_file(params, run, named, file)
+        return stage.score_file(params, runs[0], named, file)
     if networks is None:
-        return _each(stage.run, params, run, params.runs, strict)
-    return _each(lambda params, name: stage.score_networks(params, name, named), params, run, params.runs, strict)
+        return _each(stage.run, params, runs, strict)
+    return _each(lambda params, name: stage.score_networks(params, name, named), params, runs, strict)
 
 
 @app.command()
@@ -169,6 +179,7 @@ def export(
     from src.ground.params import load
 
     params = load()
+    params.run(run)
     from src.stages import export as exporting
 
     exporting.run(params, run, to, half)
@@ -250,6 +261,8 @@ def tune(
     from src.ground.params import load
 
     params = load()
+    _named(dataset, params.dataset, ())
+    _named(run, params.run, ())
     from src.studies import tune as tuning
 
     base = tuning.choose(params, dataset, ipc, run)
@@ -265,6 +278,8 @@ def compare(
     from src.ground.params import load
 
     params = load()
+    for name in runs:
+        params.run(name)
     from src.studies import compare as comparison
 
     comparison.run(params, runs, html)

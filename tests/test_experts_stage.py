@@ -19,6 +19,7 @@ import torch
 from joblib.externals.loky import get_reusable_executor  # type: ignore[import-untyped]
 
 from src.ground import params as reading
+from src.ground import runtime
 from src.ground.errors import DivergenceError, InterruptedWorkError, ParamsError, UserError
 from src.ground.params import Params
 from src.ground.settings import Runtime
@@ -261,7 +262,7 @@ def test_a_process_that_has_held_much_memory_goes_on(prepared: Path) -> None:
 
 
 def test_processes_are_as_many_as_pay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "cpu_count", lambda: 8)
+    monkeypatch.setattr(runtime, "cores", lambda: 8)
     asked, long = Runtime(), workers.SPREAD_FLOPS
     assert workers.processes(asked, CPU, 100, long) == 8
     assert workers.processes(asked, CPU, 5, long) == 5

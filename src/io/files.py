@@ -12,14 +12,12 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from src.ground.errors import ArtifactError
+
+if TYPE_CHECKING:  # what writes text alone, as `init` and `preset` do, waits for no torch
+    from torch import Tensor
 
 CHECKSUM = "sha256"  # the key of a checksum, beside what it is the checksum of
 
@@ -57,6 +55,9 @@ def write_atomically(path: Path, write: Callable[[Path], None], folder: Path | N
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], folder: Path | None = None) -> None:
     """A safetensors file, written atomically."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
     def write(file: Path) -> None:
@@ -134,6 +135,8 @@ def understood(path: Path, remedy: str) -> Iterator[None]:
 
 def checksum(value: Any, tensors: Mapping[str, Tensor] | None = None) -> str:
     """SHA-256 of a JSON value and tensors, so that not a bit of either changes unseen."""
+    import torch
+
     found = hashlib.sha256(json.dumps(value, sort_keys=True).encode())
     for name, tensor in sorted((tensors or {}).items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -1,22 +1,24 @@
-"""Pictures and figures of synthetic sets, experts and curves, for MLflow and the report."""
+"""Pictures and figures of synthetic sets, experts and curves, for MLflow.
+
+matplotlib is imported by the figures alone: it takes longer to import than a stage's own work may take.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SIDE = 48  # pixels that an image is enlarged to, at least
 MOST_COLUMNS = 10
+GAP = 2  # white pixels around every image
 
 
 def grid(pixels: Tensor, labels: Tensor, square: bool = False) -> np.ndarray:
@@ -25,22 +27,33 @@ def grid(pixels: Tensor, labels: Tensor, square: bool = False) -> np.ndarray:
     A class shows its first ten images, all classes equally many; pixels outside [0, 1] are cut off. Where the picture's
     place is `square`, images that would be one row fill it.
     """
-    from torchvision.utils import make_grid
-
     members = [(labels == k).nonzero().squeeze(1) for k in labels.unique()]
     columns = min(MOST_COLUMNS, *(len(one) for one in members))
     shown = pixels[torch.cat([one[:columns] for one in members])]
     times = -(-SIDE // pixels.shape[-1])
     enlarged = shown.repeat_interleave(times, dim=-1).repeat_interleave(times, dim=-2)
     row = columns if columns > 1 else min(len(members), math.ceil(len(members) ** 0.5) if square else MOST_COLUMNS)
-    picture = make_grid(enlarged.clamp(0, 1), nrow=row, padding=2, pad_value=1.0)
-    array: np.ndarray = (picture * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    array: np.ndarray = (_laid_out(enlarged.clamp(0, 1), row) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     return array
 
 
+def _laid_out(images: Tensor, columns: int) -> Tensor:
+    """Images (S, C, h, w) in rows of so many, in colour, with white between and around them: (3, H, W)."""
+    height, width = (side + GAP for side in images.shape[-2:])
+    rows = -(-len(images) // columns)
+    picture = torch.ones(3, rows * height + GAP, min(columns, len(images)) * width + GAP)
+    for place, image in enumerate(images):
+        top, left = (place // columns) * height + GAP, (place % columns) * width + GAP
+        picture[:, top : top + height - GAP, left : left + width - GAP] = image  # grey becomes three equal channels
+    return picture
+
+
 def curve(x: Sequence[float], lines: Mapping[str, Sequence[float]], x_label: str, y_label: str, log: bool = False) -> Figure:
-    """One line plot; the caller closes the figure."""
-    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    """One line plot."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
     for label, y in lines.items():
         axes.plot(x, y, label=label, linewidth=1.2)
     axes.set_xlabel(x_label)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from matplotlib.image import imsave
+from PIL import Image
 from torch import Tensor
 
 COLUMNS = 10  # classes of one sheet
@@ -52,6 +52,5 @@ def _uri(columns: Sequence[Tensor], rows: int) -> str:
             place[3] = 1
     levels = (canvas * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous()  # (H, W, 4)
     file = io.BytesIO()
-    # matplotlib would write its version beside its name, and the page's bytes depend on the results alone
-    imsave(file, levels.numpy(), format="png", metadata={"Software": "matplotlib"}, pil_kwargs={"optimize": True})
+    Image.fromarray(levels.numpy()).save(file, format="png", optimize=True)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

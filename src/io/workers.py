@@ -6,6 +6,7 @@ Pieces share nothing, so that no result depends on how many processes there are 
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import signal
@@ -19,8 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from joblib import Parallel, cpu_count, delayed  # type: ignore[import-untyped]
-from joblib.externals.loky.process_executor import TerminatedWorkerError  # type: ignore[import-untyped]
 
 from src.ground import runtime
 from src.ground.errors import UserError
@@ -51,7 +50,7 @@ def processes(settings: Runtime, device: torch.device, pieces: int, flops: float
         return 1
     if settings.workers is None and flops < SPREAD_FLOPS:
         return 1
-    return min(pieces, settings.workers or max(1, cpu_count() // threads(settings)))
+    return min(pieces, settings.workers or max(1, runtime.cores() // threads(settings)))
 
 
 def threads(settings: Runtime) -> int:
@@ -69,16 +68,9 @@ def each(
     """
     settings = settings.model_copy(update={"threads": threads(settings)})
     with _notes(title, units, before) as notes, _own_threads():
-        calls = (delayed(_one)(work, piece, settings, Path.cwd(), notes) for piece in range(pieces))
+        task = functools.partial(_one, work, settings=settings, home=Path.cwd(), notes=notes)
         try:
-            with _signals_spare_children(count):
-                # arrays of a megabyte and more are mapped, not copied; "c" because torch warns of memory it may not write
-                parallel = Parallel(n_jobs=count, mmap_mode="c", initializer=_born, initargs=(os.getpid(),))
-                done: Sequence[Done] = parallel(calls)
-        except TerminatedWorkerError:
-            raise UserError(
-                f"{title}: a process was killed, most often because memory ran out: set runtime.workers below {count}"
-            ) from None
+            done = _side_by_side(task, pieces, count, title) if count > 1 else [task(piece) for piece in range(pieces)]
         except OSError as error:
             raise UserError(f"{title}: {error}: free space, or bring the file back") from error
     stopping.check()
@@ -86,6 +78,22 @@ def each(
         if one.error is not None:
             raise one.error
     return [one.result for one in done], max(one.peak_memory_mib for one in done)
+
+
+def _side_by_side(task: Callable[[int], Done], pieces: int, count: int, title: str) -> Sequence[Done]:
+    from joblib import Parallel, delayed  # type: ignore[import-untyped] # an import that one process does without
+    from joblib.externals.loky.process_executor import TerminatedWorkerError  # type: ignore[import-untyped]
+
+    # arrays of a megabyte and more are mapped, not copied; "c" because torch warns of memory it may not write
+    parallel = Parallel(n_jobs=count, mmap_mode="c", initializer=_born, initargs=(os.getpid(),))
+    try:
+        with _signals_spare_children():
+            found: Sequence[Done] = parallel(delayed(task)(piece) for piece in range(pieces))
+    except TerminatedWorkerError:
+        raise UserError(
+            f"{title}: a process was killed, most often because memory ran out: set runtime.workers below {count}"
+        ) from None
+    return found
 
 
 def _born(caller: int) -> None:
@@ -120,12 +128,12 @@ def _own_threads() -> Iterator[None]:
 
 
 @contextmanager
-def _signals_spare_children(count: int) -> Iterator[None]:
+def _signals_spare_children() -> Iterator[None]:
     """Processes started in the block never see Ctrl-C or SIGTERM: they stop when this one tells them, at a good moment.
 
     They inherit what this thread blocks; the thread that follows their progress blocks nothing, so that signals still arrive.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, stopping.SIGNALS if count > 1 else ())
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, stopping.SIGNALS)
     try:
         yield
     finally:

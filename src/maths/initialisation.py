@@ -10,10 +10,6 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
-from scipy.spatial.distance import cdist
-from sklearn.cluster import KMeans
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from src.ground.errors import DataError
@@ -99,6 +95,11 @@ def _spread(points: np.ndarray, count: int) -> list[int]:
 
 def _nearest_to_centres(points: np.ndarray, count: int, seed: int) -> list[int]:
     """Indices of distinct points, one for each K-means centre."""
+    from scipy.optimize import linear_sum_assignment  # these take longer to import than most stages take to work
+    from scipy.spatial.distance import cdist
+    from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits
+
     with threadpool_limits(1):  # threads add up the centres in varying order, which changes bytes
         centres = KMeans(count, n_init=10, random_state=seed % 2**32).fit(points).cluster_centers_
     return [int(index) for index in linear_sum_assignment(cdist(centres, points, "sqeuclidean"))[1]]

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean, variance
 
-from scipy.stats import t as student_t
-
 LEVEL = 0.05  # of p, below which a difference counts as more than noise
 
 
@@ -25,6 +23,8 @@ class Difference:
 
 def welch(first: Sequence[float], second: Sequence[float]) -> Difference:
     """Compare two groups, of any variances; p is 1 or 0 where neither scatters, and 1 where one has fewer than two members."""
+    from scipy.stats import t as student_t  # a second to import
+
     difference = mean(second) - mean(first)
     if min(len(first), len(second)) < 2:
         return Difference(difference, 1.0)

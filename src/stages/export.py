@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.image import imsave
 from PIL import Image
 from torch import Tensor
 
@@ -47,7 +46,7 @@ def run(params: Params, name: str, folder: Path, half: bool = False) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     artifacts.copy_synthetic(name, synthetic, folder / "synthetic.safetensors", half)
     _save_pictures(folder, synthetic.pixels, synthetic.classes)
-    imsave(folder / "images.png", pictures.grid(synthetic.pixels, synthetic.classes))
+    Image.fromarray(pictures.grid(synthetic.pixels, synthetic.classes)).save(folder / "images.png")
     card = _card(params, name, statistics, synthetic.syn_lr.item(), len(synthetic.labels), half)
     files.write_json(folder / "set.json", card)
     files.write_text(folder / "README.md", _words(card, len(synthetic.labels)))

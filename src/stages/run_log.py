@@ -9,7 +9,6 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-import matplotlib.pyplot as plt
 from torch import Tensor
 
 from src.ground.params import Params
@@ -74,7 +73,6 @@ def _log_figure(tracker: Tracker, rows: list[dict[str, str]]) -> None:
     lines = {"matching loss": [float(row["matching_loss"]) for row in rows]}
     figure = pictures.curve(iterations, lines, "iteration", "matching loss")
     tracker.figure("figures/matching_loss.png", figure)
-    plt.close(figure)
 
 
 def log_experts(tracker: Tracker, name: str, rows: list[dict[str, Any]], spent: cost.Cost) -> None:
@@ -89,7 +87,6 @@ def log_experts(tracker: Tracker, name: str, rows: list[dict[str, Any]], spent: 
         tracker.metrics({f"{key}/expert-{row['expert']:03d}": row[key] for key in EXPERT_CURVES}, row["epoch"])
     figure = pictures.curve(epochs, {"mean": means["parameter_step"]}, "epoch", "squared parameter step", log=True)
     tracker.figure("figures/smoothness.png", figure)
-    plt.close(figure)
     tracker.file(artifacts.expert_curves_file(name))
     tracker.output(artifacts.trajectories_folder(name))
     tracker.tags({"ast.buffer": files.digest(artifacts.trajectories_folder(name))})

@@ -9,7 +9,6 @@ from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from joblib import cpu_count  # type: ignore[import-untyped]
 from joblib.externals.loky import get_reusable_executor  # type: ignore[import-untyped]
 
 from src.ground import runtime
@@ -21,12 +20,12 @@ def count(params: Params, asked: int | None) -> int:
     if asked is not None:
         return asked
     device = runtime.start(params.runtime)
-    return 1 if device.type != "cpu" else max(1, int(cpu_count()) // (params.runtime.threads or 1))
+    return 1 if device.type != "cpu" else max(1, runtime.cores() // (params.runtime.threads or 1))
 
 
 def share(params: Params, workers: int) -> Params:
     """The parameters with one worker's threads; it starts no further processes."""
-    threads = params.runtime.threads or (max(1, int(cpu_count()) // workers) if workers > 1 else None)
+    threads = params.runtime.threads or (max(1, runtime.cores() // workers) if workers > 1 else None)
     return replace(params, runtime=params.runtime.model_copy(update={"threads": threads, "workers": 1}))
 
 

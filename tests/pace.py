@@ -1,0 +1,110 @@
+"""How long the first minutes take beside another commit: `python -m tests.pace --against COMMIT`.
+
+Each round clones both commits into empty folders and times, alternately, `dvc repro` without any cache, an `evaluate` that
+finds everything finished, and the tests. Both sides use the packages of the Python that runs this, so that installation does
+not count. A ratio is paired: this commit's time over the other's in the same round. Leave the machine alone meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from tests.imports import ROOT
+
+EVALUATE = (sys.executable, "-m", "src.cli", "evaluate", "--run", "digits-ipc1-ast")
+COMMANDS = {
+    "repro": ("dvc", "repro"),
+    "evaluate": EVALUATE,
+    "test": (sys.executable, "-m", "pytest", "-q", "-m", "not slow"),
+}
+# a newer processor behaves as one with AVX2 alone
+AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
+FEATURES = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16")  # that change what small and large networks take
+
+Times = dict[str, dict[str, list[float]]]  # command -> side -> seconds of each round
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--against", required=True, metavar="COMMIT", help="the commit to compare with")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--what", nargs="+", choices=COMMANDS, default=list(COMMANDS), help="default: all")
+    parser.add_argument("--avx2", action="store_true", help="hide all instructions beyond AVX2")
+    parser.add_argument("--json", type=Path, help="file to write all seconds to")
+    asked = parser.parse_args()
+    commits = {"before": _commit(asked.against), "after": _commit("HEAD")}
+    times: Times = defaultdict(lambda: defaultdict(list))
+    for number in range(asked.rounds):
+        sides = list(commits.items())
+        for side, commit in sides if number % 2 == 0 else reversed(sides):
+            with tempfile.TemporaryDirectory() as folder:
+                _round(Path(folder, "clone"), commit, asked.what, asked.avx2, side, times)
+    Console().print(_table(times, asked.avx2))
+    if asked.json is not None:
+        asked.json.write_text(json.dumps({"commits": commits, "avx2": asked.avx2, "seconds": times}, indent=1))
+
+
+def _commit(name: str) -> str:
+    return subprocess.run(["git", "rev-parse", name], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def _round(clone: Path, commit: str, what: list[str], avx2: bool, side: str, times: Times) -> None:
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
+    subprocess.run(["git", "checkout", "-q", commit], cwd=clone, check=True)
+    if "evaluate" in what and "repro" not in what:
+        _seconds("repro", clone, avx2)
+    for name in what:
+        spent = _seconds(name, clone, avx2)
+        times[name][side].append(spent)
+        print(f"{side} {commit[:7]} {name}: {spent:.1f} s", flush=True)
+
+
+def _seconds(name: str, clone: Path, avx2: bool) -> float:
+    """Wall time of one command in the clone; what it says is shown where it fails."""
+    kept = {
+        key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "AST_", "DVC_", "TORCHINDUCTOR_"))
+    }
+    path = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
+    start = time.perf_counter()
+    done = subprocess.run(
+        COMMANDS[name],
+        cwd=clone,
+        env={**kept, **(AVX2 if avx2 else {}), "PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    spent = time.perf_counter() - start
+    if done.returncode:
+        sys.exit(f"{name} ended with {done.returncode} in {clone}:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")
+    return spent
+
+
+def _table(times: Times, avx2: bool) -> Table:
+    found = torch.cpu.get_capabilities()
+    processor = ", ".join([str(found.get("cpu_name")), *(name for name in FEATURES if found.get(name))])
+    table = Table(
+        "seconds, median", "before", "after", "median of ratios", title=f"{processor}{', AVX2 alone' if avx2 else ''}"
+    )
+    for name, sides in times.items():
+        before, after = sides["before"], sides["after"]
+        ratio = statistics.median(new / old for old, new in zip(before, after, strict=True))
+        table.add_row(name, f"{statistics.median(before):.1f}", f"{statistics.median(after):.1f}", f"{ratio:.2f}")
+    return table
+
+
+if __name__ == "__main__":
+    main()
