@@ -29,7 +29,7 @@ from src.maths.distillation import Figures, State
 from src.maths.expert_training import differentiate
 from src.maths.networks import FlatNetwork, flatten
 from src.maths.pixels import Normalisation
-from src.stages import clean, experts, outer_loop
+from src.stages import clean, experts, outer_loop, work
 from src.stages.experts import Expert
 from src.stages.outer_loop import Distilling, Loop
 from tests import test_expert_training, test_protocol
@@ -52,6 +52,30 @@ def seeded(seed: int) -> torch.Generator:
 
 
 # -- the file
+
+
+def test_work_that_begins_anew_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    params = reading.load(ROOT / "params.yaml")
+    settings = {"lr": 0.1, "network": {"width": 32}, "momentum": 0.0, "epochs": 3}
+    before = Record("trajectory", settings, {"train": "1a"}, {"code": "c0", "runtime": {"threads": 2}})
+    work.of(params, "experts", "e", before, False).checkpoint().save({}, {})
+    assert work.of(params, "experts", "e", before, False).checkpoint().load() == ({}, {})
+    assert capsys.readouterr().err == "", "the same work goes on"
+    changed = replace(before, settings={**settings, "lr": 0.2, "network": {"width": 64}})
+    work.of(params, "experts", "e", changed, True)
+    assert capsys.readouterr().err == (
+        "experts e: earlier work is not gone on with, as its compiled was False, is True, lr was 0.1, is 0.2, "
+        "network.width was 32, is 64\n"
+    )
+    elsewhere = replace(before, inputs={"train": "2b"}, provenance={"code": "c1", "runtime": {"threads": 1}})
+    work.of(params, "experts", "e", elsewhere, False)
+    said = capsys.readouterr().err
+    assert all(words in said for words in ("train was 1a, is 2b", "code was c0, is c1", "runtime.threads was 2, is 1")), said
+    everything = replace(elsewhere, settings=dict.fromkeys(settings, 9))
+    work.of(params, "experts", "e", everything, False)
+    assert capsys.readouterr().err.endswith(" and 3 more\n")
+    work.of(params, "experts", "another", before, False)
+    assert capsys.readouterr().err == "", "nothing of this name lies there"
 
 
 def test_what_is_saved_comes_back() -> None:
@@ -328,8 +352,8 @@ def test_absurd_numbers_are_divergence(loss: float, image: float, raw: dict[str,
 
 def test_a_killed_writer_leaves_nothing_in_the_folder_of_trajectories() -> None:
     code = (
-        "import os, torch; from src.io import artifacts, files\n"
-        "files.save_file = lambda tensors, file, metadata: (file.write_bytes(b'x'), os.kill(os.getpid(), 9))\n"
+        "import os, safetensors.torch, torch; from src.io import artifacts\n"
+        "safetensors.torch.save_file = lambda tensors, file, metadata: (file.write_bytes(b'x'), os.kill(os.getpid(), 9))\n"
         "artifacts.save_trajectory('e', 0, torch.ones(2, 3), artifacts.Record('trajectory', {}))"
     )
     artifacts.save_trajectory("e", 1, torch.ones(2, 3), Record("trajectory", {}))
@@ -379,8 +403,8 @@ def test_clean_deletes_what_is_stale_and_no_more(
         "unknown": Work("distill", "lost", {}, 0),
     }
     paths = {name: work.checkpoint().path for name, work in works.items()}
-    for work in works.values():
-        work.checkpoint().save({}, {})
+    for one in works.values():
+        one.checkpoint().save({}, {})
     paths["broken"] = paths["stale"].with_name("x.safetensors")
     paths["broken"].write_bytes(b"no tensors")
     os.utime(paths["stale"], (time.time() - 7200, time.time() - 7200))

@@ -322,12 +322,12 @@ def differences(path: Path, expected: Record, remedy: str) -> list[str]:
     found, wanted = _record(path, remedy), expected.plain()
     if not expected.inputs:
         wanted["inputs"] = found.get("inputs")
-    return _differences({**found, PROVENANCE: None}, {**wanted, PROVENANCE: None})
+    return differing({**found, PROVENANCE: None}, {**wanted, PROVENANCE: None})
 
 
 def provenance_differences(path: Path, expected: Record, remedy: str) -> list[str]:
     """Every part of the artifact's provenance that is another one in `expected`."""
-    return _differences(_record(path, remedy).get(PROVENANCE), expected.plain()[PROVENANCE])
+    return differing(_record(path, remedy).get(PROVENANCE), expected.plain()[PROVENANCE])
 
 
 def _record(path: Path, remedy: str) -> dict[str, Any]:
@@ -339,10 +339,11 @@ def _record(path: Path, remedy: str) -> dict[str, Any]:
     return found
 
 
-def _differences(found: Any, wanted: Any, place: str = "") -> list[str]:
+def differing(found: Any, wanted: Any, place: str = "") -> list[str]:
+    """Every value in which two records, or parts of such as JSON gives them back, are not the same, with its dotted name."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         keys = sorted({*found, *wanted})
-        return [line for key in keys for line in _differences(found.get(key), wanted.get(key), f"{place}.{key}")]
+        return [line for key in keys for line in differing(found.get(key), wanted.get(key), f"{place}.{key}")]
     name = place.removeprefix(".").removeprefix("settings.").removeprefix("inputs.")
     return [] if found == wanted else [f"{name} was {found}, is {wanted}"]
 

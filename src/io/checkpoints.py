@@ -48,6 +48,14 @@ class Work:
         """What earlier processes spent on so many pieces, as far as checkpoints hold it."""
         return sum(float(read(self.checkpoint(piece).path).get("seconds", 0)) for piece in range(pieces))
 
+    def predecessor(self) -> Mapping[str, Any] | None:
+        """The definition of the latest work of this name, where it is another one, so that this one begins anew."""
+        paths = sorted(self._folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime)
+        if not paths or any(path.name.startswith(self._digest) for path in paths):
+            return None
+        found: Mapping[str, Any] | None = read(paths[-1]).get("definition")
+        return found
+
     def forget_others(self) -> None:
         """Delete what work of this name left behind under other definitions."""
         for path in self._folder.glob("*"):

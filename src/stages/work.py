@@ -11,9 +11,11 @@ import torch
 from src.ground import runtime
 from src.ground.params import Params
 from src.ground.settings import Runtime
-from src.io import progress, provenance, workers
+from src.io import artifacts, progress, provenance, workers
 from src.io.artifacts import Record
 from src.io.checkpoints import Work
+
+NAMED_CHANGES = 4  # of what keeps work from being gone on with a line names so many
 
 
 def start(asked: Runtime, name: str) -> torch.device:
@@ -39,5 +41,12 @@ def definition(record: Record) -> Mapping[str, Any]:
 
 
 def of(params: Params, stage: str, name: str, record: Record, compiled: bool) -> Work:
-    """The work of a stage as its checkpoints know it; its record is whole."""
-    return Work(stage, name, {**definition(record), "compiled": compiled}, params.runtime.checkpoint_seconds)
+    """The work of a stage as its checkpoints know it; its record is whole. Says why it can't go on with earlier work."""
+    found = Work(stage, name, {**definition(record), "compiled": compiled}, params.runtime.checkpoint_seconds)
+    before = found.predecessor()
+    if before is not None:
+        old, new = ({"compiled": one["compiled"], **one["record"]} for one in (before, found.definition))
+        names = artifacts.differing(old, new)
+        more = f" and {len(names) - NAMED_CHANGES} more" if len(names) > NAMED_CHANGES else ""
+        progress.say(f"{stage} {name}: earlier work is not gone on with, as its {', '.join(names[:NAMED_CHANGES])}{more}")
+    return found
