@@ -310,11 +310,21 @@ def ablate(
 
 
 @app.command()
-def track_sync() -> None:
-    """Deliver to MLflow what stages could not while it was gone."""
-    from src.io import tracking
+def track_sync(
+    to: Annotated[str | None, typer.Option(help="Deliver to this store instead; `own` is the repository's.")] = None,
+    source: Annotated[
+        str | None, typer.Option("--from", help="Only what waits for this store; all that waits where left out.")
+    ] = None,
+    forget: Annotated[str | None, typer.Option(help="Drop what waits for this store, instead of delivering.")] = None,
+) -> None:
+    """Deliver to MLflow what stages could not while it was gone, each session to its own store."""
+    from src.io import backlog
 
-    tracking.sync()
+    if forget is None:
+        return backlog.sync(to, source)
+    if to is not None or source is not None:
+        raise UserError("--forget delivers nothing: leave out --to and --from")
+    return backlog.forget(forget)
 
 
 @app.command()

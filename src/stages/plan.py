@@ -51,7 +51,8 @@ def run(params: Params, name: str) -> None:
 def measure(asked: Runtime, subject: Subject) -> Plan:
     """Measure steps of distil, experts and evaluate, in this order, so that the peak memory is distil's."""
     distil, network = subject.distil, FlatNetwork(subject.module())
-    mlflow_store.load()
+    if mlflow_store.chosen() is not None:  # which a stage tells by itself
+        mlflow_store.load()
     before = runtime.peak_memory_mib(subject.device)
     derivatives, compiled = plan_steps.derivatives(asked, subject, network)
     step = plan_steps.inner_step(subject, network, derivatives) if distil.iterations else 0.0
