@@ -11,10 +11,8 @@ from pathlib import PurePosixPath
 
 from PIL import Image
 
-FORMATS = (
-    "PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "AVIF", "JPEG2000", "ICO", "ICNS", "QOI", "SGI", "DDS", "SUN",
-)  # fmt: skip
-SURE = FORMATS[:5] + FORMATS[7:9]  # whose signatures nothing else begins with
+SURE = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "AVIF", "JPEG2000", "ICNS", "QOI", "DDS")  # nothing else begins as they do
+FORMATS = (*SURE, "BMP", "PPM", "ICO", "SGI", "SUN")
 SUFFIXES = frozenset({
     ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".pbm",
     ".pnm", ".pfm", ".avif", ".avifs", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".ico", ".icns", ".qoi", ".sgi", ".bw",
@@ -22,7 +20,7 @@ SUFFIXES = frozenset({
 })  # fmt: skip
 BY_SUFFIX = {
     ".tga": "TGA", ".icb": "TGA", ".vda": "TGA", ".vst": "TGA", ".dib": "DIB", ".pcx": "PCX", ".dcx": "DCX", ".cur": "CUR",
-    ".xbm": "XBM", ".xpm": "XPM", ".msp": "MSP", ".im": "IM", ".fli": "FLI", ".flc": "FLI", ".pcd": "PCD", ".pxr": "PIXAR",
+    ".xbm": "XBM", ".xpm": "XPM", ".msp": "MSP", ".fli": "FLI", ".flc": "FLI", ".pcd": "PCD", ".pxr": "PIXAR",
     ".blp": "BLP",
 }  # fmt: skip
 RAW = frozenset({  # of cameras
