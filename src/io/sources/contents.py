@@ -8,7 +8,7 @@ from typing import BinaryIO
 from src.io.sources import formats
 from src.io.sources.trees import Tree, natural
 
-BY_NAME, BY_CONTENT = "that are no images, as their names say", "that are no images of a known format"
+BY_NAME, BY_CONTENT = "no image by name", "no image of a known format"
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def _subset(tree: Tree, ids: Mapping[str, str]) -> Raw:
             raise DataError(f"{text}: put ImageNet's images of all ten classes there")
         splits[ours] = layouts.encoded(tree, [group[wnid] for wnid in ids])
     others = {path for group in found.groups.values() for wnid in group if wnid not in ids for path in group[wnid]}
-    left_out = {**dict.fromkeys(sorted(others), "of other classes"), **found.left_out}
+    left_out = {**dict.fromkeys(sorted(others), "of another class"), **found.left_out}
     return Raw(tuple(ids.values()), splits, left_out=layouts.printable(left_out), notes=found.notes)
 
 
@@ -108,9 +108,7 @@ def _tiny(tree: Tree, top: str) -> Raw:
             case ["val", name]:
                 splits["val"].setdefault(_class_of(tree, path, ids, name), []).append(path)
             case _:
-                left_out[path] = (
-                    "without labels, as those of the test split" if "/test/" in f"/{path}" else "of no class of train and val"
-                )
+                left_out[path] = "without a label" if path.startswith(f"{top}test/") else "in no class folder of train or val"
     for split, found in splits.items():
         if not found:
             raise DataError(f"{tree.title} has no image in {top}{split}: download Tiny ImageNet again")

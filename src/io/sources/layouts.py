@@ -96,5 +96,5 @@ def _placed(tree: Tree, images: Sequence[str], layout: Layout) -> tuple[dict[str
 def _instead(left_out: LeftOut) -> str:
     """What a folder without images holds."""
     counts = Counter(left_out.values())
-    listed = " and ".join(f"{sentences.counted(count, 'file')} {why}" for why, count in counts.items())
+    listed = " and ".join(f"{sentences.counted(count, 'file')} ({why})" for why, count in counts.items())
     return f", but {listed}" if listed else ""

@@ -41,7 +41,7 @@ def left_out(reasons: Mapping[str, str]) -> list[str]:
     groups: dict[str, list[str]] = {}
     for name, reason in reasons.items():
         groups.setdefault(reason, []).append(name)
-    return [f"{counted(len(names), 'file')} {reason} ({first(names, NAMED_LEFT_OUT)})" for reason, names in groups.items()]
+    return [f"{counted(len(names), 'file')} ({reason}): {first(names, NAMED_LEFT_OUT)}" for reason, names in groups.items()]
 
 
 def of_source(notes: Iterable[str], files: Mapping[str, str], images: Mapping[str, str]) -> list[str]:

@@ -25,8 +25,8 @@ JOINED = {  # trainset, imgtest
     for joined in (word, *(f"{word}{filler}" for filler in FILLERS), *(f"{filler}{word}" for filler in FILLERS))
 }
 UNLABELLED = frozenset(("pred", "predict", "prediction", "predictions", "unlabeled", "unlabelled", "unlabel"))
-NO_LABELS = "whose images lie in no class folders, so that they have no labels"
-NOT_NAMED = "that lie in none of the folders that the setting splits names"
+NO_LABELS = "in no class folder, so without a label"
+NOT_NAMED = "in no folder that the setting splits names"
 SHOWN = 3  # names of folders in a sentence
 
 

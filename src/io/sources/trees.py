@@ -16,8 +16,8 @@ LITTER = frozenset({  # what file managers, servers, recycle bins and tools leav
     "$recycle.bin", "#snapshot", "@recently-snapshot", "system volume information", "lost+found", "found.000",
     "network trash folder", "temporary items", "__pycache__", "node_modules",
 })  # fmt: skip
-HIDDEN, LITTERED = "that are hidden", "left behind by a file server or a tool"
-NO_FILE = "that are no plain files, but a pipe, a socket or a device"
+HIDDEN, LITTERED = "hidden", "left behind by a file server or a tool"
+NO_FILE = "a pipe, a socket or a device"
 
 
 @dataclass(frozen=True)
