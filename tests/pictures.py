@@ -47,8 +47,8 @@ def png(image: NDArray[np.uint8]) -> bytes:
 
 
 def coded(label: int, number: int, part: int = 0, size: int = 8) -> Image.Image:
-    """An image of one colour that says its class, its number in the class, and the folder of its split."""
-    return Image.new("RGB", (size, size), (label * 20, number * 8, part * 50))
+    """An image of one colour that says its class, its number in the class, and the folder of its split, in lossy formats too."""
+    return Image.new("RGB", (size, size), (label * 20 + 10, number * 8 + 4, part * 50 + 25))
 
 
 def file_of(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:

@@ -34,7 +34,8 @@ def found_in(source: Source) -> dict[str, list[tuple[int, int, int]]]:
 
 TRAIN_AND_TEST = [
     ("Training", "Testing"), ("seg_train", "seg_test"), ("train_images", "test_images"), ("TRAIN", "TEST"),
-    ("trainset", "testset"), ("training_set", "test_set"), ("Train Data", "Test Data"), ("train2017", "test2017"), ("images.train", "images.test"),
+    ("trainset", "testset"), ("training_set", "test_set"), ("Train Data", "Test Data"), ("train2017", "test2017"),
+    ("images.train", "images.test"),
     ("TrainImages", "TestImages"), ("trn", "tst"), ("01_train", "02_test"), ("train_64x64", "test_64x64"),
     ("seg_train/seg_train", "seg_test/seg_test"), ("training_set/training_set", "test_set/test_set"),
     ("train/images", "test/images"),
@@ -72,8 +73,9 @@ def test_classes_may_have_some_of_the_names(tmp_path: Path) -> None:
 
 
 def test_splits_below_every_class(tmp_path: Path) -> None:
-    turned = (path.split("/") for path in (files := coded_files({"train": 4, "valid": 1, "Test": 2})))
-    files = {f"{name}/{split}/{file}": files[f"{split}/{name}/{file}"] for split, name, file in turned}
+    made = coded_files({"train": 4, "valid": 1, "Test": 2})
+    places = {path: path.split("/") for path in made}
+    files = {f"{name}/{split}/{file}": made[path] for path, (split, name, file) in places.items()}
     found = read(pictures.write_folder(tmp_path, files))
     assert found_in(found) == {"train": expected(4), "val": expected(1, 1), "test": expected(2, 2)}
     assert found.notes == ("folders of splits: train, val, test in each class folder",)
