@@ -47,7 +47,7 @@ def png(image: NDArray[np.uint8]) -> bytes:
 
 
 def coded(label: int, number: int, part: int = 0, size: int = 8) -> Image.Image:
-    """An image of one colour that says its class, its number in the class, and the folder of its split, in lossy formats too."""
+    """An image of one colour that says its class, its number in the class, and its split, in lossy formats too."""
     return Image.new("RGB", (size, size), (label * 20 + 10, number * 8 + 4, part * 50 + 25))
 
 
@@ -68,10 +68,15 @@ def coded_files(parts: Mapping[str, int], classes: tuple[str, ...] = CLASSES) ->
 
 
 def codes(split: Split) -> list[tuple[int, int, int]]:
-    """Class, number and folder that the coded images of a split say, after its labels have been compared with the classes."""
-    found = [(red // 20, green // 8, blue // 50) for red, green, blue in split.images[:, :, 0, 0].tolist()]
+    """What the coded images of a split say, after its labels have been compared with it."""
+    found = codes_of(split)
     assert [label for label, _, _ in found] == split.labels.tolist()
     return found
+
+
+def codes_of(split: Split) -> list[tuple[int, int, int]]:
+    """Class, number and folder that the coded images of a split say."""
+    return [(red // 20, green // 8, blue // 50) for red, green, blue in split.images[:, :, 0, 0].tolist()]
 
 
 def expected(count: int, part: int = 0, classes: int = len(CLASSES)) -> list[tuple[int, int, int]]:

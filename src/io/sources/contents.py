@@ -17,7 +17,7 @@ class Contents:
 
     images: tuple[str, ...]  # in natural order
     folders: frozenset[str]
-    left_out: dict[str, str]  # every other file -> why
+    left_out: dict[str, str]  # every other file -> why, in natural order
 
 
 def of(tree: Tree) -> Contents:
@@ -30,8 +30,9 @@ def of(tree: Tree) -> Contents:
         kinds[path] = _looks_like_image(stream)
         if not kinds[path]:
             left_out[path] = BY_CONTENT
+    left_out |= listing.left_out
     images = sorted((path for path, kind in kinds.items() if kind), key=natural)
-    return Contents(tuple(images), listing.folders, {**left_out, **listing.left_out})
+    return Contents(tuple(images), listing.folders, {path: left_out[path] for path in sorted(left_out, key=natural)})
 
 
 def _looks_like_image(stream: BinaryIO) -> bool:
