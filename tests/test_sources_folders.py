@@ -165,6 +165,18 @@ def test_the_settings_say_which_folders_are_splits(form: str, tmp_path: Path) ->
     assert found.splits["train"].labels.bincount().tolist() == [1, 12, 3, 6]
 
 
+def test_a_folder_beside_the_splits_is_a_question(tmp_path: Path) -> None:
+    folder = pictures.write_folder(tmp_path, coded_files({"train": 3, "more": 1}))
+    with pytest.raises(
+        DataError, match=r"more/cat/0\.png .* lies in no class folder: .* name the folders of splits with --splits"
+    ):
+        read(folder)
+    found = read(folder, splits={"train": "train"})
+    assert found_in(found) == {"train": expected(3)}
+    assert set(found.left_out.values()) == {splits.NOT_NAMED}
+    assert found_in(read(folder, splits={"train": "train", "val": "more"})) == {"train": expected(3), "val": expected(1, 1)}
+
+
 @pytest.mark.parametrize(
     ("told", "words"),
     [

@@ -200,6 +200,14 @@ def test_damaged_exif_of_webp_and_avif(capfd: pytest.CaptureFixture[str]) -> Non
     assert_read(avif[:start] + b"zz" + avif[start + 2 :], np.rot90(corners(), -1), capfd)
 
 
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_an_orientation_before_the_damage_is_applied(kind: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """A directory that says two entries and breaks off in the second."""
+    exif = b"Exif\0\0" + struct.pack("<2sHIHHHIHH", b"II", 42, 8, 2, 0x0112, 3, 1, 6, 0) + b"\x0f\x01"
+    options = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}.get(kind, {})
+    assert_read(pictures.file_of(Image.fromarray(corners()), kind, exif=exif, **options), np.rot90(corners(), -1), capfd)
+
+
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF"])
 @pytest.mark.parametrize("value", range(10))
 def test_every_orientation_in_every_format(kind: str, value: int) -> None:

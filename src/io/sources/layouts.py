@@ -89,7 +89,8 @@ def _placed(tree: Tree, images: Sequence[str], layout: Layout) -> tuple[dict[str
         elif folder in layout.aside:
             left_out[path] = layout.aside[folder]
         else:
-            raise DataError(f"the image {path} in {tree.title} lies in no class folder: remove it, or make {FORM}")
+            named = ", or name the folders of splits with --splits (prepare's setting splits)" if layout.folders else ""
+            raise DataError(f"the image {path} in {tree.title} lies in no class folder: remove it, or make {FORM}{named}")
     return groups, left_out
 
 
