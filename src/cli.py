@@ -193,11 +193,17 @@ def init(
     ipc: Annotated[int, typer.Option(min=1, help="Synthetic images per class of the first run.")] = 1,
     skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave out images that can't be read.")] = False,
     update: Annotated[bool, typer.Option("--update", help="Take images that have changed since they were added.")] = False,
+    splits: Annotated[
+        str | None,
+        typer.Option(
+            help="Where folders' names leave it in doubt: none, as they are classes, or train=FOLDER,val=FOLDER,test=FOLDER."
+        ),
+    ] = None,
 ) -> None:
     """Look at images of your own, and add them to params.yaml with a first run on them."""
     from src.stages import init as stage
 
-    stage.run(data, name, size, ipc, skip_broken, update)
+    stage.run(data, name, size, ipc, skip_broken, update, splits)
 
 
 @app.command()

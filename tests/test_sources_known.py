@@ -230,6 +230,68 @@ def test_tiny_imagenet_as_published(packed: bool) -> None:
     assert not packed or found.sha256() == read(str(folder)).sha256()
 
 
+def tiny(train: str, val: str) -> dict[str, bytes]:
+    """Three classes of coded images in folders of such names, {} for an id; the test images have no labels."""
+    files = {}
+    for part, (below, count) in enumerate(((train, 4), (val, 2))):
+        for label, wnid in enumerate(("n1", "n2", "n3")):
+            for number in range(count):
+                content = pictures.file_of(pictures.coded(label, number, part))
+                files[f"{imagenet.TINY}/{below.format(wnid)}/{wnid}_{number}.JPEG"] = content
+    return {**files, f"{imagenet.TINY}/test/images/test_0.JPEG": b"unlabelled", f"{imagenet.TINY}/wnids.txt": b"n1"}
+
+
+@pytest.mark.parametrize("train", ["train/{}", "train/{}/images"])
+@pytest.mark.parametrize("val", ["val/images/{}", "val/{}/images", "val/{}", "val/images"])
+@pytest.mark.parametrize("words", [False, True])
+def test_tiny_imagenet_as_code_lays_it_out(train: str, val: str, words: bool) -> None:
+    files, top = tiny(train, val), imagenet.TINY
+    if val == "val/images":
+        table = "".join(f"{wnid}_{n}.JPEG\t{wnid}\t0\t0\t9\t9\n" for wnid in ("n1", "n2", "n3") for n in range(2))
+        files[f"{top}/{imagenet.ANNOTATIONS}"] = table.encode()
+    if words:
+        files[f"{top}/words.txt"] = b"n1\tgoldfish, Carassius auratus\nn2\tcrane\nn3\tcrane\n"
+    folder = Path("data/sources/tiny_imagenet")
+    folder.mkdir(parents=True)
+    pictures.write_folder(folder, files)
+    pictures.write_zip(Path(f"{top}.zip"), files)
+    sources = ["tiny_imagenet", str(folder), f"{folder}/{top}", "."]
+    if val == "val/images":
+        pictures.write_folder(Path("renamed"), {path.removeprefix(f"{top}/"): content for path, content in files.items()})
+        sources.append("renamed")
+    for found in (read(source) for source in sources):
+        assert found.classes == (("goldfish", "crane n2", "crane n3") if words else ("n1", "n2", "n3"))
+        assert pictures.codes(found.splits["train"]) == pictures.expected(4)
+        assert pictures.codes(found.splits["test"]) == pictures.expected(2, 1)
+        (unlabelled,) = (path for path in found.left_out if path.endswith("test_0.JPEG"))
+        assert found.left_out[unlabelled] == "without a label"
+        assert len(found.left_out) == len(files) - 18
+
+
+def without(files: dict[str, bytes], part: str) -> dict[str, bytes]:
+    return {path: content for path, content in files.items() if part not in path}
+
+
+LACKING = {  # files of Tiny ImageNet, and what is said of them
+    "no table": (tiny("train/{}", "val/images"), r"val/images/n1_0\.JPEG, but lacks val/val_annotations\.txt with its class"),
+    "not in the table": (
+        {**tiny("train/{}", "val/images"), f"{imagenet.TINY}/{imagenet.ANNOTATIONS}": b"n1_0.JPEG\tn1\t\n"},
+        r"has .*val/images/n1_1\.JPEG without a class",
+    ),
+    "no val": (without(tiny("train/{}", "val/{}"), "/val/"), "has no image in val: download"),
+    "no train": (without(tiny("train/{}", "val/{}"), "/train/"), "has no image in train: download"),
+    "a class in val alone": (without(tiny("train/{}", "val/{}"), "train/n2"), "has the class n2 in val, but not in train"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LACKING)
+def test_tiny_imagenet_with_something_missing(case: str) -> None:
+    files, words = LACKING[case]
+    pictures.write_folder(Path("made"), files)
+    with pytest.raises(DataError, match=rf"^prepare\.mine: .*{words}"):
+        read("made")
+
+
 def test_every_subset_has_ten_classes_of_imagenet() -> None:
     assert {len(ids) for ids in imagenet.SUBSETS.values()} == {10}
     every = [wnid for ids in imagenet.SUBSETS.values() for wnid in ids]

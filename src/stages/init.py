@@ -5,17 +5,20 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from src.ground.errors import DataError, UserError
 from src.ground.params import NAME, Params, load
-from src.ground.settings import Dataset
+from src.ground.settings import Dataset, SplitFolders
 from src.io import params_edit, presets, progress
 from src.io.presets import Sections, Tree
+from src.io.sources import sentences
 from src.io.sources.inspection import Inspection, inspect
 from src.io.sources.named import KNOWN
+from src.io.sources.sentences import shown
 from src.stages.presets import report_added
 
 DEPTHS = ((15, 2), (48, 3), (95, 4), (191, 5))  # largest side in pixels, blocks: pooling ends at 2x2 to 6x6; then 6
@@ -27,17 +30,17 @@ FIRST_RUN: Tree = {"iterations": 500, "snapshot_every": 100, "syn_steps": 20, "m
 MATCHED_STEPS = 20  # of the experts: fewer are a way too short to learn from
 MOST_EPOCHS = 10  # that are matched: they and the latest start are within the experts' epochs
 EXPERT_LR, LR_INIT, PACE = 0.003, 0.01, 1e-3  # AST's; lr_lr is PACE * lr_init^2, MTT's at 1 image per class
-SHOWN_CLASSES, SHOWN_SIZES, SHOWN_BROKEN = 20, 3, 5
+SHOWN_CLASSES, SHOWN_SIZES = 20, 3
 COLOURS = {1: "grey", 3: "in colour"}  # by channels
 
 
-def run(data: str, name: str, size: int, ipc: int, skip_broken: bool, update: bool) -> None:
+def run(data: str, name: str, size: int, ipc: int, skip_broken: bool, update: bool, splits: str | None) -> None:
     """Add the data set `name` with a first run of AST on it; `data` is a path, or the name of a known data set.
 
     Raises UserError, before anything is written, where the images don't allow it or params.yaml has other settings.
     """
     params = load()
-    settings = _settings(params, data, name, size, skip_broken)
+    settings = _settings(params, data, name, size, skip_broken, _told(splits))
     found = inspect(settings, name)
     _show(settings, found)
     _check(settings, found, name, ipc)
@@ -52,14 +55,14 @@ def run(data: str, name: str, size: int, ipc: int, skip_broken: bool, update: bo
     report_added(added, run_name)
 
 
-def _settings(params: Params, data: str, name: str, size: int, skip_broken: bool) -> Dataset:
+def _settings(params: Params, data: str, name: str, size: int, skip_broken: bool, splits: SplitFolders | None) -> Dataset:
     """The data set as it is in params.yaml, or as it would be there; without its digest, so that other images can be read."""
     if not NAME.fullmatch(name):
         raise UserError(f"'{name}' can't be a name: take letters, digits, '.', '_', '-', and start with one of the first two")
     source = _source(data)
     known = params.prepare.get(name)
     if known is None:
-        return Dataset(source=source, size=size, skip_broken=skip_broken)
+        return Dataset(source=source, size=size, skip_broken=skip_broken, splits=splits)
     if (known.source, known.size) != (source, size):
         raise UserError(
             f"params.yaml has another prepare.{name}, with source {known.source} and size {known.size or 'null'}: "
@@ -67,11 +70,32 @@ def _settings(params: Params, data: str, name: str, size: int, skip_broken: bool
         )
     if skip_broken and not known.skip_broken:
         raise UserError(f"params.yaml has prepare.{name} without skip_broken: set prepare.{name}.skip_broken: true there")
+    if splits is not None and splits != known.splits:
+        raise UserError(f"params.yaml has prepare.{name} without these splits: set prepare.{name}.splits there")
     return known.model_copy(update={"sha256": None})
+
+
+def _told(splits: str | None) -> SplitFolders | None:
+    """What --splits says, as the setting has it."""
+    if splits is None:
+        return None
+    if splits == "none":
+        return "none"
+    pairs = [pair.partition("=") for pair in splits.split(",")]
+    try:
+        return TypeAdapter(SplitFolders).validate_python({split.strip(): folder.strip() for split, _, folder in pairs})
+    except ValidationError:
+        raise UserError(
+            f"--splits is '{splits}': give none, or train=FOLDER with val=FOLDER and test=FOLDER if there are"
+        ) from None
 
 
 def _source(data: str) -> str:
     """A path inside the repository relative to its top, so that it holds for everybody; all else as it was given."""
+    if shown(data) != data:
+        raise UserError(
+            f"the path {shown(data)} is no text that params.yaml can hold (UTF-8 without control characters): rename it"
+        )
     path, top = Path(data), Path.cwd()
     if data in KNOWN or not path.exists() or not path.resolve().is_relative_to(top.resolve()):
         return data
@@ -94,19 +118,18 @@ def _show(settings: Dataset, found: Inspection) -> None:
     more = f" and {len(found.sizes) - SHOWN_SIZES} other sizes" if len(found.sizes) > SHOWN_SIZES else ""
     colours = " and ".join(f"{found.channels[key]:,} {word}" for key, word in COLOURS.items() if found.channels[key])
     line = f"{colours}; {sizes}{more}, which become {settings.size}x{settings.size}"
-    console.print(line, markup=False, soft_wrap=True)
+    skipped = found.broken if settings.skip_broken else {}
+    for said in (line, *sentences.of_source(found.notes, found.left_out, skipped)):
+        console.print(said, markup=False, soft_wrap=True)
 
 
 def _check(settings: Dataset, found: Inspection, name: str, ipc: int) -> None:
     """Say all problems. Raises DataError where one keeps the images from being used with so many per class."""
     for problem in found.problems:
         progress.say(f"problem: {problem}")
-    listed = ", ".join(found.broken[:SHOWN_BROKEN]) + (", ..." if len(found.broken) > SHOWN_BROKEN else "")
     if found.broken and not settings.skip_broken:
-        text = f"{len(found.broken)} of the images can't be read ({listed})"
+        text = f"{sentences.counted(len(found.broken), 'image')} can't be read, {sentences.broken(found.broken)}"
         raise DataError(f"{text}: repair or remove them, or leave them out with --skip-broken")
-    if found.broken:
-        progress.say(f"left out, as they can't be read: {listed}")
     if found.sha256 is None:
         raise DataError(f"the images can't be used as {name}: {found.problems[-1]}")
     counts = found.counts["train"]
@@ -133,6 +156,7 @@ def _sections(params: Params, settings: Dataset, found: Inspection, name: str, r
     size = settings.size or 0
     prepare = settings.model_dump(include={"source", "size"}) | {"sha256": found.sha256}
     prepare |= {"skip_broken": True} if settings.skip_broken else {}
+    prepare |= {"splits": settings.splits} if settings.splits is not None else {}
     prepare |= _fractions(settings, found)
     described = {"network": _network(size), "augmentation": AUGMENTATION, "prepare": prepare}
     images = _left(settings, found, sum(found.counts["train"].values()))

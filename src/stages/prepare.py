@@ -15,7 +15,7 @@ from src.ground.seeding import seed_of
 from src.ground.settings import Dataset
 from src.io import artifacts, progress, provenance
 from src.io.artifacts import Split, Statistics
-from src.io.sources import reading
+from src.io.sources import reading, sentences
 from src.io.sources.reading import Source
 from src.maths import initialisation, pixels
 from src.maths.pixels import Space
@@ -37,7 +37,7 @@ def run(params: Params, name: str) -> None:
         artifacts.save_split(name, split, value, record)
     artifacts.save_space(name, space, record)
     artifacts.save_statistics(name, statistics, record)
-    _say(name, statistics)
+    _say(name, statistics, source)
 
 
 def _splits(name: str, source: Source, settings: Dataset, state: int) -> Mapping[str, Split]:
@@ -110,8 +110,9 @@ def _check_runs(params: Params, name: str, statistics: Statistics) -> None:
             initialisation.check_ipc(settings.ipc, statistics.counts["train"], f"runs.{run_name}.ipc")
 
 
-def _say(name: str, statistics: Statistics) -> None:
+def _say(name: str, statistics: Statistics, source: Source) -> None:
     sizes = ", ".join(f"{sum(counts.values()):,} {split}" for split, counts in statistics.counts.items())
-    skipped = f"; {len(statistics.skipped)} broken images left out" if statistics.skipped else ""
     shape = f"{statistics.channels}x{statistics.size}x{statistics.size}"
-    progress.say(f"{name}: {len(statistics.classes)} classes of {shape} images: {sizes}{skipped}")
+    progress.say(f"{name}: {len(statistics.classes)} classes of {shape} images: {sizes}")
+    for line in sentences.of_source(source.notes, source.left_out, source.broken):
+        progress.say(f"{name}: {line}")

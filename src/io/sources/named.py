@@ -11,6 +11,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from src.ground.errors import DataError
+from src.ground.settings import SplitFolders
 from src.io.artifacts import DATA
 from src.io.sources import downloads, forms, idx, imagenet, published
 from src.io.sources.raw import Plain, Raw
@@ -26,8 +27,10 @@ READERS: Mapping[str, Callable[[Path], Raw | None]] = {
 KNOWN = ("digits", *READERS)
 
 
-def read(source: str) -> Raw:
-    """The known data set of this name, else what the path holds. Raises DataError."""
+def read(source: str, told: SplitFolders | None = None) -> Raw:
+    """The known data set of this name, else what the path holds; `told` is what settings say of splits. Raises DataError."""
+    if told is not None and source in KNOWN:
+        raise DataError(f"the setting splits is for image folders of your own, not for {source}: take it out")
     if source == "digits":
         return read_digits()
     if source in READERS:
@@ -36,7 +39,7 @@ def read(source: str) -> Raw:
     if not path.exists() and path.name == source:
         known = ", ".join(KNOWN)
         raise DataError(f"'{source}' is no known data set ({known}), nor a path that exists: name one, or give a path")
-    return forms.read(path)
+    return forms.read(path, told)
 
 
 def read_digits() -> Raw:

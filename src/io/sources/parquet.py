@@ -20,8 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from src.ground.errors import DataError
-from src.io.sources.layouts import SPLITS
+from src.io.sources import images
 from src.io.sources.raw import Encoded, Labels, Raw, numbered
+from src.io.sources.splits import SPLITS
 from src.io.sources.trees import hidden, natural
 
 IMAGES = ("image", "img")
@@ -98,9 +99,15 @@ def _streams(paths: Sequence[Path], counts: Sequence[int], columns: Columns) -> 
                 for value in batch.column(0):
                     found = value.as_py()
                     content = found.get("bytes") if isinstance(found, dict) else found
-                    yield io.BytesIO(content or b"")
+                    yield io.BytesIO(content) if content else images.Absent(_path_of(found))
         if left:
             raise DataError(f"{path} is damaged, as it has not as many images as labels: write or download it again")
+
+
+def _path_of(found: object) -> str:
+    """Why a row has no image to read."""
+    path = found.get("path") if isinstance(found, dict) else None
+    return f"it holds no bytes, only the path {path}: write the images' bytes into the file" if path else "it is empty"
 
 
 def _columns(path: Path) -> Columns:

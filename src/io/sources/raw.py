@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from src.ground.errors import DataError
+from src.io.sources.sentences import shown
 
 Bytes = NDArray[np.uint8]
 Labels = NDArray[np.int64]
@@ -19,7 +20,7 @@ Labels = NDArray[np.int64]
 class Encoded:
     """Images of one split in N files of their own."""
 
-    names: Sequence[str]  # (N,) for error sentences, in the source's own order
+    names: Sequence[str]  # (N,) as they can be printed, in the source's own order
     labels: Labels  # (N,)
     streams: Callable[[], Iterator[tuple[int, BinaryIO]]]  # each image's place in `names` and its bytes, in any order
 
@@ -42,6 +43,8 @@ class Raw:
     classes: tuple[str, ...]
     splits: Mapping[str, RawSplit]
     pixel_max: int = 255
+    left_out: Mapping[str, str] = field(default_factory=dict)  # each file that is no image of the data set -> why
+    notes: tuple[str, ...] = ()  # sentences: what was found and decided
 
 
 def numbered(labels: Mapping[str, Labels]) -> tuple[str, ...]:
@@ -75,9 +78,11 @@ def check_every_class(classes: Sequence[str], labels: Labels) -> None:
 
 
 def _check_names(classes: Sequence[str]) -> None:
-    """Names that differ in case only are one folder on some file systems, and nearly always one class."""
+    """Names go into tables and pages; those that differ in case only are one folder on some file systems, and one class."""
     seen: dict[str, str] = {}
     for name in classes:
+        if shown(name) != name:
+            raise DataError(f"the class name '{shown(name)}' is no text (UTF-8 without control characters): rename it")
         other = seen.setdefault(name.casefold(), name)
         if other is not name:
             text = f"the classes '{other}' and '{name}' have the same name but for case"

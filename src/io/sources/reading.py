@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from src.ground.errors import DataError
 from src.ground.settings import Dataset
 from src.io.artifacts import Split
-from src.io.sources import decoding, named, raw
+from src.io.sources import decoding, named, raw, sentences
 from src.io.sources.decoding import Decoded, Survey
 from src.io.sources.images import Shape
 from src.io.sources.raw import Raw
+from src.io.sources.sentences import shown
 
 SPLITS = ("train", "val", "test")
-NAMED_BROKEN = 5  # of the broken images an error sentence names so many
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,13 @@ class Source:
     classes: tuple[str, ...]
     pixel_max: int
     splits: Mapping[str, Split]  # train always; val and test where the source has them; labels ascend
-    skipped: tuple[str, ...]  # broken images that were left out
+    broken: Mapping[str, str]  # images that were left out, as they can't be read -> why
+    left_out: Mapping[str, str] = field(default_factory=dict)  # files that are no images of the data set -> why
+    notes: tuple[str, ...] = ()  # sentences: what was found and decided
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        return tuple(self.broken)
 
     def sha256(self) -> str:
         """Digest of classes, splits, shapes, images and labels."""
@@ -47,7 +54,7 @@ def read(settings: Dataset, name: str) -> Source:
     Raises DataError where the source is missing, broken, not what its sha256 says, or not of one shape.
     """
     with naming(name):
-        found = named.read(settings.source)
+        found = named.read(settings.source, settings.splits)
         raw.check(found)
         surveys = surveyed(found, name)
         source = decoded(found, surveys, settings, name)
@@ -74,31 +81,38 @@ def decoded(found: Raw, surveys: Mapping[str, Survey], settings: Dataset, name: 
         raise DataError(_sentence(broken, name))
     _check_left(found, splits)
     tensors = {split: Split(torch.from_numpy(v.images), torch.from_numpy(v.labels)) for split, v in splits.items()}
-    return Source(found.classes, found.pixel_max, tensors, tuple(broken))
+    return Source(found.classes, found.pixel_max, tensors, broken, found.left_out, found.notes)
 
 
 def _check_left(found: Raw, splits: Mapping[str, Decoded]) -> None:
     """What is left without the broken images must still be a data set."""
-    raw.check_every_class(found.classes, splits["train"].labels)
+    train = found.splits["train"].labels
+    lost = np.setdiff1d(train, splits["train"].labels)
+    if len(lost):
+        broken = _named(found, splits, "train", np.flatnonzero(train == lost[0]))
+        text = f"no training image of the class '{found.classes[lost[0]]}' can be read, {sentences.broken(broken)}"
+        raise DataError(f"{text}: repair them, or leave the class out")
     for split, value in splits.items():
         if not len(value.labels):
-            raise DataError(f"the {split} split has no image that can be read: repair its images, or remove it")
+            broken = _named(found, splits, split, value.broken)
+            text = f"no image of the {split} split can be read, {sentences.broken(broken)}"
+            raise DataError(f"{text}: repair its images, or remove it")
+
+
+def _named(found: Raw, splits: Mapping[str, Survey | Decoded], split: str, places: Iterable[int]) -> dict[str, str]:
+    """Names of broken images, and why they can't be read, by their places in the split."""
+    return {decoding.name_of(split, found.splits[split], int(place)): splits[split].broken[int(place)] for place in places}
 
 
 def _sentence(broken: Mapping[str, str], name: str) -> str:
-    listed = ", ".join(f"{image} ({reason})" for image, reason in list(broken.items())[:NAMED_BROKEN])
-    count = "1 image" if len(broken) == 1 else f"{len(broken)} images"
-    more = ", ..." if len(broken) > NAMED_BROKEN else ""
     remedy = f"repair or remove them, or leave them out with prepare.{name}.skip_broken: true"
-    return f"{count} can't be read, {listed}{more}: {remedy}"
+    return f"{sentences.counted(len(broken), 'image')} can't be read, {sentences.broken(broken)}: {remedy}"
 
 
 def broken_of(found: Raw, splits: Mapping[str, Survey | Decoded]) -> Mapping[str, str]:
     """The name of each broken image, and why it can't be read."""
     return {
-        decoding.name_of(split, found.splits[split], place): value.broken[place]
-        for split, value in splits.items()
-        for place in sorted(value.broken)
+        name: why for split, value in splits.items() for name, why in _named(found, splits, split, sorted(value.broken)).items()
     }
 
 
@@ -130,8 +144,8 @@ def naming(name: str) -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        raise DataError(f"prepare.{name}: {error}") from None
+        raise DataError(f"prepare.{name}: {shown(str(error))}") from None
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        reason = f"{where}{error.strerror or error}"
+        reason = shown(f"{where}{error.strerror or error}")
         raise DataError(f"prepare.{name}: the source can't be read ({reason}): permit reading it, or repair it") from None
