@@ -36,7 +36,7 @@ def inspect(settings: Dataset, name: str) -> Inspection:
     """Decode every image of the source. Raises DataError where the source can't be read at all."""
     lenient = settings.model_copy(update={"skip_broken": True, "sha256": None})
     with reading.naming(name):
-        found = named.read(settings.source)
+        found = named.read(settings.source, settings.label_column)
         raw.check(found)
         surveys = reading.surveyed(found, name)
         counts = _counts(found)

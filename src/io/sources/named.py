@@ -26,8 +26,8 @@ READERS: Mapping[str, Callable[[Path], Raw | None]] = {
 KNOWN = ("digits", *READERS)
 
 
-def read(source: str) -> Raw:
-    """The known data set of this name, else what the path holds. Raises DataError."""
+def read(source: str, label_column: str | None = None) -> Raw:
+    """The known data set of this name, else what the path holds, in Parquet with labels in this column. Raises DataError."""
     if source == "digits":
         return read_digits()
     if source in READERS:
@@ -36,7 +36,7 @@ def read(source: str) -> Raw:
     if not path.exists() and path.name == source:
         known = ", ".join(KNOWN)
         raise DataError(f"'{source}' is no known data set ({known}), nor a path that exists: name one, or give a path")
-    return forms.read(path)
+    return forms.read(path, label_column)
 
 
 def read_digits() -> Raw:

@@ -47,7 +47,7 @@ def read(settings: Dataset, name: str) -> Source:
     Raises DataError where the source is missing, broken, not what its sha256 says, or not of one shape.
     """
     with naming(name):
-        found = named.read(settings.source)
+        found = named.read(settings.source, settings.label_column)
         raw.check(found)
         surveys = surveyed(found, name)
         source = decoded(found, surveys, settings, name)
