@@ -180,13 +180,14 @@ def init(
     name: Annotated[str, typer.Option(help="What params.yaml is to call it.")],
     size: Annotated[int, typer.Option(min=8, max=256, help="Side of the square images that networks read, pixels.")],
     ipc: Annotated[int, typer.Option(min=1, help="Synthetic images per class of the first run.")] = 1,
+    label_column: Annotated[str | None, typer.Option(help="Column of a Parquet file that holds the labels.")] = None,
     skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave out images that can't be read.")] = False,
     update: Annotated[bool, typer.Option("--update", help="Take images that have changed since they were added.")] = False,
 ) -> None:
     """Look at images of your own, and add them to params.yaml with a first run on them."""
     from src.stages import init as stage
 
-    stage.run(data, name, size, ipc, skip_broken, update)
+    stage.run(data, name, size, ipc, skip_broken, update, label_column)
 
 
 @app.command()

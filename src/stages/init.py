@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -14,8 +15,12 @@ from src.ground.params import NAME, Params, load
 from src.ground.settings import Dataset
 from src.io import params_edit, presets, progress
 from src.io.presets import Sections, Tree
+from src.io.sources import duplicates
 from src.io.sources.inspection import Inspection, inspect
 from src.io.sources.named import KNOWN
+from src.io.sources.parts import Part, divided, fractions
+from src.io.sources.reading import Source
+from src.maths.initialisation import check_ipc
 from src.stages.presets import report_added
 
 DEPTHS = ((15, 2), (48, 3), (95, 4), (191, 5))  # largest side in pixels, blocks: pooling ends at 2x2 to 6x6; then 6
@@ -31,40 +36,43 @@ SHOWN_CLASSES, SHOWN_SIZES, SHOWN_BROKEN = 20, 3, 5
 COLOURS = {1: "grey", 3: "in colour"}  # by channels
 
 
-def run(data: str, name: str, size: int, ipc: int, skip_broken: bool, update: bool) -> None:
+def run(data: str, name: str, size: int, ipc: int, skip_broken: bool, update: bool, label_column: str | None = None) -> None:
     """Add the data set `name` with a first run of AST on it; `data` is a path, or the name of a known data set.
 
     Raises UserError, before anything is written, where the images don't allow it or params.yaml has other settings.
     """
     params = load()
-    settings = _settings(params, data, name, size, skip_broken)
+    settings = _settings(params, data, name, size, skip_broken, label_column)
     found = inspect(settings, name)
     _show(settings, found)
-    _check(settings, found, name, ipc)
+    images = _check(params, settings, found, name, ipc)
     known, run_name = params.prepare.get(name), f"{name}-ipc{ipc}-ast"
     changed = known is not None and known.sha256 != found.sha256
     if changed and not update:
         raise UserError(f"the images of {name} are not those that prepare.{name}.sha256 says: add --update to take them")
-    added = params_edit.add(_sections(params, settings, found, name, run_name, ipc))
+    added = params_edit.add(_sections(params, settings, found, images, name, run_name, ipc))
     if changed:
         params_edit.set_value(("prepare", name, "sha256"), found.sha256)
         progress.say(f"prepare.{name}.sha256 is {found.sha256} now")
     report_added(added, run_name)
 
 
-def _settings(params: Params, data: str, name: str, size: int, skip_broken: bool) -> Dataset:
+def _settings(params: Params, data: str, name: str, size: int, skip_broken: bool, label_column: str | None) -> Dataset:
     """The data set as it is in params.yaml, or as it would be there; without its digest, so that other images can be read."""
     if not NAME.fullmatch(name):
         raise UserError(f"'{name}' can't be a name: take letters, digits, '.', '_', '-', and start with one of the first two")
     source = _source(data)
     known = params.prepare.get(name)
     if known is None:
-        return Dataset(source=source, size=size, skip_broken=skip_broken)
+        return Dataset(source=source, size=size, skip_broken=skip_broken, label_column=label_column)
     if (known.source, known.size) != (source, size):
         raise UserError(
             f"params.yaml has another prepare.{name}, with source {known.source} and size {known.size or 'null'}: "
             "take another --name, or that --data and --size"
         )
+    if label_column not in (None, known.label_column):
+        text = f"params.yaml has prepare.{name} with label_column {known.label_column or 'null'}"
+        raise UserError(f"{text}: set prepare.{name}.label_column: {label_column} there, or take another --name")
     if skip_broken and not known.skip_broken:
         raise UserError(f"params.yaml has prepare.{name} without skip_broken: set prepare.{name}.skip_broken: true there")
     return known.model_copy(update={"sha256": None})
@@ -97,8 +105,11 @@ def _show(settings: Dataset, found: Inspection) -> None:
     console.print(line, markup=False, soft_wrap=True)
 
 
-def _check(settings: Dataset, found: Inspection, name: str, ipc: int) -> None:
-    """Say all problems. Raises DataError where one keeps the images from being used with so many per class."""
+def _check(params: Params, settings: Dataset, found: Inspection, name: str, ipc: int) -> int:
+    """Say all problems; how many training images are left once the splits are cut off.
+
+    Raises DataError where a problem keeps the images from being used with so many per class.
+    """
     for problem in found.problems:
         progress.say(f"problem: {problem}")
     listed = ", ".join(found.broken[:SHOWN_BROKEN]) + (", ..." if len(found.broken) > SHOWN_BROKEN else "")
@@ -109,33 +120,37 @@ def _check(settings: Dataset, found: Inspection, name: str, ipc: int) -> None:
         progress.say(f"left out, as they can't be read: {listed}")
     if found.sha256 is None:
         raise DataError(f"the images can't be used as {name}: {found.problems[-1]}")
-    counts = found.counts["train"]
-    smallest = min(counts, key=lambda class_name: counts[class_name])
-    left = _left(settings, found, counts[smallest])
-    if left < ipc:
-        text = f"the class '{smallest}' keeps {left} of its {counts[smallest]} images for training, fewer than {ipc} per class"
-        raise DataError(f"{text}: add images, or lower --ipc")
+    parts = divided(found.source, settings, name, params.seed)
+    for problem in duplicates.problems(found.source, parts):
+        progress.say(f"problem: {problem}")
+    _check_ipc(params, found.source, parts["train"], name, ipc)
+    return len(parts["train"].places)
 
 
-def _left(settings: Dataset, found: Inspection, count: int) -> int:
-    """Training images of so many, at least, once the splits that the source does not have are cut off."""
-    return int(count * (1 - sum(_fractions(settings, found).values())) + 1e-9)
+def _check_ipc(params: Params, source: Source, train: Part, name: str, ipc: int) -> None:
+    """Raises DataError where a class keeps too few training images for this run, or for one that is there."""
+    given, kept = (
+        np.bincount(value, minlength=len(source.classes)) for value in (source.splits["train"].labels, train.of(source).labels)
+    )
+    smallest = int(kept.argmin())
+    if kept[smallest] < ipc:
+        text = f"the class '{source.classes[smallest]}' keeps {kept[smallest]} of its {given[smallest]} images for training"
+        raise DataError(f"{text}, fewer than {ipc} per class: add images, or lower --ipc")
+    for run_name, run in params.runs.items():
+        if run.dataset == name and run.ipc != "all":
+            check_ipc(run.ipc, dict(zip(source.classes, kept.tolist(), strict=True)), f"runs.{run_name}.ipc")
 
 
-def _fractions(settings: Dataset, found: Inspection) -> Tree:
-    """The fractions of the splits that the source does not have."""
-    fractions = settings.model_dump(include={"val_fraction", "test_fraction"})
-    return {field: value for field, value in fractions.items() if field.removesuffix("_fraction") not in found.counts}
-
-
-def _sections(params: Params, settings: Dataset, found: Inspection, name: str, run_name: str, ipc: int) -> Sections:
+def _sections(
+    params: Params, settings: Dataset, found: Inspection, images: int, name: str, run_name: str, ipc: int
+) -> Sections:
     """What is to be added; a data set and experts that are there may have been changed by hand, and stay."""
     size = settings.size or 0
     prepare = settings.model_dump(include={"source", "size"}) | {"sha256": found.sha256}
     prepare |= {"skip_broken": True} if settings.skip_broken else {}
-    prepare |= _fractions(settings, found)
+    prepare |= {"label_column": settings.label_column} if settings.label_column else {}
+    prepare |= {f"{split}_fraction": value for split, value in fractions(settings, found.counts).items()}
     described = {"network": _network(size), "augmentation": AUGMENTATION, "prepare": prepare}
-    images = _left(settings, found, sum(found.counts["train"].values()))
     own = {**FIRST_RUN, **_rates(images), "lr_img": 100.0 if size <= SMALL else 1000.0}
     experts = {**EXPERTS, "batch_size": _batch(images)}
     new = presets.compose(run_name, "ast", name, described, ipc, own, experts)

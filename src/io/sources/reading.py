@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from src.ground.errors import DataError
@@ -16,7 +17,7 @@ from src.io.artifacts import Split
 from src.io.sources import decoding, named, raw
 from src.io.sources.decoding import Decoded, Survey
 from src.io.sources.images import Shape
-from src.io.sources.raw import Raw
+from src.io.sources.raw import Raw, RawSplit
 
 SPLITS = ("train", "val", "test")
 NAMED_BROKEN = 5  # of the broken images an error sentence names so many
@@ -30,6 +31,7 @@ class Source:
     pixel_max: int
     splits: Mapping[str, Split]  # train always; val and test where the source has them; labels ascend
     skipped: tuple[str, ...]  # broken images that were left out
+    names: Mapping[str, Callable[[int], str]]  # split -> what the image at a place in it is called
 
     def sha256(self) -> str:
         """Digest of classes, splits, shapes, images and labels."""
@@ -74,7 +76,14 @@ def decoded(found: Raw, surveys: Mapping[str, Survey], settings: Dataset, name: 
         raise DataError(_sentence(broken, name))
     _check_left(found, splits)
     tensors = {split: Split(torch.from_numpy(v.images), torch.from_numpy(v.labels)) for split, v in splits.items()}
-    return Source(found.classes, found.pixel_max, tensors, tuple(broken))
+    names = {split: _names(split, found.splits[split], value.broken) for split, value in splits.items()}
+    return Source(found.classes, found.pixel_max, tensors, tuple(broken), names)
+
+
+def _names(split: str, value: RawSplit, broken: Container[int]) -> Callable[[int], str]:
+    """What images are called, by class as `decode` orders them."""
+    kept = [place for place in np.argsort(value.labels, kind="stable").tolist() if place not in broken]
+    return lambda place: decoding.name_of(split, value, kept[place])
 
 
 def _check_left(found: Raw, splits: Mapping[str, Decoded]) -> None:

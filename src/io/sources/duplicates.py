@@ -1,0 +1,57 @@
+"""Images that stand in two splits, or under two classes: they spoil what a split measures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from src.io.sources.parts import Part
+from src.io.sources.reading import Source
+
+SHOWN = 2  # examples of a sentence
+TITLES = {"train": "training", "val": "validation", "test": "test"}
+
+Digests = NDArray[np.uint64]
+
+
+def problems(source: Source, parts: Mapping[str, Part]) -> list[str]:
+    """Sentences on images that are the same, byte for byte in the one shape of all, where they should not be."""
+    whole = {split: _digests(value.images.numpy()) for split, value in source.splits.items()}
+    digests = {split: whole[part.split][part.places] for split, part in parts.items()}
+    lines = [_shared(source, parts, digests, one, other) for one, other in combinations(parts, 2)]
+    return [line for line in (*lines, _contradicted(source, parts["train"], digests["train"])) if line]
+
+
+def _digests(images: NDArray[np.uint8]) -> Digests:
+    """(N,) of 64 bits: that two of a million different images share one is less likely than one in ten million."""
+    return np.frombuffer(b"".join(blake2b(image.data, digest_size=8).digest() for image in images), np.uint64)
+
+
+def _shared(source: Source, parts: Mapping[str, Part], digests: Mapping[str, Digests], one: str, other: str) -> str:
+    """Images of the split `other` that the split `one` has too."""
+    places = np.flatnonzero(np.isin(digests[other], digests[one])).tolist()
+    first = [int(np.argmax(digests[one] == digests[other][place])) for place in places[:SHOWN]]
+    pairs = [(parts[other].name(source, a), parts[one].name(source, b)) for a, b in zip(places, first, strict=False)]
+    stand = "image of the {} split stands" if len(places) == 1 else "images of the {} split stand"
+    text = f"{len(places)} {stand.format(TITLES[other])} in the {TITLES[one]} split too, byte for byte"
+    return f"{text}: {_examples(pairs, len(places))}" if places else ""
+
+
+def _contradicted(source: Source, train: Part, digests: Digests) -> str:
+    """Training images that stand under several classes."""
+    labels = source.splits["train"].labels.numpy()[train.places]
+    order = np.lexsort((labels, digests))
+    found, of = digests[order], labels[order]
+    seams = np.flatnonzero((found[1:] == found[:-1]) & (of[1:] != of[:-1])).tolist()
+    pairs = [(train.name(source, int(order[seam])), train.name(source, int(order[seam + 1]))) for seam in seams[:SHOWN]]
+    count = len(np.unique(found[seams]))
+    text = f"{count} training {'image stands' if count == 1 else 'images stand'} under more than one class, byte for byte"
+    return f"{text}: {_examples(pairs, len(seams))}" if seams else ""
+
+
+def _examples(pairs: Sequence[tuple[str, str]], count: int) -> str:
+    return ", ".join(f"{one} and {other}" for one, other in pairs) + (", ..." if count > len(pairs) else "")
