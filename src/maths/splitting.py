@@ -21,7 +21,8 @@ def split(
     """The images of "train", and of the splits of `fractions`, "test" and "val", that are cut from the N labelled ones.
 
     `labels` (N,) are places in `classes`, `fractions` parts of N, `train_images` how many of the rest are kept; None keeps all.
-    A split has an image for each class, or more where its fraction is more. Raises DataError where a class has too few images.
+    A split has as many images as there are classes, or more where its fraction is more. Raises DataError where a class has
+    too few images.
     """
     train: Indices = np.arange(len(labels))
     cut: dict[str, Indices] = {}
@@ -69,7 +70,7 @@ def _check_classes(labels: Indices, index: Indices, classes: Sequence[str], part
     if len(labels) == len(classes):
         text = f"each of the {len(classes)} classes has 1 image, so that {part} can't be cut off"
         raise DataError(f"{text}: add images, or name classes by labels that several images share")
-    whole = int(np.bincount(labels)[smallest])
-    of = f" left of its {whole}" if counts[smallest] < whole else ""
-    text = f"the class '{classes[smallest]}' has {counts[smallest]} image{'' if counts[smallest] == 1 else 's'}{of}"
-    raise DataError(f"{text}, but needs 2 to cut {part} off: add images of it, cut smaller splits, or leave the class out")
+    left, whole = int(counts[smallest]), int(np.bincount(labels)[smallest])
+    taken = f", {whole - left} of which other splits take" if left < whole else ""
+    text = f"the class '{classes[smallest]}' has {whole} image{'' if whole == 1 else 's'}{taken}"
+    raise DataError(f"{text}: too few for {part} and for training, which take 1 each: add images of it, or leave the class out")

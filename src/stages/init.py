@@ -15,10 +15,10 @@ from src.ground.params import NAME, Params, load
 from src.ground.settings import Dataset
 from src.io import params_edit, presets, progress
 from src.io.presets import Sections, Tree
-from src.io.sources import duplicates
+from src.io.sources import flaws
 from src.io.sources.inspection import Inspection, inspect
 from src.io.sources.named import KNOWN
-from src.io.sources.parts import Part, divided, fractions
+from src.io.sources.parts import divided, fractions
 from src.io.sources.reading import Source
 from src.maths.initialisation import check_ipc
 from src.stages.presets import report_added
@@ -45,7 +45,8 @@ def run(data: str, name: str, size: int, ipc: int, skip_broken: bool, update: bo
     settings = _settings(params, data, name, size, skip_broken, label_column)
     found = inspect(settings, name)
     _show(settings, found)
-    images = _check(params, settings, found, name, ipc)
+    _check(settings, found, name)
+    images = _divide(params, settings, found.source, name, ipc)
     known, run_name = params.prepare.get(name), f"{name}-ipc{ipc}-ast"
     changed = known is not None and known.sha256 != found.sha256
     if changed and not update:
@@ -105,11 +106,8 @@ def _show(settings: Dataset, found: Inspection) -> None:
     console.print(line, markup=False, soft_wrap=True)
 
 
-def _check(params: Params, settings: Dataset, found: Inspection, name: str, ipc: int) -> int:
-    """Say all problems; how many training images are left once the splits are cut off.
-
-    Raises DataError where a problem keeps the images from being used with so many per class.
-    """
+def _check(settings: Dataset, found: Inspection, name: str) -> None:
+    """Say all problems. Raises DataError where one keeps the images from being used."""
     for problem in found.problems:
         progress.say(f"problem: {problem}")
     listed = ", ".join(found.broken[:SHOWN_BROKEN]) + (", ..." if len(found.broken) > SHOWN_BROKEN else "")
@@ -120,25 +118,27 @@ def _check(params: Params, settings: Dataset, found: Inspection, name: str, ipc:
         progress.say(f"left out, as they can't be read: {listed}")
     if found.sha256 is None:
         raise DataError(f"the images can't be used as {name}: {found.problems[-1]}")
-    parts = divided(found.source, settings, name, params.seed)
-    for problem in duplicates.problems(found.source, parts):
+
+
+def _divide(params: Params, settings: Dataset, source: Source, name: str, ipc: int) -> int:
+    """How many training images are left once the splits are cut off as `prepare` will.
+
+    Raises DataError where a class keeps too few of them for this run, or for one that is there.
+    """
+    parts = divided(source, settings, name, params.seed)
+    for problem in flaws.problems(source, parts):
         progress.say(f"problem: {problem}")
-    _check_ipc(params, found.source, parts["train"], name, ipc)
-    return len(parts["train"].places)
-
-
-def _check_ipc(params: Params, source: Source, train: Part, name: str, ipc: int) -> None:
-    """Raises DataError where a class keeps too few training images for this run, or for one that is there."""
-    given, kept = (
-        np.bincount(value, minlength=len(source.classes)) for value in (source.splits["train"].labels, train.of(source).labels)
-    )
+    labels = source.splits["train"].labels.numpy()
+    given, kept = (np.bincount(some, minlength=len(source.classes)) for some in (labels, labels[parts["train"].places]))
     smallest = int(kept.argmin())
     if kept[smallest] < ipc:
-        text = f"the class '{source.classes[smallest]}' keeps {kept[smallest]} of its {given[smallest]} images for training"
+        whole = f"{given[smallest]} images{' that can be read' if source.skipped else ''}"
+        text = f"the class '{source.classes[smallest]}' keeps {kept[smallest]} of its {whole} for training"
         raise DataError(f"{text}, fewer than {ipc} per class: add images, or lower --ipc")
     for run_name, run in params.runs.items():
         if run.dataset == name and run.ipc != "all":
             check_ipc(run.ipc, dict(zip(source.classes, kept.tolist(), strict=True)), f"runs.{run_name}.ipc")
+    return len(parts["train"].places)
 
 
 def _sections(

@@ -11,7 +11,7 @@ from src.ground.params import Params
 from src.ground.settings import Dataset
 from src.io import artifacts, progress, provenance
 from src.io.artifacts import Split, Statistics
-from src.io.sources import duplicates, reading
+from src.io.sources import flaws, reading
 from src.io.sources.parts import divided
 from src.io.sources.reading import Source
 from src.maths import initialisation, pixels
@@ -34,7 +34,7 @@ def run(params: Params, name: str) -> None:
     artifacts.save_space(name, space, record)
     artifacts.save_statistics(name, statistics, record)
     _say(name, statistics)
-    for problem in duplicates.problems(source, parts):
+    for problem in flaws.problems(source, parts):
         progress.say(f"{name}: warning: {problem}")
 
 

@@ -1,4 +1,4 @@
-"""Images that stand in two splits, or under two classes: they spoil what a split measures."""
+"""What spoils what the splits measure: an image in two of them, or under two classes, a class that one of them lacks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
+from src.io.sources.labels import listed
 from src.io.sources.parts import Part
 from src.io.sources.reading import Source
 
@@ -19,11 +20,13 @@ Digests = NDArray[np.uint64]
 
 
 def problems(source: Source, parts: Mapping[str, Part]) -> list[str]:
-    """Sentences on images that are the same, byte for byte in the one shape of all, where they should not be."""
+    """Sentences; images are the same where all their bytes are, once they are brought to the shape of all."""
     whole = {split: _digests(value.images.numpy()) for split, value in source.splits.items()}
     digests = {split: whole[part.split][part.places] for split, part in parts.items()}
     lines = [_shared(source, parts, digests, one, other) for one, other in combinations(parts, 2)]
-    return [line for line in (*lines, _contradicted(source, parts["train"], digests["train"])) if line]
+    lines += [_contradicted(source, parts["train"], digests["train"])]
+    lines += [_lacking(source, split, part) for split, part in parts.items() if part.split != split]
+    return [line for line in lines if line]
 
 
 def _digests(images: NDArray[np.uint8]) -> Digests:
@@ -51,6 +54,13 @@ def _contradicted(source: Source, train: Part, digests: Digests) -> str:
     count = len(np.unique(found[seams]))
     text = f"{count} training {'image stands' if count == 1 else 'images stand'} under more than one class, byte for byte"
     return f"{text}: {_examples(pairs, len(seams))}" if seams else ""
+
+
+def _lacking(source: Source, split: str, part: Part) -> str:
+    """A split that was cut off with no image of a small class."""
+    counts = np.bincount(source.splits["train"].labels.numpy()[part.places], minlength=len(source.classes))
+    names = [name for name, count in zip(source.classes, counts, strict=True) if not count]
+    return f"the {TITLES[split]} split has no image of {listed(names)}, as the class is small" if names else ""
 
 
 def _examples(pairs: Sequence[tuple[str, str]], count: int) -> str:
