@@ -132,7 +132,7 @@ def _divide(params: Params, settings: Dataset, source: Source, name: str, ipc: i
     given, kept = (np.bincount(some, minlength=len(source.classes)) for some in (labels, labels[parts["train"].places]))
     smallest = int(kept.argmin())
     if kept[smallest] < ipc:
-        whole = f"{given[smallest]} images{' that can be read' if source.skipped else ''}"
+        whole = f"{given[smallest]} image{'' if given[smallest] == 1 else 's'}{' that can be read' if source.skipped else ''}"
         text = f"the class '{source.classes[smallest]}' keeps {kept[smallest]} of its {whole} for training"
         raise DataError(f"{text}, fewer than {ipc} per class: add images, or lower --ipc")
     for run_name, run in params.runs.items():

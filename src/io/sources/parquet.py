@@ -86,11 +86,11 @@ def _values(path: Path, columns: Columns, label: str | None) -> Values:
         raise DataError(f"{path} has other columns or classes than the first file: give all files the same")
     with _opened(path) as file:
         values = file.read([columns.label]).column(0)
-    values = values.cast(values.type.value_type) if pa.types.is_dictionary(values.type) else values
-    try:
-        found: Values = values.cast(pa.large_string() if columns.texts else pa.int64()).to_pylist()
-    except pa.ArrowInvalid:  # fractions, or numbers beyond 64 bits
-        raise DataError(f"{path} has labels in {columns.label} that are no whole numbers: number the classes") from None
+        values = values.cast(values.type.value_type) if pa.types.is_dictionary(values.type) else values
+        try:
+            found: Values = values.cast(pa.large_string() if columns.texts else pa.int64()).to_pylist()
+        except pa.ArrowInvalid:  # fractions, or numbers beyond 64 bits
+            raise DataError(f"{path} has labels in {columns.label} that are no whole numbers: number the classes") from None
     missing = sum(value is None or (isinstance(value, str) and not value.strip()) for value in found)
     if missing:
         raise DataError(f"{path} lacks {missing} of its labels: give each row one")
