@@ -78,7 +78,7 @@ class Dataset(Settings):
     """1 turns images grey, 3 makes them colour; null keeps grey sources grey, and takes colour where any image has it."""
     skip_broken: bool = False
     """Leave out images that can't be read, instead of refusing the source."""
-    label_column: str | None = None
+    label_column: str | None = Field(default=None, exclude_if=lambda value: value is None)  # so that older records hold
     """Column of a Parquet source that holds the labels; null takes the ClassLabel of its metadata, or a column called label."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Fraction of the images (of the training images, where the source has a test split of its own) cut off as validation

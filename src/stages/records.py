@@ -12,9 +12,7 @@ from src.io.artifacts import Record, Statistics, SyntheticSet
 def prepared_record(params: Params, name: str, source_sha256: str, kind: str = "") -> Record:
     """The record of a data set's splits, and of all that is fitted on them."""
     seed = params.seed if params.split_seed is None else params.split_seed
-    ours = params.dataset(name)
-    prepare = ours.model_dump(exclude={"label_column"} if ours.label_column is None else None)  # as it was before that setting
-    settings = {"seed": seed, "dataset": name, "prepare": prepare}
+    settings = {"seed": seed, "dataset": name, "prepare": params.dataset(name).model_dump()}
     return Record(kind, settings, {"source": source_sha256})
 
 
