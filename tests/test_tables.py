@@ -425,3 +425,22 @@ def test_idx_labels_from_1(tmp_path: Path) -> None:
     found = read(tmp_path)
     assert found.classes == ("1", "2", "3")
     assert found.splits["train"].labels.tolist() == found.splits["train"].images[:, 0, 0, 0].tolist()
+
+
+def test_files_beside_tables_are_named(tmp_path: Path) -> None:
+    write(table(label=texts()), tmp_path / "hub/train.parquet")
+    write_emnist(tmp_path / "emnist", "digits", 0, 10)
+    (tmp_path / "arrays").mkdir()
+    np.savez(tmp_path / "arrays/made.npz", x=coded()[0], y=coded()[1])
+    expected = {"hub": "train.parquet", "emnist": "emnist-digits-", "arrays": "made.npz"}
+    for name, used in expected.items():
+        pictures.write_folder(tmp_path / name, {"cat/1.png": b"", "read.me": b"", ".hidden": b""})
+        left_out = forms.read(tmp_path / name).left_out
+        mapping = {"emnist-digits-mapping.txt"} if name == "emnist" else set()
+        assert set(left_out) == {"cat/1.png", "read.me", *mapping}
+        assert all(why.startswith(f"beside {used}") for why in left_out.values())
+
+
+def test_a_known_data_set_has_no_column_to_name() -> None:
+    with pytest.raises(DataError, match="label_column names a column of Parquet, not of digits: leave it out"):
+        reading.read(dataset("digits", label_column="kind"), "mine")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from src.ground.errors import DataError
@@ -43,13 +44,22 @@ def _read_folder(folder: Path, label_column: str | None) -> Raw:
             return found
     place = idx.place_of(folder)
     if place is not None:
-        return idx.read(place)
-    if parquet.files(folder):
-        return parquet.read(folder, label_column)
+        return _beside(folder, idx.read(place), idx.files(place))
+    tables = parquet.files(folder)
+    if tables:
+        return _beside(folder, parquet.read(folder, label_column), tables)
     files = _whole_files(folder)
-    if len(files) > 1:
-        return _read_splits(folder, files)
-    return read(files[0]) if files else layouts.read(Folder(folder))
+    if not files:
+        return layouts.read(Folder(folder))
+    return _beside(folder, _read_splits(folder, files) if len(files) > 1 else read(files[0]), files)
+
+
+def _beside(folder: Path, found: Raw, used: Sequence[Path]) -> Raw:
+    """With all other files of the folder as left out."""
+    others = (path for path in sorted(folder.rglob("*")) if path not in used and path.is_file())
+    names = (path.relative_to(folder) for path in others)
+    left_out = {name.as_posix(): f"beside {used[0].name}" for name in names if not any(map(hidden, name.parts))}
+    return replace(found, left_out={**found.left_out, **left_out})
 
 
 def _whole_files(folder: Path) -> list[Path]:

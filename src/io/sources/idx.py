@@ -61,6 +61,11 @@ def is_here(folder: Path) -> bool:
     return any(("train", "images") in files.paths for files in _sets(folder))
 
 
+def files(folder: Path) -> tuple[Path, ...]:
+    """Those that the folder's names say are of IDX."""
+    return tuple(path for path in folder.glob("*idx*") if is_one(path))
+
+
 def place_of(folder: Path) -> Path | None:
     """The folder itself or the one in it that holds IDX files."""
     return next((folder / place for place in PLACES if is_here(folder / place)), None)

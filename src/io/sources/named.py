@@ -28,6 +28,8 @@ KNOWN = ("digits", *READERS)
 
 def read(source: str, label_column: str | None = None) -> Raw:
     """The known data set of this name, else what the path holds, in Parquet with labels in this column. Raises DataError."""
+    if label_column is not None and source in KNOWN:
+        raise DataError(f"label_column names a column of Parquet, not of {source}: leave it out")
     if source == "digits":
         return read_digits()
     if source in READERS:
