@@ -199,11 +199,15 @@ def init(
             help="Where folders' names leave it in doubt: none, as they are classes, or train=FOLDER,val=FOLDER,test=FOLDER."
         ),
     ] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of a Parquet source that holds the labels.")] = None,
 ) -> None:
     """Look at images of your own, and add them to params.yaml with a first run on them."""
+    from src.ground.params import check_name
+
+    check_name(name)
     from src.stages import init as stage
 
-    stage.run(data, name, size, ipc, skip_broken, update, splits)
+    stage.run(data, name, size, ipc, skip_broken=skip_broken, update=update, splits=splits, label_column=label_column)
 
 
 @app.command()

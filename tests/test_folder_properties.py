@@ -17,7 +17,8 @@ import pytest
 from src import cli
 from src.ground.params import load
 from src.io import artifacts, params_edit
-from src.io.sources import inspection, splits
+from src.io.sources import inspection
+from src.io.sources.words import split_of_folder
 from tests import pictures
 from tests.imports import ROOT
 
@@ -102,13 +103,13 @@ def assert_sentence(error: str) -> None:
 
 def assert_whole(given: Made) -> None:
     """Every file is an image that was prepared, or named as broken or left out; labels and splits are as the images say."""
-    statistics, found = artifacts.load_statistics("made"), inspection.inspect(load().prepare["made"], "made")
+    statistics, found = artifacts.load_statistics("made"), inspection.inspect(load().prepare["made"], "made").source
     counted = 0
     for split in ("train", "val", "test"):
         value = artifacts.load_split("made", split)
         counted += len(value.labels)
         for label, (own, _, part) in zip(value.labels.tolist(), pictures.codes_of(value), strict=True):
-            name, said = statistics.classes[label], splits.split_of(given.parts[part])
+            name, said = statistics.classes[label], split_of_folder(given.parts[part])
             assert name in (given.classes[own], given.parts[part])
             assert name == given.parts[part] or said in (None, "train", split)
     named = [*statistics.skipped, *found.left_out]

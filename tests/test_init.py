@@ -249,7 +249,9 @@ def test_a_doubt_is_answered_by_an_option(monkeypatch: pytest.MonkeyPatch, capsy
     prepared("own", capsys, monkeypatch)
     assert pictures.codes(artifacts.load_split("own", "test")) == pictures.expected(4, 1)
     assert command(f"{words} --ipc 2", monkeypatch) == 0  # by what params.yaml says
-    assert "without these splits" in refused(f"{words} --splits none", monkeypatch, capsys)
+    assert 'prepare.own with splits {"train": "part_a", "test": "part_b"}: set prepare.own.splits: none there' in refused(
+        f"{words} --splits none", monkeypatch, capsys
+    )
     assert command("init --data images --name parts --size 8 --splits none", monkeypatch) == 0
     assert load().prepare["parts"].splits == "none"
     assert command("prepare --dataset parts", monkeypatch) == 0

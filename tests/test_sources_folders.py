@@ -15,6 +15,7 @@ from src.io.sources import archives, contents, inspection, reading, splits
 from src.io.sources.reading import Source
 from src.io.sources.sentences import shown
 from src.io.sources.trees import HIDDEN, LITTERED, NO_FILE, Folder
+from src.io.sources.words import split_of_file, split_of_folder
 from src.stages import records
 from tests import pictures
 from tests.pictures import CLASSES, coded_files, codes, dataset, expected
@@ -38,7 +39,7 @@ TRAIN_AND_TEST = [
     ("images.train", "images.test"),
     ("TrainImages", "TestImages"), ("trn", "tst"), ("01_train", "02_test"), ("train_64x64", "test_64x64"),
     ("seg_train/seg_train", "seg_test/seg_test"), ("training_set/training_set", "test_set/test_set"),
-    ("train/images", "test/images"),
+    ("train/images", "test/images"), ("train/made-2024", "test/made-2024"), ("train/a/b", "test"),
 ]  # fmt: skip
 
 
@@ -63,7 +64,14 @@ def test_the_usual_names_of_validation_splits(name: str, tmp_path: Path) -> None
 
 def test_names_that_are_no_splits() -> None:
     names = ("training wheels", "test tube", "cat", "trainer", "contest", "images", "train_test", "set", "validated", "part_a")
-    assert [splits.split_of(name) for name in names] == [None] * len(names)
+    assert [split_of_folder(name) for name in names] == [None] * len(names)
+
+
+def test_the_name_of_a_file_may_say_more_than_its_split() -> None:
+    names = {"k49-train-imgs": "train", "mine_TestSet2": "test", "train-00000-of-00001-a09b74b3ef9c3b56": "train"}
+    names |= {"partial-validation": "val", "dev.zip": "val", "TrainImages.tar.gz": "train"}
+    assert {name: split_of_file(name) for name in names} == names
+    assert [split_of_file(name) for name in ("train-test", "contest", "made", "0000")] == [None] * 4
 
 
 def test_classes_may_have_some_of_the_names(tmp_path: Path) -> None:
@@ -375,7 +383,7 @@ def test_an_archive_names_its_members_as_they_can_be_printed(tmp_path: Path) -> 
 
 def test_an_inspection_has_all_that_is_to_be_said(tmp_path: Path) -> None:
     files = {**coded_files({"seg_train": 4, "seg_test": 1}), "seg_train/cat/9.png": b"", "notes.txt": b"", ".x": b""}
-    found = inspection.inspect(dataset(pictures.write_folder(tmp_path, files)), "mine")
+    found = inspection.inspect(dataset(pictures.write_folder(tmp_path, files)), "mine").source
     assert found.notes == ("folders of splits: train is seg_train, test is seg_test",)
     assert found.left_out == {"notes.txt": contents.BY_NAME, ".x": HIDDEN}
     assert found.broken == {"seg_train/cat/9.png": "it is empty"}

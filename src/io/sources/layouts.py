@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from src.ground.counting import counted
 from src.ground.errors import DataError
 from src.ground.settings import SplitFolders
-from src.io.sources import contents, nesting, sentences, splits
+from src.io.sources import contents, nesting, splits
 from src.io.sources.nesting import ancestors
 from src.io.sources.raw import Encoded, Raw
 from src.io.sources.sentences import shown
@@ -97,5 +98,5 @@ def _placed(tree: Tree, images: Sequence[str], layout: Layout) -> tuple[dict[str
 def _instead(left_out: LeftOut) -> str:
     """What a folder without images holds."""
     counts = Counter(left_out.values())
-    listed = " and ".join(f"{sentences.counted(count, 'file')} ({why})" for why, count in counts.items())
+    listed = " and ".join(f"{counted(count, 'file')} ({why})" for why, count in counts.items())
     return f", but {listed}" if listed else ""

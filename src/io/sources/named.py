@@ -8,10 +8,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from src.ground.errors import DataError
-from src.ground.settings import SplitFolders
+from src.ground.settings import Dataset
 from src.io.artifacts import DATA
 from src.io.sources import downloads, forms, idx, imagenet, published
 from src.io.sources.raw import Plain, Raw
@@ -27,10 +26,11 @@ READERS: Mapping[str, Callable[[Path], Raw | None]] = {
 KNOWN = ("digits", *READERS)
 
 
-def read(source: str, told: SplitFolders | None = None) -> Raw:
-    """The known data set of this name, else what the path holds; `told` is what settings say of splits. Raises DataError."""
-    if told is not None and source in KNOWN:
-        raise DataError(f"the setting splits is for image folders of your own, not for {source}: take it out")
+def read(settings: Dataset) -> Raw:
+    """The known data set of the source's name, else what the path holds. Raises DataError."""
+    source, told = settings.source, forms.Told(settings.splits, settings.label_column)
+    if source in KNOWN:
+        told.check(source)
     if source == "digits":
         return read_digits()
     if source in READERS:
@@ -44,6 +44,8 @@ def read(source: str, told: SplitFolders | None = None) -> Raw:
 
 def read_digits() -> Raw:
     """scikit-learn's digits: 1,797 grey images of 8x8 with 17 levels, installed with the package."""
+    from sklearn.datasets import load_digits
+
     found = load_digits()
     split = Plain(found.images.astype(np.uint8)[..., None], found.target.astype(np.int64))
     return Raw(tuple(str(name) for name in found.target_names), {"train": split}, pixel_max=16)

@@ -15,6 +15,8 @@ from src.io.sources.sentences import shown
 Bytes = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 
+SPLITS = ("train", "val", "test")  # in the order of all that is told of them
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -47,25 +49,13 @@ class Raw:
     notes: tuple[str, ...] = ()  # sentences: what was found and decided
 
 
-def numbered(labels: Mapping[str, Labels]) -> tuple[str, ...]:
-    """The numbers 0, 1, .. as class names, up to the largest label of any split.
-
-    Raises DataError where the numbers can't be those of classes, each of which needs a training image.
-    """
-    most = max((int(values.max()) for values in labels.values() if len(values)), default=-1)
-    count = len(labels["train"])
-    if most >= count:
-        raise DataError(f"the labels go up to {most} with {count} training images only: number the classes 0, 1, 2, ...")
-    return tuple(str(number) for number in range(most + 1))
-
-
 def check(raw: Raw) -> None:
     """Raises DataError unless classes and labels can be trained on."""
+    for split, value in raw.splits.items():
+        _check_counts(split, value)
     if len(raw.classes) < 2:
         raise DataError(f"the source has {len(raw.classes)} class ({', '.join(raw.classes)}): training needs 2 or more")
     _check_names(raw.classes)
-    for split, value in raw.splits.items():
-        _check_labels(split, value, len(raw.classes))
     check_every_class(raw.classes, raw.splits["train"].labels)
 
 
@@ -83,20 +73,16 @@ def _check_names(classes: Sequence[str]) -> None:
     for name in classes:
         if shown(name) != name:
             raise DataError(f"the class name '{shown(name)}' is no text (UTF-8 without control characters): rename it")
-        other = seen.setdefault(name.casefold(), name)
-        if other is not name:
-            text = f"the classes '{other}' and '{name}' have the same name but for case"
+        if name.casefold() in seen:
+            text = f"the classes '{seen[name.casefold()]}' and '{name}' have the same name but for case"
             raise DataError(f"{text}: join them, or rename one")
+        seen[name.casefold()] = name
 
 
-def _check_labels(split: str, value: RawSplit, classes: int) -> None:
+def _check_counts(split: str, value: RawSplit) -> None:
     count = len(value.names) if isinstance(value, Encoded) else len(value.images)
     if count != len(value.labels):
         text = f"the {split} split has {count} images and {len(value.labels)} labels"
         raise DataError(f"{text}: give each image one label")
     if count == 0:
         raise DataError(f"the {split} split holds no image: fill it, or remove it")
-    low, high = int(value.labels.min()), int(value.labels.max())
-    if low < 0 or high >= classes:
-        text = f"the {split} split has the label {low if low < 0 else high}, but the classes are 0 to {classes - 1}"
-        raise DataError(f"{text}: correct the labels, or name every class")

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from src.ground.counting import counted
 from src.ground.errors import DataError
 from src.ground.settings import Dataset
 from src.io.artifacts import Split
 from src.io.sources import decoding, named, raw, sentences
 from src.io.sources.decoding import Decoded, Survey
 from src.io.sources.images import Shape
-from src.io.sources.raw import Raw
+from src.io.sources.raw import SPLITS, Raw, RawSplit
 from src.io.sources.sentences import shown
-
-SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -30,9 +29,10 @@ class Source:
     classes: tuple[str, ...]
     pixel_max: int
     splits: Mapping[str, Split]  # train always; val and test where the source has them; labels ascend
+    names: Mapping[str, Callable[[int], str]]  # split -> what the image at a place in it is called
     broken: Mapping[str, str]  # images that were left out, as they can't be read -> why
-    left_out: Mapping[str, str] = field(default_factory=dict)  # files that are no images of the data set -> why
-    notes: tuple[str, ...] = ()  # sentences: what was found and decided
+    left_out: Mapping[str, str]  # files that are no images of the data set -> why
+    notes: tuple[str, ...]  # sentences: what was found and decided
 
     @property
     def skipped(self) -> tuple[str, ...]:
@@ -54,7 +54,7 @@ def read(settings: Dataset, name: str) -> Source:
     Raises DataError where the source is missing, broken, not what its sha256 says, or not of one shape.
     """
     with naming(name):
-        found = named.read(settings.source, settings.splits)
+        found = named.read(settings)
         raw.check(found)
         surveys = surveyed(found, name)
         source = decoded(found, surveys, settings, name)
@@ -81,7 +81,14 @@ def decoded(found: Raw, surveys: Mapping[str, Survey], settings: Dataset, name: 
         raise DataError(_sentence(broken, name))
     _check_left(found, splits)
     tensors = {split: Split(torch.from_numpy(v.images), torch.from_numpy(v.labels)) for split, v in splits.items()}
-    return Source(found.classes, found.pixel_max, tensors, broken, found.left_out, found.notes)
+    names = {split: _names(split, found.splits[split], value.broken) for split, value in splits.items()}
+    return Source(found.classes, found.pixel_max, tensors, names, broken, found.left_out, found.notes)
+
+
+def _names(split: str, value: RawSplit, broken: Container[int]) -> Callable[[int], str]:
+    """What images are called, by class as `decode` orders them."""
+    kept = [place for place in np.argsort(value.labels, kind="stable").tolist() if place not in broken]
+    return lambda place: decoding.name_of(split, value, kept[place])
 
 
 def _check_left(found: Raw, splits: Mapping[str, Decoded]) -> None:
@@ -106,7 +113,7 @@ def _named(found: Raw, splits: Mapping[str, Survey | Decoded], split: str, place
 
 def _sentence(broken: Mapping[str, str], name: str) -> str:
     remedy = f"repair or remove them, or leave them out with prepare.{name}.skip_broken: true"
-    return f"{sentences.counted(len(broken), 'image')} can't be read, {sentences.broken(broken)}: {remedy}"
+    return f"{counted(len(broken), 'image')} can't be read, {sentences.broken(broken)}: {remedy}"
 
 
 def broken_of(found: Raw, splits: Mapping[str, Survey | Decoded]) -> Mapping[str, str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable, Mapping
 
+from src.ground.counting import counted
+
 NAMED_BROKEN = 5  # of the broken images a sentence names so many
 NAMED_LEFT_OUT = 3  # of the files left out for one reason
 UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})  # control characters, bytes that are no UTF-8, ends of lines
@@ -20,10 +22,6 @@ def shown(name: str) -> str:
 def _escaped(char: str) -> str:
     byte = ord(char) - 0xDC00  # of a byte that is no UTF-8
     return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else char.encode("unicode_escape").decode()
-
-
-def counted(count: int, noun: str) -> str:
-    return f"1 {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def first(names: Iterable[str], most: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,18 +11,9 @@ from src.ground.errors import DataError
 from src.ground.settings import SplitFolders
 from src.io.sources import sentences
 from src.io.sources.nesting import Nest, ancestors, name_of
+from src.io.sources.raw import SPLITS
+from src.io.sources.words import split_of_folder, telling
 
-SPLITS = {  # the words for a split
-    **dict.fromkeys(("train", "training", "trn"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
-    **dict.fromkeys(("test", "testing", "tst"), "test"),
-}
-FILLERS = ("seg", "image", "images", "img", "imgs", "pictures", "photos", "set", "data", "dataset", "split", "folder")
-JOINED = {  # trainset, imgtest
-    joined: split
-    for word, split in SPLITS.items()
-    for joined in (word, *(f"{word}{filler}" for filler in FILLERS), *(f"{filler}{word}" for filler in FILLERS))
-}
 UNLABELLED = frozenset(("pred", "predict", "prediction", "predictions", "unlabeled", "unlabelled", "unlabel"))
 NO_LABELS = "in no class folder, so without a label"
 NOT_NAMED = "in no folder that the setting splits names"
@@ -59,21 +49,13 @@ def decide(title: str, nest: Nest, told: SplitFolders | None) -> Layout:
     return Layout({"train": _classes(nest, top)})
 
 
-def split_of(path: str) -> str | None:
-    """The split that a folder's name is a usual one of: case, numbers and separators don't matter, nor words like data."""
-    found = [JOINED.get(word) for word in _words(path)]
-    return found[0] if len(found) == 1 else None
-
-
-def _words(path: str) -> list[str]:
-    """The words of a folder's name that may mean something: TrainImages2017 has one."""
-    spaced = re.sub("(?<=[a-z])(?=[A-Z])", " ", name_of(path))
-    return [word for word in re.split(r"[-_.\s]+|\d+(?:x\d+)?", spaced.casefold()) if word and word not in FILLERS]
-
-
 def _is_unlabelled(path: str) -> bool:
-    words = _words(path)
+    words = telling(name_of(path))
     return len(words) == 1 and words[0] in UNLABELLED
+
+
+def _split_of(path: str) -> str | None:
+    return split_of_folder(name_of(path))
 
 
 def _top(nest: Nest) -> str:
@@ -81,7 +63,7 @@ def _top(nest: Nest) -> str:
     top = ""
     while top not in nest.direct and len(nest.children.get(top, ())) == 1:
         (child,) = nest.children[top]
-        if child in nest.direct or split_of(child):
+        if child in nest.direct or _split_of(child):
             break
         top = child
     return top
@@ -98,7 +80,7 @@ def _by_name(title: str, nest: Nest, top: str) -> Mapping[str, str]:
     """The folder of each split; none where no folder is named as the training split."""
     found: dict[str, str] = {}
     folders = sorted(nest.children.get(top, ()))
-    splits = {folder: split for folder in folders if (split := split_of(folder))}
+    splits = {folder: split for folder in folders if (split := _split_of(folder))}
     if "train" not in splits.values():
         if folders and len(splits) == len(folders):
             names = " and ".join(name_of(folder) for folder in folders)
@@ -132,7 +114,7 @@ def _with_splits(nest: Nest, found: Mapping[str, str], aside: Mapping[str, str])
     """Images of other splits than train that lie in no class folder are left out."""
     classes: dict[str, Mapping[str, str]] = {}
     aside, places = dict(aside), {}
-    for split in [split for split in ("train", "val", "test") if split in found]:
+    for split in [split for split in SPLITS if split in found]:
         folder = _inner(nest, found[split], split, classes.get("train", {}))
         if split != "train" and folder in nest.direct and not nest.filled(folder):
             aside[found[split]] = NO_LABELS
@@ -144,19 +126,20 @@ def _with_splits(nest: Nest, found: Mapping[str, str], aside: Mapping[str, str])
 
 
 def _inner(nest: Nest, folder: str, split: str, train: Mapping[str, str]) -> str:
-    """The folder itself, or the one in it that all its classes lie in: seg_train/seg_train, train/images."""
+    """The folder itself, or the one in it that all its classes lie in: seg_train/seg_train, train/images, train/made-2024."""
     children = nest.children.get(folder, ())
     if folder in nest.direct or len(children) != 1 or name_of(children[0]) in train:
         return folder
     (child,) = children
-    again = name_of(child) == name_of(folder) or split_of(child) == split or not _words(child)
-    return _inner(nest, child, split, train) if again else folder
+    again = name_of(child) == name_of(folder) or _split_of(child) == split or not telling(name_of(child))
+    above_classes = child not in nest.direct and bool(nest.filled(child))
+    return _inner(nest, child, split, train) if again or above_classes else folder
 
 
 def _turned(nest: Nest, top: str) -> Layout | None:
     """Splits below classes, cat/train and cat/test, where all classes have them."""
     classes = nest.filled(top)
-    splits = {folder: {split_of(child): child for child in nest.filled(folder)} for folder in classes}
+    splits = {folder: {_split_of(child): child for child in nest.filled(folder)} for folder in classes}
     if (
         not classes
         or nest.direct & set(classes)
@@ -167,7 +150,7 @@ def _turned(nest: Nest, top: str) -> Layout | None:
         return None  # two folders for one split
     found = {
         split: {name_of(folder): splits[folder][split] for folder in classes if split in splits[folder]}
-        for split in ("train", "val", "test")
+        for split in SPLITS
         if any(split in inside for inside in splits.values())
     }
     return Layout(found, notes=(f"folders of splits: {', '.join(found)} in each class folder",))
@@ -207,8 +190,8 @@ def _alike(names: frozenset[str], most: frozenset[str]) -> bool:
 
 def _question(title: str, nest: Nest, folders: list[str], names: frozenset[str]) -> str:
     """With an answer that takes the folder of most images for training, unless its name is another split's."""
-    train, other = sorted(folders, key=lambda folder: (split_of(folder) is not None, -nest.images[folder]))[:2]
-    answer = shlex.quote(f"train={name_of(train)},{split_of(other) or 'test'}={name_of(other)}")
+    train, other = sorted(folders, key=lambda folder: (_split_of(folder) is not None, -nest.images[folder]))[:2]
+    answer = shlex.quote(f"train={name_of(train)},{_split_of(other) or 'test'}={name_of(other)}")
     listed = sentences.first([name_of(folder) for folder in folders], SHOWN)
     text = f"{title} holds {listed} with folders of the same names in them ({sentences.first(sorted(names), SHOWN)})"
     return (
