@@ -233,6 +233,21 @@ def report() -> None:
 
 
 @app.command()
+def repro(
+    jobs: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="Stages at once; as many as the cores hold where left out.")
+    ] = None,
+) -> None:
+    """Run all that is out of date, as `dvc repro` does, with stages that need nothing of each other at once."""
+    from src.ground.params import load
+
+    params = load()
+    from src.stages import repro as reproducing
+
+    reproducing.run(params, jobs)
+
+
+@app.command()
 def clean(
     yes: Annotated[bool, typer.Option("--yes", help="Delete what is stale, instead of only listing it.")] = False,
     everything: Annotated[bool, typer.Option("--all", help="Take what is current too: it starts again then.")] = False,
