@@ -80,7 +80,6 @@ def test_stages_start_without_what_only_some_sources_or_methods_take() -> None:
 
 def test_a_name_is_refused_before_anything_is_imported() -> None:
     words = ["src.cli", "init", "--data", "x", "--name", "a?", "--size", "8"]
-    code = (
-        f"import sys; sys.argv = {words}\nfrom src import cli\ntry: cli.main()\nexcept SystemExit as end: assert end.code == 1"
-    )
+    code = f"import sys; sys.argv = {words}\nfrom src import cli\n"
+    code += "try:\n cli.main()\nexcept SystemExit as end:\n assert end.code == 1"
     assert loaded_by(code, ("torch", "numpy", "sklearn", "pyarrow")) == []

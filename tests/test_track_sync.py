@@ -142,12 +142,12 @@ def test_a_run_that_lost_its_server_equals_one_that_did_not(server: Server, caps
     server.start()
     backlog.sync()
     said = capsys.readouterr().err
-    assert "1 images, 1 files" in said
+    assert "1 image, 1 file" in said
     assert said.count("-> run") == 2
     assert told("broken", "a") == told("whole", "a")
     backlog.sync()
     assert "nothing waits" in capsys.readouterr().err
-    assert not [path for path in journal.folder().iterdir() if path.name != ".lock"]
+    assert not [path for path in journal.folder().iterdir() if not path.name.startswith(".lock")]
 
 
 def test_the_next_stage_delivers_and_says_so(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
@@ -219,7 +219,7 @@ def test_children_wait_for_their_parent(server: Server) -> None:
         assert time.monotonic() - start < 1  # the store is not even asked
         server.start()
         backlog.sync()
-        assert len(journal.waiting()) == 2
+        assert len(journal.waiting()) == 1, "the study's own is told as far as it goes, so that its trial finds it"
     backlog.sync()
     client = mlflow.MlflowClient(server.uri)
     found = client.get_experiment_by_name("studies")
@@ -259,7 +259,7 @@ def test_distilling_without_its_server_and_strictly(
     """The command line: the server is killed half-way, the stage ends as ever; a strict one ends, and goes on later."""
     folder = tmp_path_factory.mktemp("distilled")
     raw = raw_params()
-    raw["runs"][RUN]["distill"]["iterations"] = 300
+    raw["runs"][RUN]["distill"] |= {"iterations": 300, "snapshot_every": 150}
     folder_of(folder, raw)
     words = [sys.executable, "-m", "src.cli", "distill", "--run", RUN]
     variables = {**environment(folder), "MLFLOW_TRACKING_URI": server.uri}

@@ -27,8 +27,8 @@ ROOT = Path(__file__).resolve().parents[2]  # of the code that runs
 
 
 def ensure() -> None:
-    """Start a courier for the repository's own store, unless there is one."""
-    if journal.is_delivered(None):
+    """Start a courier for the repository's own store, unless there is one. That of a folder that was moved is none: it goes."""
+    if journal.is_delivered(None) and _place().exists() and _place().read_text(encoding="utf-8") == str(workspace()):
         return
     variables = {key: value for key, value in os.environ.items() if key not in ("MLFLOW_TRACKING_URI", "OMP_NUM_THREADS")}
     subprocess.Popen(
@@ -36,6 +36,11 @@ def ensure() -> None:
         cwd=ROOT, env={**variables, "DVC_ROOT": str(workspace())}, start_new_session=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
+
+
+def _place() -> Path:
+    """A file with the repository that the courier is at, as it sees it."""
+    return journal.folder() / ".courier"
 
 
 def awaited() -> None:
@@ -55,6 +60,7 @@ def main() -> None:
     while True:
         try:
             with journal.delivery(None, BEGIN_SECONDS):
+                _place().write_text(str(workspace()), encoding="utf-8")
                 finished = _work()
         except Timeout:  # another one is at it
             return
@@ -66,7 +72,7 @@ def _work() -> bool:
     """Whether all is delivered that can be; False where the store fails, which is noted for a stage to say."""
     known: dict[Path, Delivery] = {}
     busy = time.monotonic()
-    while time.monotonic() - busy < IDLE_SECONDS:
+    while time.monotonic() - busy < IDLE_SECONDS and journal.folder().exists():
         for path in delivery.backlog(None):
             one = known[path] = known.get(path) or Delivery(path)
             try:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from src.ground.errors import UserError
 from src.io import journal, mlflow_store
 from src.io.mlflow_store import DeletedExperimentError, NoParentError, Row
 
@@ -119,7 +120,9 @@ def backlog(store: str | None) -> list[Path]:
 
 
 def first(error: Exception) -> str:
-    """An error in one line."""
+    """An error in one line; the project's own say what to do, to their end."""
+    if isinstance(error, UserError):
+        return str(error)
     return " ".join(str(error).split())[:LONGEST] or type(error).__name__
 
 

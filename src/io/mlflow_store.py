@@ -40,6 +40,7 @@ QUIET = {
 SYSTEM = "system/"  # metrics of the machine: the UI shows them on a page of their own
 DATABASE = "mlflow.db"
 LOCK_SECONDS = 20.0  # that MLflow waits, too
+SQL_ATTEMPTS = 4  # to open a database, in a second; MLflow's ten hold a session for a hundred seconds
 ARTIFACTS = "mlartifacts"
 
 
@@ -218,11 +219,7 @@ class Row:
 
 def open_row(opening: Opening) -> Row:
     """The run that a session goes on in; made where there is none. Raises whatever keeps the store from it."""
-    quieten()
-    from mlflow import MlflowClient
-
-    with _lock():
-        client = MlflowClient(uri(opening.store))
+    client = _client(opening.store)
     experiment_id = _experiment(client, opening.experiment, own=opening.store is None)
     known = _known(client, experiment_id, opening)
     tags = {**opening.identity, **opening.add, **{k: v for k, v in opening.about.items() if k.startswith("dvc.")}}
@@ -244,6 +241,16 @@ def open_row(opening: Opening) -> Row:
     stems = (name.removesuffix(".png") for name in names if name.endswith(".png"))
     row._images = {stem: f"{stem}+compressed.webp" in names for stem in stems}
     return row
+
+
+def _client(store: str | None) -> Any:
+    quieten()
+    import mlflow.store.db.utils
+    from mlflow import MlflowClient
+
+    mlflow.store.db.utils.MAX_RETRY_COUNT = SQL_ATTEMPTS
+    with _lock():
+        return MlflowClient(uri(store))
 
 
 def _folder_of(run: Any) -> Path | None:
