@@ -146,7 +146,7 @@ def evaluate(
     if released is not None and (run is not None or file is not None):
         raise UserError("--released names all that is scored: leave out --run and --from")
     if released is None and data is not None:
-        raise UserError("--data belongs to --released: name a released set, or set prepare.DATASET.source in params.yaml")
+        raise UserError("--data belongs to --released: name a released set, or set prepare.DATASET.path in params.yaml")
     if file is not None and run is None:
         raise UserError("--from needs --run, whose data set and protocol it is scored with: name one")
     if released is not None:
@@ -200,6 +200,9 @@ def init(
         ),
     ] = None,
     label_column: Annotated[str | None, typer.Option(help="Column of a Parquet source that holds the labels.")] = None,
+    path: Annotated[
+        str | None, typer.Option(help="Where the images lie, where --data only names them, as cifar10 does.")
+    ] = None,
 ) -> None:
     """Look at images of your own, and add them to params.yaml with a first run on them."""
     from src.ground.params import check_name
@@ -207,7 +210,8 @@ def init(
     check_name(name)
     from src.stages import init as stage
 
-    stage.run(data, name, size, ipc, skip_broken=skip_broken, update=update, splits=splits, label_column=label_column)
+    told = {"splits": splits, "label_column": label_column, "path": path}
+    stage.run(data, name, size, ipc, skip_broken=skip_broken, update=update, **told)
 
 
 @app.command()

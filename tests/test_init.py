@@ -308,3 +308,31 @@ def test_image_names_that_are_no_text_go_through_prepare(
     assert r"cat/\xe9.png (no image of a known format)" in said
     assert r"dog/a\n.txt, dog/\xe9.txt" in said
     assert artifacts.load_statistics("own").skipped == (r"cat/\xe9.png",)
+
+
+def test_a_known_data_set_from_another_place_is_the_same_artifact(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = np.repeat(np.arange(10, dtype=np.uint8), 6)
+    images = np.zeros((60, 8, 8), np.uint8)
+    images[:, 0, 0], images[:, 0, 1] = labels, np.arange(60)
+    for place in ("here", "there"):
+        Path(place).mkdir()
+        np.savez(f"{place}/made.npz", x=images, y=labels)
+    words = "init --data cifar10 --name own --size 8"
+    assert command(f"{words} --path here/made.npz", monkeypatch) == 0
+    assert (load().prepare["own"].source, load().prepare["own"].path) == ("cifar10", "here/made.npz")
+    assert command("prepare --dataset own", monkeypatch) == 0
+    made = {path.name: path.read_bytes() for path in Path("data/prepare/own").iterdir()}
+    assert artifacts.load_statistics("own").classes[9] == "truck"
+    train = artifacts.load_split("own", "train")
+    assert train.images[:, 0, 0, 0].tolist() == train.labels.tolist()
+    assert "prepare.own with path here/made.npz: set prepare.own.path: there/made.npz there" in refused(
+        f"{words} --path there/made.npz", monkeypatch, capsys
+    )
+    shutil.rmtree("here")
+    text = Path("params.yaml").read_text(encoding="utf-8")
+    Path("params.yaml").write_text(text.replace("here/made.npz", str(Path("there/made.npz").absolute())), encoding="utf-8")
+    assert command("prepare --dataset own", monkeypatch) == 0
+    assert {path.name: path.read_bytes() for path in Path("data/prepare/own").iterdir()} == made
+    assert all(b"made.npz" not in content for content in made.values())

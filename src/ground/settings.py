@@ -90,6 +90,9 @@ class Dataset(Settings):
     in {train: part_a, test: part_b}. Null goes by the usual names, and asks where they leave a doubt."""
     label_column: str | None = Field(default=None, exclude_if=lambda value: value is None)  # so that older records hold
     """Column of a Parquet source that holds the labels; null takes the ClassLabel of its metadata, or a column called label."""
+    path: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Where the source lies on this machine, if not where `source` says: the same images from anywhere are the same data set,
+    and no record holds it. Of a known data set any form will do; null looks for it, or downloads it."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Fraction of the images (of the training images, where the source has a test split of its own) cut off as validation
     split, stratified by class: all selection and tuning uses it. A source's own validation split goes before."""

@@ -93,7 +93,7 @@ def _settings(params: Params, name: str, statistics: Statistics) -> dict[str, An
     method = run.distill.method
     return {
         "seed": params.seed,
-        "prepare": {run.dataset: dataset.model_dump(mode="json")},
+        "prepare": {run.dataset: dataset.model_dump(mode="json", exclude={"path"})},
         "networks": {run.network: params.networks[run.network].model_dump(mode="json")},
         "experts": {run.experts: params.experts[run.experts].model_dump(mode="json")},
         "distill": {method: params.distillations[name].model_dump(mode="json")},

@@ -36,7 +36,7 @@ FIRST_RUN: Tree = {"iterations": 500, "snapshot_every": 100, "syn_steps": 20, "m
 MATCHED_STEPS = 20  # of the experts: fewer are a way too short to learn from
 MOST_EPOCHS = 10  # that are matched: they and the latest start are within the experts' epochs
 EXPERT_LR, LR_INIT, PACE = 0.003, 0.01, 1e-3  # AST's; lr_lr is PACE * lr_init^2, MTT's at 1 image per class
-OPTIONS = ("skip_broken", "splits", "label_column")  # of the data set, which is as it was where they are left out
+OPTIONS = ("skip_broken", "splits", "label_column", "path")  # of the data set, which is as it was where they are left out
 SHOWN_CLASSES, SHOWN_SIZES = 20, 3
 COLOURS = {1: "grey", 3: "in colour"}  # by channels
 
@@ -51,15 +51,23 @@ def run(
     update: bool = False,
     splits: str | None = None,
     label_column: str | None = None,
+    path: str | None = None,
 ) -> None:
     """Add the data set `name` with a first run of AST on it; `data` is a path, or the name of a known data set.
+
+    `path` is where that lies, where it is not where its name says.
 
     Raises UserError, before anything is written, where the images don't allow it or params.yaml has other settings.
     """
     params = load()
     asked = Dataset(
-        source=_source(data), size=size, skip_broken=skip_broken, splits=_told(splits), label_column=label_column
-    )  # fmt: skip
+        source=_place(data),
+        size=size,
+        skip_broken=skip_broken,
+        splits=_told(splits),
+        label_column=label_column,
+        path=None if path is None else _place(path),
+    )
     settings = _settings(params, name, asked)
     found = inspect(settings, name)
     _show(settings, found)
@@ -113,7 +121,7 @@ def _told(splits: str | None) -> SplitFolders | None:
         ) from None
 
 
-def _source(data: str) -> str:
+def _place(data: str) -> str:
     """A path inside the repository relative to its top, so that it holds for everybody; all else as it was given."""
     if shown(data) != data:
         raise UserError(

@@ -59,7 +59,7 @@ def read(settings: Dataset, name: str) -> Source:
         surveys = surveyed(found, name)
         source = decoded(found, surveys, settings, name)
     if settings.sha256 is not None and settings.sha256 != source.sha256():
-        text = f"prepare.{name}: the source {settings.source} has the sha256 {source.sha256()}"
+        text = f"prepare.{name}: the source {settings.path or settings.source} has the sha256 {source.sha256()}"
         raise DataError(f"{text}, not prepare.{name}.sha256: restore its images, or change the setting")
     return source
 
