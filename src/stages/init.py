@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from src.ground.errors import DataError, UserError
-from src.ground.params import NAME, Params, load
+from src.ground.params import NAME, NAME_RULE, Params, load
 from src.ground.settings import Dataset
 from src.io import params_edit, presets, progress
 from src.io.presets import Sections, Tree
@@ -55,7 +55,7 @@ def run(data: str, name: str, size: int, ipc: int, skip_broken: bool, update: bo
 def _settings(params: Params, data: str, name: str, size: int, skip_broken: bool) -> Dataset:
     """The data set as it is in params.yaml, or as it would be there; without its digest, so that other images can be read."""
     if not NAME.fullmatch(name):
-        raise UserError(f"'{name}' can't be a name: take letters, digits, '.', '_', '-', and start with one of the first two")
+        raise UserError(f"'{name}' can't be a name: {NAME_RULE}")
     source = _source(data)
     known = params.prepare.get(name)
     if known is None:
