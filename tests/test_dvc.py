@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 
 from src.cli import app
 from src.ground.params import load
-from src.io import artifacts, files
+from src.io import artifacts, files, removed
 from tests.imports import ROOT, code_of_results
 
 PIPELINE: dict[str, Any] = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
@@ -47,25 +47,15 @@ def test_code_dependencies_are_the_import_closure(stage: str) -> None:
     assert all((ROOT / path).exists() for path in templates)
 
 
-def test_outputs_are_the_artifacts() -> None:
-    key = "${key}"
-    made = {
-        "prepare": [
-            *(artifacts.split_file(key, s) for s in ("train", "val", "test")),
-            artifacts.space_file(key),
-            artifacts.statistics_file(key),
-        ],
-        "experts": [artifacts.trajectories_folder(key), artifacts.expert_curves_file(key)],
-        "distill": [artifacts.synthetic_file(key), artifacts.snapshots_file(key), artifacts.history_file(key)],
-        "evaluate": [
-            *(artifacts.metrics_file(key), artifacts.networks_file(key)),
-            *(artifacts.students_file(key), artifacts.predictions_file(key)),
-        ],
-        "report": [artifacts.report_file("html"), artifacts.report_file("md")],
-    }
-    for stage, outputs in made.items():
-        declared = paths(stage, "outs") | paths(stage, "metrics") | paths(stage, "plots")
-        assert declared == {path.as_posix() for path in outputs}
+@pytest.mark.parametrize("stage", STAGES)
+def test_outputs_are_the_artifacts(stage: str) -> None:
+    made = removed.outputs(stage, "${key}") if stage != "report" else tuple(map(artifacts.report_file, ("html", "md")))
+    assert paths(stage, "outs") | paths(stage, "metrics") | paths(stage, "plots") == {path.as_posix() for path in made}
+
+
+def test_the_report_depends_on_the_folders_from_which_it_removes() -> None:
+    data = {path for path in paths("report", "deps") if path.startswith("data/")}
+    assert data == {f"data/{folder}" for folder in removed.FOLDERS}
 
 
 def test_parameters_named_by_dvc_are_sections_of_params_yaml() -> None:
@@ -93,4 +83,6 @@ def test_digest_of_a_folder_is_dvcs(tmp_path: Path) -> None:
     (tmp_path / "b").write_text("two")
     (tmp_path / "a").write_text("one")
     # what `dvc add` records for this folder
+    assert files.digest(tmp_path) == "28ccbdc60ec0c5961088990f02cc7124.dir"
+    (tmp_path / ".DS_Store").write_text("a file manager's")  # which .dvcignore names
     assert files.digest(tmp_path) == "28ccbdc60ec0c5961088990f02cc7124.dir"

@@ -165,6 +165,7 @@ def test_splits_of_the_source_are_kept_whole(monkeypatch: pytest.MonkeyPatch, ca
     [
         ("init --data nowhere --name own --size 16", "nowhere"),
         ("init --data images --name own! --size 16", "'own!' can't be a name: take letters"),
+        ("init --data images --name own-0.5 --size 16", "'own-0.5' can't be a name: take letters"),
         ("init --data digits --name digits --size 16", "another prepare.digits, with source digits and size null: take"),
     ],
 )

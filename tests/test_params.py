@@ -156,11 +156,11 @@ def test_a_broken_entry_is_not_reported_as_absent_too(valid_params: Raw) -> None
     assert paths(valid_params) == ["networks.D2.depth"]
 
 
-def test_nor_is_one_with_a_dot_in_its_name(valid_params: Raw) -> None:
+def test_nor_is_one_whose_name_is_refused(valid_params: Raw) -> None:
     valid_params["experts"]["smooth.v1"] = {**valid_params["experts"].pop("smooth"), "lr": -1}
     for run in valid_params["runs"].values():
         run["experts"] = "smooth.v1"
-    assert paths(valid_params) == ["experts.smooth.v1.lr"]
+    assert paths(valid_params) == ["experts.smooth.v1", "experts.smooth.v1.lr"]
 
 
 def test_a_broken_run_does_not_make_its_method_look_incomplete(valid_params: Raw) -> None:
@@ -235,13 +235,39 @@ def test_a_split_must_leave_training_images(valid_params: Raw) -> None:
     assert all(path.startswith("prepare.digits") for path in paths(valid_params))
 
 
-@pytest.mark.parametrize("name", ["../x", "", ".hidden", "a/b", "a b", "-x", "x\n", "ä", 10, None])
-@pytest.mark.parametrize("section", ["prepare", "networks", "experts", "distill", "evaluate", "runs"])
-def test_names_that_are_no_folder_names(section: str, name: Any, valid_params: Raw) -> None:
-    valid_params[section][name] = copy.deepcopy(next(iter(valid_params[section].values())))
-    [(path, text)] = problems(valid_params)
+NAMED = ("prepare", "networks", "experts", "distill", "evaluate", "runs")
+NO_FOLDERS = ("../x", "", ".hidden", "a/b", "a b", "-x", "x\n", "ä", 10, None, "x" * 65, "con", "Aux", "COM1", "lpt9")
+NO_KEYS = ("digits-0.5", "a.", "1a", "007", "2024-01-01", "_x", "null", "True", "NaN", "inf")  # of `dvc exp run -S`
+
+
+def named(raw: Raw, section: str, name: Any) -> Raw:
+    """With one more name, of settings that are right."""
+    raw[section][name] = copy.deepcopy(next(iter(raw[section].values())))
+    return raw
+
+
+@pytest.mark.parametrize("name", [*NO_FOLDERS, *NO_KEYS])
+@pytest.mark.parametrize("section", NAMED)
+def test_names_that_dvc_mlflow_or_a_file_system_does_not_take(section: str, name: Any, valid_params: Raw) -> None:
+    [(path, text)] = problems(named(valid_params, section, name))
     assert path == f"{section}.{name}"
-    assert "letters" in text
+    assert text.startswith("can't be a name: take letters, digits, '_' and '-', a letter first, 64 at most, ")
+
+
+@pytest.mark.parametrize("name", ["x" * 64, "ConvNetD3W32", "a_b-", "nullable", "console", "com10", "e3", "key", "yes"])
+@pytest.mark.parametrize("section", NAMED)
+def test_names_that_all_take(section: str, name: str, valid_params: Raw) -> None:
+    assert name in named(valid_params, section, name)[section]
+    parse(valid_params)
+
+
+@pytest.mark.parametrize("section", NAMED)
+def test_two_names_are_not_one_folder(section: str, valid_params: Raw) -> None:
+    """To the file systems of macOS and Windows."""
+    name = next(iter(valid_params[section]))
+    [(path, text)] = problems(named(valid_params, section, name.swapcase()))
+    assert path == f"{section}.{name.swapcase()}"
+    assert text.startswith(f"differs from '{name}' in capitals alone")
 
 
 @pytest.mark.parametrize("top", [None, [], "text", 3, [{"seed": 0}]])

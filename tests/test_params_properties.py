@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import copy
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from dvc.exceptions import DvcException
+from dvc.utils.hydra import apply_overrides
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from src.ground.errors import UserError
-from src.ground.params import Params, load, parse
+from src.ground.params import LONGEST_NAME, NAME, Params, load, parse
 from tests.imports import ROOT
 
 TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
@@ -88,6 +92,23 @@ def test_mutated_text_is_valid_or_refused(start: int, length: int, insertion: st
         assert isinstance(load(path), Params)
     except UserError as error:
         check(error)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=QUIET, derandomize=True)
+@given(name=st.from_regex(NAME, fullmatch=True) | st.from_regex(re.compile(r"[A-Za-z0-9._-]{1,6}"), fullmatch=True))
+@example(name="null")
+@example(name="x" * LONGEST_NAME)
+def test_a_name_is_what_dvc_can_set(name: str, tmp_path: Path) -> None:
+    """`dvc exp run -S`, by DVC's own code: below a name, and a name as a value."""
+    path, raw = tmp_path / "params.yaml", {"runs": {name: {"ipc": 1, "experts": "other"}}, "seed": 0}
+    path.write_text(json.dumps(raw), encoding="utf-8")
+    try:
+        apply_overrides(path, [f"runs.{name}.ipc=2", f"runs.{name}.experts={name}"])
+        found = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except DvcException:
+        found = None
+    can = found == {"runs": {name: {"ipc": 2, "experts": name}}, "seed": 0}
+    assert can or not NAME.fullmatch(name)
 
 
 @pytest.mark.parametrize(

@@ -24,10 +24,10 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState
 
 from src.ground.errors import ParamsError, UserError
-from src.ground.params import Params, load, parse
-from src.studies import space, study, tune
+from src.ground.params import LONGEST_NAME, NAME, Params, load, parse
+from src.studies import space, study, tune, variants
 from src.studies.study import Study
-from src.studies.variants import Workspace
+from src.studies.variants import Changes, Workspace
 from tests import studying
 from tests.imports import ROOT
 from tests.studying import RUN, call
@@ -52,6 +52,18 @@ def test_a_side_searches_its_own_parameters_around_the_present_ones(params: Para
         found, present = space.build(params, RUN, side), space.start(params, RUN, side)
         assert set(found) == set(present)
         assert all(found[name]._contains(found[name].to_internal_repr(value)) for name, value in present.items())
+
+
+def test_a_run_of_the_longest_name_has_variants(valid_params: dict[str, Any]) -> None:
+    """Their names are a digest longer, and names as well."""
+    run, buffer = "r" * LONGEST_NAME, "e" * LONGEST_NAME
+    valid_params["experts"] = {buffer: valid_params["experts"]["smooth"]}
+    valid_params["runs"] = {run: {**valid_params["runs"]["one"], "experts": buffer}}
+    found = parse(valid_params)
+    built = [variants.build(found, run, Changes(seed=seed), variants.protocol_of(found, run)) for seed in (1, 2)]
+    names = [name for variant in built for name in (variant.name, variant.experts)]
+    assert len(set(names)) == 4
+    assert all(NAME.fullmatch(name) for name in names)
 
 
 def test_params_yaml_changes_ranges(valid_params: dict[str, Any]) -> None:

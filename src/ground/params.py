@@ -29,7 +29,15 @@ from src.ground.settings import (
 )
 
 PARAMS_FILE = Path("params.yaml")
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # names become folder and stage names
+# names become folders, stages of DVC, keys of `dvc exp run -S` and of MLflow: this is what all of these take
+LONGEST_NAME = 64  # stages put names together, and a file's name has room for 255 characters, a key of MLflow for 250
+VALUES = ("true", "false", "null", "nan", "inf")  # to `dvc exp run -S`, though the file may have them in quotes
+DEVICES = ("con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(10)))  # of Windows
+NAME = re.compile(rf"(?!(?i:{'|'.join((*VALUES, *DEVICES))})$)[A-Za-z][A-Za-z0-9_-]{{0,{LONGEST_NAME - 1}}}")
+NAME_RULE = (
+    f"take letters, digits, '_' and '-', a letter first, {LONGEST_NAME} at most, and no word that stands for something else "
+    f"({', '.join((*VALUES, *DEVICES[:4]))}, com0 to com9, lpt0 to lpt9)"
+)
 NAMED_SECTIONS: Mapping[str, type[Settings]] = {
     "prepare": Dataset,
     "experts": Experts,
@@ -84,7 +92,7 @@ class Params:
 def check_name(name: str) -> None:
     """Raises UserError where a name can't be one of params.yaml."""
     if not NAME.fullmatch(name):
-        raise UserError(f"'{name}' can't be a name: take letters, digits, '.', '_', '-', and start with one of the first two")
+        raise UserError(f"'{name}' can't be a name: {NAME_RULE}")
 
 
 def load(file: Path = PARAMS_FILE) -> Params:
@@ -132,19 +140,30 @@ def parse(raw: Any, source: str = "params.yaml") -> Params:
 
 
 def _mapping(raw: Mapping[str, Any], section: str, problems: Problems) -> dict[str, Any]:
-    """The section's valid names with their raw values."""
+    """The section's raw values by name; a name that is refused is there too, so that it is not called absent elsewhere."""
     value = raw.get(section)
     if not isinstance(value, dict) or not value:
         problems.append((section, "must be a mapping of names to settings, with at least one name"))
         return {}
-    good = {}
-    for name, settings in value.items():
-        if isinstance(name, str) and NAME.fullmatch(name):
-            good[name] = settings
-        else:
-            text = "names are text of letters, digits, '.', '_', '-', and start with one of the first two"
+    spellings: dict[str, str] = {}
+    for name in value:
+        other = spellings.setdefault(str(name).lower(), name)
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            problems.append((f"{section}.{name}", f"can't be a name: {NAME_RULE}"))
+        elif other != name:
+            text = f"differs from '{other}' in capitals alone, which some file systems take for the same folder: rename one"
             problems.append((f"{section}.{name}", text))
-    return good
+    return {name: settings for name, settings in value.items() if isinstance(name, str)}
+
+
+def entry(section: str, name: str, value: Any, source: str) -> Settings:
+    """The settings of one entry of prepare, networks, experts, evaluate or runs by itself; raises ParamsError."""
+    problems: Problems = []
+    raw = {section: {name: value}}
+    found = _networks(raw, problems) if section == "networks" else _named(NAMED_SECTIONS[section], raw, section, problems)
+    if problems:
+        raise ParamsError(source, problems)
+    return found[name]
 
 
 def _named(model: type[Model], raw: Mapping[str, Any], section: str, problems: Problems) -> dict[str, Model]:

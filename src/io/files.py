@@ -158,11 +158,11 @@ def unsealed(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def digest(path: Path) -> str:
-    """MD5 of a file; of a folder, MD5 of the sorted list of its files' digests plus '.dir', as in dvc.lock."""
+    """MD5 of a file; of a folder, of the sorted list of its files' digests but hidden ones, plus '.dir', as in dvc.lock."""
     if not path.is_dir():
         with path.open("rb") as file:
             return hashlib.file_digest(file, "md5").hexdigest()
-    files = sorted(p for p in path.rglob("*") if p.is_file())
+    files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
     entries = [{"md5": digest(p), "relpath": p.relative_to(path).as_posix()} for p in files]
     entries.sort(key=lambda entry: entry["relpath"])
     return hashlib.md5(json.dumps(entries, sort_keys=True).encode()).hexdigest() + ".dir"

@@ -18,14 +18,13 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import CollectionNode, MappingNode, Node
 
 from src.ground.errors import UserError
-from src.ground.params import PARAMS_FILE, Params, load, parse
+from src.ground.params import PARAMS_FILE, entry, load, parse
 from src.ground.settings import Distillation
 from src.io import files
 
 Section = Mapping[str, Mapping[str, Any]]  # name -> settings
 Additions = Mapping[str, Section]  # section -> its new names
 
-BESIDE = ".new"  # behind a name that stands there already, while its settings are compared
 WIDTH = 128  # of a line that keeps a mapping in braces
 PLAIN = re.compile(r"(?!(?i:y|n|yes|no|on|off)$)[\w./][\w./ +-]*")  # no quotes, if it reads back; YAML 1.1 has words for true
 FOLLOWING_COMMENTS = re.compile(r"(?:[ \t]+#[^\n]*(?:\n|\Z))*")  # indented: they belong to the lines before them
@@ -79,15 +78,9 @@ def text_of(additions: Additions) -> str:
 
 def _refuse_others(raw: Section, additions: Additions, path: Path) -> None:
     """Raises UserError where a known name would get other settings; defaults that are left out are equal to those written."""
-    beside = {
-        section: {f"{name}{BESIDE}" if name in raw[section] else name: settings for name, settings in entries.items()}
-        for section, entries in additions.items()
-    }
-    document = _joined(raw, beside)
-    params = parse(document, str(path))
     for section, entries in additions.items():
         for name in [name for name in entries if name in raw[section]]:
-            old, new = (_meaning(params, document, section, one) for one in (name, f"{name}{BESIDE}"))
+            old, new = (_meaning(section, name, tree[section][name], path) for tree in (raw, additions))
             changes = "; ".join(_differences(old, new))
             if changes:
                 text = f"{path} has other settings at {section}.{name} ({changes})"
@@ -99,14 +92,12 @@ def _joined(raw: Section, additions: Additions) -> dict[str, Any]:
     return {**raw, **{section: {**raw[section], **entries} for section, entries in additions.items()}}
 
 
-def _meaning(params: Params, document: Mapping[str, Any], section: str, name: str) -> Mapping[str, Any]:
+def _meaning(section: str, name: str, value: Any, path: Path) -> Mapping[str, Any]:
     """All fields of an entry, defaults included; a method need not be complete."""
     if section != "distill":
-        found: dict[str, Any] = getattr(params, section)[name].model_dump()
-        return found
+        return entry(section, name, value, str(path)).model_dump()
     defaults = {field: info.default for field, info in Distillation.model_fields.items() if not info.is_required()}
-    own = document[section][name].items()
-    return {**defaults, **{field: tuple(value) if isinstance(value, list) else value for field, value in own}}
+    return {**defaults, **{field: tuple(one) if isinstance(one, list) else one for field, one in value.items()}}
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -54,7 +54,8 @@ def choose(
 ) -> Way:
     """The way to train on so many synthetic images, of so many operations in a forward pass of one.
 
-    Whether students train together rests on the work of one, so that its result does not depend on how many there are. Those
+    Whether students train together rests on the work of one, so that its result does not depend on how many there are. In
+    bfloat16 a CPU trains each by itself, as it trains experts: side by side, what a norm gives would be float32 again. Those
     with running `statistics` are no function of their parameters: each is a `ModuleStudent`.
     """
     one = PASSES * settings.epochs * images * forward_flops
@@ -63,7 +64,8 @@ def choose(
     if statistics:
         return Way(False, False, bfloat16, flops, "")
     compiled, note = runtime.compiles(asked, QUICK * flops)
-    return Way(device.type != "cpu" or one < TOGETHER_FLOPS, compiled, bfloat16, flops, note)
+    together = device.type != "cpu" or (one < TOGETHER_FLOPS and not bfloat16)
+    return Way(together, compiled, bfloat16, flops, note)
 
 
 def derivative(network: Logits, way: Way) -> Gradients:

@@ -16,7 +16,7 @@ from src.ground.errors import DivergenceError
 from src.ground.params import Params
 from src.ground.seeding import generator
 from src.ground.settings import Experts, Network
-from src.io import artifacts, checkpoints, cost, files, progress, stopping, tracking, workers
+from src.io import artifacts, checkpoints, cost, files, progress, removed, stopping, tracking, workers
 from src.io.artifacts import Record, Statistics
 from src.io.checkpoints import Checkpoint, Stored, Work
 from src.io.cost import Cost
@@ -77,6 +77,7 @@ def run(params: Params, name: str) -> None:
     """Train the experts `name`, or those that are not there yet."""
     params.expert_set(name)
     with checkpoints.at_work("experts", name):
+        removed.take_back(name)
         _run(params, name)
 
 

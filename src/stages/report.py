@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from src.ground.params import Params
-from src.io import artifacts, charts, cost, files, page, progress
+from src.io import artifacts, charts, cost, files, page, progress, removed
 from src.io.charts import Chart, Series
 from src.io.page import Curves, Film, Gallery, Group, Page, Panel, Pictures, Result, Spent
 from src.io.sheets import out_of_range, sheets
@@ -19,7 +19,10 @@ WINDOWS = 15  # so many running means fit into a curve side by side
 
 
 def run(params: Params) -> None:
-    """Write data/report/report.html and report.md from what the other stages left on disk."""
+    """Write data/report/report.html and report.md from what the other stages left on disk.
+
+    What they left of names that params.yaml has no more is set aside then.
+    """
     for name in params.runs:
         check(params, name)
     content = page_of(params, params.report.title)
@@ -27,6 +30,7 @@ def run(params: Params) -> None:
     files.write_text(artifacts.report_file("md"), page.markdown(params.report.title, content.results, content.matrix))
     _show(params.report.title, content.results)
     progress.say(f"page: {artifacts.report_file('html')}")
+    removed.set_aside(params)
 
 
 def check(params: Params, name: str) -> None:

@@ -34,6 +34,7 @@ from src.stages import distill, evaluate, experts
 from src.stages.outer_loop import Watch
 from src.stages.records import experts_record, synthetic_settings
 
+SHOWN = 50  # characters of a run's name in its variants': with a digest behind them they are a name still
 PROTOCOL = "study"  # the name of the evaluation protocol in a variant's parameters
 
 Accuracies = Mapping[str, tuple[float, ...]]  # split -> accuracy of each student
@@ -134,8 +135,8 @@ def build(params: Params, base: str, changes: Changes, protocol: Protocol) -> Va
     expert_settings = {**params.experts[run.experts].model_dump(), **changes.experts}
     settings = {**params.distillations[base].model_dump(), **changes.distill}
     settings["snapshot_every"] = max(1, math.ceil(settings["iterations"] / params.tune.rungs))
-    buffer = f"{run.experts}-{digest([seed, network, expert_settings])}"
-    name = f"{base}-{digest([seed, network, buffer, run.ipc, settings])}"
+    buffer = f"{run.experts[:SHOWN]}-{digest([seed, network, expert_settings])}"
+    name = f"{base[:SHOWN]}-{digest([seed, network, buffer, run.ipc, settings])}"
     shared = {"dataset": run.dataset, "network": run.network}
     raw = {
         "seed": seed,

@@ -1,0 +1,68 @@
+"""Which images a seed changes: the splits that a source does not have are drawn with it, as a page of docs/ says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from src.ground.params import Params, parse
+from src.io import artifacts
+from src.io.artifacts import Split
+from src.stages import prepare
+from src.stages.records import prepared
+from src.studies import variants
+from src.studies.variants import Changes
+from tests.imports import ROOT
+
+SPLITS = ("train", "val", "test")
+
+
+@pytest.fixture
+def params(valid_params: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
+    """digits, and images that bring a test split along; the first pixel is an image's number."""
+    monkeypatch.chdir(tmp_path)
+    numbers = {"train": np.arange(40), "test": np.arange(100, 120)}
+    images = {f"x_{split}": np.zeros((len(own), 8, 8, 1), np.uint8) for split, own in numbers.items()}
+    for split, own in numbers.items():
+        images[f"x_{split}"][:, 0, 0, 0] = own
+    np.savez("own.npz", **images, **{f"y_{split}": own % 2 for split, own in numbers.items()})
+    valid_params["prepare"]["own"] = {"source": "own.npz"}
+    return parse(valid_params)
+
+
+def splits(params: Params, dataset: str, seed: int) -> dict[str, Split]:
+    prepare.run(replace(params, seed=seed), dataset)
+    return {split: artifacts.load_split(dataset, split) for split in SPLITS}
+
+
+def same(one: dict[str, Split], other: dict[str, Split]) -> set[str]:
+    return {split for split in SPLITS if torch.equal(one[split].images, other[split].images)}
+
+
+def test_a_seed_draws_the_splits_that_a_source_does_not_have(params: Params) -> None:
+    zero, again, one = (splits(params, "digits", seed) for seed in (0, 0, 1))
+    assert same(zero, again) == set(SPLITS)
+    assert same(zero, one) == set()
+    mine = [splits(params, "own", seed) for seed in (0, 1)]
+    assert same(*mine) == {"test"}
+    assert sorted(mine[0]["test"].images[:, 0, 0, 0].tolist()) == list(range(100, 120))
+
+
+def test_a_study_keeps_the_splits_under_all_its_seeds(params: Params) -> None:
+    splits(params, "digits", 0)
+    variant = variants.build(params, "one", Changes(seed=1), variants.protocol_of(params, "one"))
+    assert variant.params.seed == 1
+    prepared(variant.params, "digits", *SPLITS)  # accepts what was drawn with the root seed
+
+
+def test_the_page_on_reproducibility_says_so() -> None:
+    page = " ".join((ROOT / "docs/reproducibility.md").read_text(encoding="utf-8").split())
+    assert (
+        "With another `seed`, a source without a test split of its own (digits, a folder of class folders) has other test"
+        in page
+    )
