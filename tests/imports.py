@@ -17,6 +17,7 @@ NOT_IN_RESULTS = {
     "src/io/progress.py",
     "src/io/stopping.py",
     "src/io/system_metrics.py",
+    "src/io/tables.py",
     "src/io/tracking.py",
     "src/stages/run_log.py",
 }

@@ -6,8 +6,6 @@ import math
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from src.ground.errors import DataError, UserError
 from src.ground.params import NAME, Params, load
@@ -16,6 +14,7 @@ from src.io import params_edit, presets, progress
 from src.io.presets import Sections, Tree
 from src.io.sources.inspection import Inspection, inspect
 from src.io.sources.named import KNOWN
+from src.io.tables import Table
 from src.stages.presets import report_added
 
 DEPTHS = ((15, 2), (48, 3), (95, 4), (191, 5))  # largest side in pixels, blocks: pooling ends at 2x2 to 6x6; then 6
@@ -81,14 +80,14 @@ def _source(data: str) -> str:
 
 def _show(settings: Dataset, found: Inspection) -> None:
     """A table of what was found: classes with their images, sizes, channels."""
-    table = Table(escape(settings.source), *found.counts)
+    table = Table(settings.source, *found.counts)
     for name in found.classes[:SHOWN_CLASSES]:
-        table.add_row(escape(name), *(f"{count[name]:,}" for count in found.counts.values()))
+        table.add_row(name, *(f"{count[name]:,}" for count in found.counts.values()))
     if len(found.classes) > SHOWN_CLASSES:
         table.add_row(f"... {len(found.classes) - SHOWN_CLASSES} more classes")
     table.add_section()
     table.add_row(f"{len(found.classes)} classes", *(f"{sum(count.values()):,}" for count in found.counts.values()))
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     console.print(table)
     sizes = ", ".join(f"{width}x{height} ({count:,})" for (width, height), count in found.sizes.most_common(SHOWN_SIZES))
     more = f" and {len(found.sizes) - SHOWN_SIZES} other sizes" if len(found.sizes) > SHOWN_SIZES else ""
