@@ -25,7 +25,7 @@ from optuna.trial import TrialState
 
 from src.ground.errors import ParamsError, UserError
 from src.ground.params import Params, load, parse
-from src.studies import space, study, tune
+from src.studies import space, study, study_log, tune
 from src.studies.study import Study
 from src.studies.variants import Workspace
 from tests import studying
@@ -223,7 +223,7 @@ def poor(**tune: Any) -> dict[str, Any]:
 
 def journal(folder: Path) -> optuna.Study:
     (plan,) = (folder / "data/tune").iterdir()
-    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(plan / study.JOURNAL)))
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(plan / study_log.JOURNAL)))
     return optuna.load_study(study_name=plan.name, storage=storage)
 
 
