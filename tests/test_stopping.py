@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 from optuna.trial import TrialState
+from ruamel.yaml import YAML
 
 from src.io import stopping
 from src.studies import study
@@ -254,11 +255,12 @@ def stalling() -> Iterator[str]:
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_download_leaves_nothing_behind(number: signal.Signals, tmp_path: Path) -> None:
     (tmp_path / "src").symlink_to(ROOT / "src")
-    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
-    (tmp_path / "params.yaml").write_text(text.replace("source: digits", "source: tiny_imagenet, size: 64"), encoding="utf-8")
+    raw = studying.raw_params()
+    raw["prepare"]["digits"] |= {"source": "tiny_imagenet", "size": 64}
+    YAML(typ="safe").dump(raw, tmp_path / "params.yaml")
     with stalling() as proxy:
         process = begin(tmp_path, *words("prepare --dataset digits"), http_proxy=proxy)
-        until(lambda: any(path.stat().st_size for path in tmp_path.glob("data/*/.*.tmp/*")) or process.poll() is not None, 60)
+        until(lambda: bool(list(tmp_path.glob("data/*/.*.tmp/*"))) or process.poll() is not None, 60)
         stops(process, number, BEGINS)
     assert not [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
     assert not list((tmp_path / "data").glob("*/.*.tmp"))
