@@ -11,14 +11,27 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
+from src.io import stopping
+
+if __name__ == "__main__":
+    stopping.answer()  # ahead of imports that take a while
+
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from src.ground.errors import InterruptedWorkError, UserError
+from src.io.tables import Table
 
 # what a file system refuses to do, wherever; any other error of the operating system is a defect
 REFUSALS = (errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EPERM, errno.EROFS)
+
+# what a signal leaves of commands that the same command goes on with; the others begin again
+KEPT = {
+    **dict.fromkeys(("experts", "distill", "evaluate"), stopping.GOES_ON),
+    "tune": "finished trials are kept, and the same command goes on with the others",
+    "ablate": "finished variants are kept, and the same command goes on with the others",
+    "track-sync": "what is not delivered still waits, and the same command goes on with it",
+}
 
 app = typer.Typer(
     help="Dataset distillation by matching smooth expert trajectories (AST). Settings are read from params.yaml.",
@@ -59,6 +72,11 @@ WorkersOption = Annotated[
 ]
 RoundsOption = Annotated[int, typer.Option(min=1, max=100, help="Rounds of engine and plain, alternately.")]
 JsonOption = Annotated[Path | None, typer.Option(dir_okay=False, help="File to write the figures to.")]
+
+
+@app.callback()
+def _begin(context: typer.Context) -> None:
+    context.with_resource(stopping.keeping(KEPT.get(context.invoked_subcommand or "", stopping.BEGINS)))
 
 
 def _each(stage: Callable[[Any, str], None], params: Any, names: Iterable[str], strict: bool = False) -> None:
@@ -109,9 +127,10 @@ def distill(run: RunOption = None, plan: PlanOption = False, strict: StrictOptio
     params = load()
     names = _named(run, params.run, params.runs)
     if plan:
-        from src.stages import plan as planning
+        with stopping.keeping(stopping.BEGINS):
+            from src.stages import plan as planning
 
-        return _each(planning.run, params, names)
+            return _each(planning.run, params, names)
     from src.stages import distill as stage
 
     return _each(stage.run, params, names, strict)
@@ -150,9 +169,10 @@ def evaluate(
     if file is not None and run is None:
         raise UserError("--from needs --run, whose data set and protocol it is scored with: name one")
     if released is not None:
-        from src.studies import released as sets
+        with stopping.keeping(stopping.BEGINS):  # its images may have to be prepared; students are kept
+            from src.studies import released as sets
 
-        return sets.run(released, data, named, params)
+            return sets.run(released, data, named, params)
     runs = _named(run, params.run, params.runs)
     for name in named:
         params.network(name)
@@ -505,7 +525,7 @@ def _refuse_options_before(context: typer.Context) -> None:
 def _show(table: Table, found: dict[str, Any], file: Path | None) -> None:
     from src.bench import tables
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     console.print(table)
     console.print(tables.conditions(found), soft_wrap=True, style="dim")
     if file is not None:
@@ -515,9 +535,10 @@ def _show(table: Table, found: dict[str, Any], file: Path | None) -> None:
 
 
 def main() -> None:
-    """Run the app; errors a user can act on are a sentence on stderr, without a traceback."""
+    """Run the app; errors a user can act on, and signals, end in a sentence on stderr, without a traceback."""
     try:
-        app()
+        with stopping.said():
+            app()
     except UserError as error:
         _end(str(error) if isinstance(error, InterruptedWorkError) else f"Error: {error}", error.exit_code)
     except OSError as error:

@@ -9,8 +9,6 @@ from pathlib import Path
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from src.ground.counting import counted
 from src.ground.errors import DataError, UserError
@@ -24,6 +22,7 @@ from src.io.sources.named import KNOWN
 from src.io.sources.parts import divided, fractions
 from src.io.sources.reading import Source
 from src.io.sources.sentences import shown
+from src.io.tables import Table
 from src.maths.initialisation import check_ipc
 from src.stages.presets import report_added
 
@@ -136,14 +135,14 @@ def _place(data: str) -> str:
 
 def _show(settings: Dataset, found: Inspection) -> None:
     """A table of what was found: classes with their images, sizes, channels."""
-    table = Table(escape(settings.source), *found.counts)
+    table = Table(settings.source, *found.counts)
     for name in found.classes[:SHOWN_CLASSES]:
-        table.add_row(escape(name), *(f"{count[name]:,}" for count in found.counts.values()))
+        table.add_row(name, *(f"{count[name]:,}" for count in found.counts.values()))
     if len(found.classes) > SHOWN_CLASSES:
         table.add_row(f"... {len(found.classes) - SHOWN_CLASSES} more classes")
     table.add_section()
     table.add_row(f"{len(found.classes)} classes", *(f"{sum(count.values()):,}" for count in found.counts.values()))
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     console.print(table)
     sizes = ", ".join(f"{width}x{height} ({count:,})" for (width, height), count in found.sizes.most_common(SHOWN_SIZES))
     more = f" and {len(found.sizes) - SHOWN_SIZES} other sizes" if len(found.sizes) > SHOWN_SIZES else ""
