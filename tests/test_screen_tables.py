@@ -24,6 +24,7 @@ from src.io import checkpoints
 from src.io.cost import Cost
 from src.io.page import Accuracy, Result
 from src.io.sources.inspection import Inspection
+from src.io.sources.reading import Source
 from src.stages import clean, evaluate, init, plan, plan_steps, prepare, presets, report
 from src.studies import ablate, compare, findings, study
 from src.studies.study import Study
@@ -174,7 +175,7 @@ def test_evaluate(printed: list[Table], valid_params: dict[str, Any]) -> None:
 def test_init(printed: list[Table]) -> None:
     names = ("a class [of] images whose name goes on for more than a line", "b")
     counts = {split: dict.fromkeys(names, 123456) for split in ("train", "val", "test")}
-    found = Inspection(counts, Counter({(32, 32): 5}), Counter({3: 5}), (), (), "0" * 64)
+    found = Inspection(counts, Counter({(32, 32): 5}), Counter({3: 5}), (), "0" * 64, Source(names, 255, {}, {}, {}, {}, ()))
     init._show(Dataset(source="a/long/path/of/[many]/folders/to/images.zip", size=32), found)
     assert "[of]" in shown(printed[0], 80)
     assert "[many]" in squeezed(shown(printed[0], 80))
