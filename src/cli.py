@@ -16,11 +16,15 @@ from src.io import stopping
 if __name__ == "__main__":
     stopping.answer()  # ahead of imports that take a while
 
-import typer
-from rich.console import Console
+from src.ground.errors import InterruptedWorkError, UserError, lacking
 
-from src.ground.errors import InterruptedWorkError, UserError
-from src.io.tables import Table
+try:
+    import typer
+    from rich.console import Console
+
+    from src.io.tables import Table
+except ModuleNotFoundError as error:
+    sys.exit(lacking(error))
 
 # what a file system refuses to do, wherever; any other error of the operating system is a defect
 REFUSALS = (errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EPERM, errno.EROFS)
@@ -541,6 +545,10 @@ def main() -> None:
             app()
     except UserError as error:
         _end(str(error) if isinstance(error, InterruptedWorkError) else f"Error: {error}", error.exit_code)
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] == "src":
+            raise
+        sys.exit(lacking(error))
     except OSError as error:
         if error.errno not in REFUSALS:
             raise

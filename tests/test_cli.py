@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -156,3 +157,14 @@ def test_what_the_file_system_refuses_is_a_sentence(
     monkeypatch.setattr(prepare, "run", lambda params, name: refuse(errno.ENOTDIR))
     with pytest.raises(NotADirectoryError):
         cli.main()
+
+
+def test_a_missing_environment_is_said() -> None:
+    """As `dvc repro` meets it where the virtual environment is not active: Python without any package."""
+    bare = [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); import src.cli"]
+    done = subprocess.run(bare, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"Error: {sys.executable} has no package typer: activate the environment with `source .venv/bin/activate`, which "
+        "`make repro` makes\n"
+    )

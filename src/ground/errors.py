@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 
@@ -51,3 +52,9 @@ class InterruptedWorkError(UserError):
 
 class TrackingError(InterruptedWorkError):
     """The tracking store failed where the user asked for strict tracking; all that was done is kept."""
+
+
+def lacking(error: ModuleNotFoundError) -> str:
+    """A package is not there: most often the environment is not, in which `dvc repro` was to start a stage."""
+    remedy = "activate the environment with `source .venv/bin/activate`, which `make repro` makes"
+    return f"Error: {sys.executable} has no package {error.name}: {remedy}"
