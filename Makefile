@@ -8,7 +8,10 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 .PHONY: repro test test-all check lint ui clean
 
 repro: $(BIN)/.installed
-	dvc repro
+	python -m src.cli repro
+	@git diff --quiet -- dvc.lock data/metrics 2>/dev/null || \
+	  echo 'dvc.lock and data/metrics hold the bytes of this machine now, as processors round differently:' \
+	    'commit them, or put the recorded ones back with `git restore dvc.lock data/metrics`'
 
 test: $(BIN)/.installed
 	python -m pytest -m "not slow"

@@ -11,14 +11,27 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
+from src.io import stopping
+
+if __name__ == "__main__":
+    stopping.answer()  # ahead of imports that take a while
+
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from src.ground.errors import InterruptedWorkError, UserError
+from src.io.tables import Table
 
 # what a file system refuses to do, wherever; any other error of the operating system is a defect
 REFUSALS = (errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EPERM, errno.EROFS)
+
+# what a signal leaves of commands that the same command goes on with; the others begin again
+KEPT = {
+    **dict.fromkeys(("experts", "distill", "evaluate"), stopping.GOES_ON),
+    "tune": "finished trials are kept, and the same command goes on with the others",
+    "ablate": "finished variants are kept, and the same command goes on with the others",
+    "track-sync": "what is not delivered still waits, and the same command goes on with it",
+}
 
 app = typer.Typer(
     help="Dataset distillation by matching smooth expert trajectories (AST). Settings are read from params.yaml.",
@@ -59,6 +72,11 @@ WorkersOption = Annotated[
 ]
 RoundsOption = Annotated[int, typer.Option(min=1, max=100, help="Rounds of engine and plain, alternately.")]
 JsonOption = Annotated[Path | None, typer.Option(dir_okay=False, help="File to write the figures to.")]
+
+
+@app.callback()
+def _begin(context: typer.Context) -> None:
+    context.with_resource(stopping.keeping(KEPT.get(context.invoked_subcommand or "", stopping.BEGINS)))
 
 
 def _each(stage: Callable[[Any, str], None], params: Any, names: Iterable[str], strict: bool = False) -> None:
@@ -109,9 +127,10 @@ def distill(run: RunOption = None, plan: PlanOption = False, strict: StrictOptio
     params = load()
     names = _named(run, params.run, params.runs)
     if plan:
-        from src.stages import plan as planning
+        with stopping.keeping(stopping.BEGINS):
+            from src.stages import plan as planning
 
-        return _each(planning.run, params, names)
+            return _each(planning.run, params, names)
     from src.stages import distill as stage
 
     return _each(stage.run, params, names, strict)
@@ -146,13 +165,14 @@ def evaluate(
     if released is not None and (run is not None or file is not None):
         raise UserError("--released names all that is scored: leave out --run and --from")
     if released is None and data is not None:
-        raise UserError("--data belongs to --released: name a released set, or set prepare.DATASET.source in params.yaml")
+        raise UserError("--data belongs to --released: name a released set, or set prepare.DATASET.path in params.yaml")
     if file is not None and run is None:
         raise UserError("--from needs --run, whose data set and protocol it is scored with: name one")
     if released is not None:
-        from src.studies import released as sets
+        with stopping.keeping(stopping.BEGINS):  # its images may have to be prepared; students are kept
+            from src.studies import released as sets
 
-        return sets.run(released, data, named, params)
+            return sets.run(released, data, named, params)
     runs = _named(run, params.run, params.runs)
     for name in named:
         params.network(name)
@@ -193,11 +213,25 @@ def init(
     ipc: Annotated[int, typer.Option(min=1, help="Synthetic images per class of the first run.")] = 1,
     skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave out images that can't be read.")] = False,
     update: Annotated[bool, typer.Option("--update", help="Take images that have changed since they were added.")] = False,
+    splits: Annotated[
+        str | None,
+        typer.Option(
+            help="Where folders' names leave it in doubt: none, as they are classes, or train=FOLDER,val=FOLDER,test=FOLDER."
+        ),
+    ] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of a Parquet source that holds the labels.")] = None,
+    path: Annotated[
+        str | None, typer.Option(help="Where the images lie, where --data only names them, as cifar10 does.")
+    ] = None,
 ) -> None:
     """Look at images of your own, and add them to params.yaml with a first run on them."""
+    from src.ground.params import check_name
+
+    check_name(name)
     from src.stages import init as stage
 
-    stage.run(data, name, size, ipc, skip_broken, update)
+    told = {"splits": splits, "label_column": label_column, "path": path}
+    stage.run(data, name, size, ipc, skip_broken=skip_broken, update=update, **told)
 
 
 @app.command()
@@ -220,6 +254,21 @@ def report() -> None:
     from src.stages import report as stage
 
     stage.run(params)
+
+
+@app.command()
+def repro(
+    jobs: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="Stages at once; as many as the cores hold where left out.")
+    ] = None,
+) -> None:
+    """Run all that is out of date, as `dvc repro` does, with stages that need nothing of each other at once."""
+    from src.ground.params import load
+
+    params = load()
+    from src.stages import repro as reproducing
+
+    reproducing.run(params, jobs)
 
 
 @app.command()
@@ -310,11 +359,21 @@ def ablate(
 
 
 @app.command()
-def track_sync() -> None:
-    """Deliver to MLflow what stages could not while it was gone."""
-    from src.io import tracking
+def track_sync(
+    to: Annotated[str | None, typer.Option(help="Deliver to this store instead; `own` is the repository's.")] = None,
+    source: Annotated[
+        str | None, typer.Option("--from", help="Only what waits for this store; all that waits where left out.")
+    ] = None,
+    forget: Annotated[str | None, typer.Option(help="Drop what waits for this store, instead of delivering.")] = None,
+) -> None:
+    """Deliver to MLflow what stages could not while it was gone, each session to its own store."""
+    from src.io import backlog
 
-    tracking.sync()
+    if forget is None:
+        return backlog.sync(to, source)
+    if to is not None or source is not None:
+        raise UserError("--forget delivers nothing: leave out --to and --from")
+    return backlog.forget(forget)
 
 
 @app.command()
@@ -466,7 +525,7 @@ def _refuse_options_before(context: typer.Context) -> None:
 def _show(table: Table, found: dict[str, Any], file: Path | None) -> None:
     from src.bench import tables
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     console.print(table)
     console.print(tables.conditions(found), soft_wrap=True, style="dim")
     if file is not None:
@@ -476,9 +535,10 @@ def _show(table: Table, found: dict[str, Any], file: Path | None) -> None:
 
 
 def main() -> None:
-    """Run the app; errors a user can act on are a sentence on stderr, without a traceback."""
+    """Run the app; errors a user can act on, and signals, end in a sentence on stderr, without a traceback."""
     try:
-        app()
+        with stopping.said():
+            app()
     except UserError as error:
         _end(str(error) if isinstance(error, InterruptedWorkError) else f"Error: {error}", error.exit_code)
     except OSError as error:

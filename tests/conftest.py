@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from src.io import tracking
+
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
@@ -17,6 +19,12 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _tracked_at_once() -> None:
+    """By the tests' own process: couriers have tests of their own, and those that run the command line meet them."""
+    tracking.apart = False
 
 
 @pytest.fixture(scope="session", autouse=True)

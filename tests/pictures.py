@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from src.ground.settings import Dataset
+from src.io.artifacts import Split
 
 CLASSES = ("cat", "dog", "emu")
 PER_CLASS = {"train": 12, "val": 2, "test": 3}  # past nine, so that 10.png shows whether it sorts after 2.png
@@ -43,6 +44,44 @@ def png(image: NDArray[np.uint8]) -> bytes:
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG")
     return file.getvalue()
+
+
+def coded(label: int, number: int, part: int = 0, size: int = 8) -> Image.Image:
+    """An image of one colour that says its class, its number in the class, and its split, in lossy formats too."""
+    return Image.new("RGB", (size, size), (label * 20 + 10, number * 8 + 4, part * 50 + 25))
+
+
+def file_of(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def coded_files(parts: Mapping[str, int], classes: tuple[str, ...] = CLASSES) -> dict[str, bytes]:
+    """Paths and contents of FOLDER/CLASS/NUMBER.png with so many coded images for each class of each folder."""
+    return {
+        f"{folder}/{name}/{number}.png".removeprefix("/"): file_of(coded(label, number, part))
+        for part, (folder, count) in enumerate(parts.items())
+        for label, name in enumerate(classes)
+        for number in range(count)
+    }
+
+
+def codes(split: Split) -> list[tuple[int, int, int]]:
+    """What the coded images of a split say, after its labels have been compared with it."""
+    found = codes_of(split)
+    assert [label for label, _, _ in found] == split.labels.tolist()
+    return found
+
+
+def codes_of(split: Split) -> list[tuple[int, int, int]]:
+    """Class, number and folder that the coded images of a split say."""
+    return [(red // 20, green // 8, blue // 50) for red, green, blue in split.images[:, :, 0, 0].tolist()]
+
+
+def expected(count: int, part: int = 0, classes: int = len(CLASSES)) -> list[tuple[int, int, int]]:
+    """The codes of all images of a folder, in order."""
+    return [(label, number, part) for label in range(classes) for number in range(count)]
 
 
 def members(made: Splits) -> dict[str, bytes]:

@@ -18,7 +18,7 @@ from src.bench import comparison, engine, limits, plain, process, tables, worker
 from src.bench.problem import Problem, matching_problem
 from src.bench.settings import EvaluateSetting, ExpertsSetting, MatchingSetting, Setting
 from src.ground.errors import UserError
-from src.maths.derivatives import PASSES, Derivatives, forward_flops
+from src.maths.derivatives import PASSES, Derivatives
 
 CPU = torch.device("cpu")
 TINY: dict[str, Any] = {
@@ -110,7 +110,7 @@ class Work(TorchDispatchMode):
 def test_work_of_a_step_in_forward_passes(side: str, passes: int) -> None:
     """A little below: the parameters' gradient needs none for the first layer's input, nor the plain way one for theta_0."""
     given = problem(size=32, depth=3, width=32, classes=2, ipc=1, syn_steps=6)
-    forward = forward_flops(given.network, given.snapshots[0], given.images)
+    forward = given.network.forward_flops(given.images)
     with Work() as work:
         if side == "plain":
             plain.image_gradient(given)

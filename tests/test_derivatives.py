@@ -14,7 +14,7 @@ from torch.func import grad, jvp
 
 from src.ground.settings import ConvNet
 from src.maths import networks
-from src.maths.derivatives import Derivatives, forward_flops
+from src.maths.derivatives import Derivatives
 from src.maths.networks import FlatNetwork, ImageShape, flatten
 from tests.reference import cross_entropy, small_network
 
@@ -123,7 +123,7 @@ def test_forward_flops_are_two_for_each_multiplication(depth: int, width: int, s
         channels, side = width, side if pooling == "none" else side // 2
     macs += width * side**2 * 7
     for images in (1, 5):
-        counted = forward_flops(FlatNetwork(module), flatten(module), torch.zeros(images, 3, size, size))
+        counted = FlatNetwork(module).forward_flops(torch.zeros(images, 3, size, size))
         assert counted == 2 * macs * images
 
 

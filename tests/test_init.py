@@ -12,7 +12,9 @@ from PIL import Image
 
 from src import cli
 from src.ground.params import load
+from src.io import artifacts
 from src.stages import init
+from tests import pictures
 from tests.imports import ROOT
 
 COLOUR = (200, 30, 30)
@@ -201,3 +203,137 @@ def test_rates_follow_the_way_of_the_experts(images: int, rates: tuple[int, floa
 
 def test_the_batch_follows_the_images() -> None:
     assert [init._batch(images) for images in (10, 512, 1077, 5000, 50_000)] == [16, 32, 64, 256, 256]
+
+
+def write_coded(top: Path, parts: dict[str, int]) -> Path:
+    return pictures.write_folder(top, pictures.coded_files(parts))
+
+
+def prepared(name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run prepare, and compare the labels of all splits with the images; returns what was said."""
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["src.cli", "prepare", "--dataset", name])
+    assert command(f"prepare --dataset {name}", monkeypatch) == 0
+    for split in ("train", "val", "test"):
+        pictures.codes(artifacts.load_split(name, split))
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("train", "test"), [("Training", "Testing"), ("seg_train", "seg_test"), ("train_images", "test_images")]
+)
+def test_split_folders_do_not_become_classes(
+    train: str, test: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_coded(Path("images"), {train: 12, test: 4})
+    assert command("init --data images --name own --size 8", monkeypatch) == 0
+    note = f"folders of splits: train is {train}, test is {test}"
+    assert note in capsys.readouterr().out
+    assert f"own: {note}" in prepared("own", capsys, monkeypatch)
+    assert pictures.codes(artifacts.load_split("own", "test")) == pictures.expected(4, 1)
+    counts = artifacts.load_statistics("own").counts
+    assert counts["train"].keys() == set(pictures.CLASSES)
+    assert sum(sum(counts[split].values()) for split in ("train", "val")) == 36
+    assert load().prepare["own"].splits is None
+
+
+def test_a_doubt_is_answered_by_an_option(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    write_coded(Path("images"), {"part_a": 12, "part_b": 4})
+    words = "init --data images --name own --size 8"
+    error = refused(words, monkeypatch, capsys)
+    assert "--splits train=part_a,test=part_b" in error
+    assert "--splits none" in error
+    for wrong in ("train", "test=part_b", "train=part_a,test=part_x", "nothing", ""):
+        assert "splits" in refused(f"{words} --splits={wrong}", monkeypatch, capsys)
+    assert command(f"{words} --splits train=part_a,test=part_b", monkeypatch) == 0
+    assert load().prepare["own"].splits == {"train": "part_a", "test": "part_b"}
+    prepared("own", capsys, monkeypatch)
+    assert pictures.codes(artifacts.load_split("own", "test")) == pictures.expected(4, 1)
+    assert command(f"{words} --ipc 2", monkeypatch) == 0  # by what params.yaml says
+    assert 'prepare.own with splits {"train": "part_a", "test": "part_b"}: set prepare.own.splits: none there' in refused(
+        f"{words} --splits none", monkeypatch, capsys
+    )
+    assert command("init --data images --name parts --size 8 --splits none", monkeypatch) == 0
+    assert load().prepare["parts"].splits == "none"
+    assert command("prepare --dataset parts", monkeypatch) == 0
+    assert artifacts.load_statistics("parts").classes == ("part_a", "part_b")
+
+
+def test_all_that_is_left_out_is_counted_and_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_coded(Path("images"), {"": 10})
+    odd = {"cat/notes.txt": b"", "cat/a.csv": b"", "dog/b.csv": b"", "emu/c.csv": b"", ".DS_Store": b"", "emu/readme": b"x"}
+    odd |= {"@eaDir/cat/0.png": b"", "cat/10.heic": b"x", "cat/11.png": b"", "dog/12.png": b"x"}
+    pictures.write_folder(folder, odd)
+    words = "init --data images --name own --size 8"
+    broken = (
+        "3 images can't be read, cat/10.heic (HEIC, which is not decoded here: convert it to PNG or JPEG), "
+        "cat/11.png (it is empty), dog/12.png (no image of a known format)"
+    )
+    assert broken in refused(words, monkeypatch, capsys)
+    assert command(f"{words} --skip-broken", monkeypatch) == 0
+    shown = capsys.readouterr().out
+    lines = [
+        "left out: 4 files (no image by name): cat/a.csv, cat/notes.txt, dog/b.csv, ...",
+        "left out: 1 file (hidden): .DS_Store",
+        "left out: 1 file (no image of a known format): emu/readme",
+        "left out: 1 file (left behind by a file server or a tool): @eaDir/cat/0.png",
+        f"left out: {broken.replace(' can', ' that can')}",
+    ]
+    assert all(f"{line}\n" in shown for line in lines)
+    said = prepared("own", capsys, monkeypatch)
+    assert all(f"own: {line}\n" in said for line in lines)
+    assert artifacts.load_statistics("own").skipped == ("cat/10.heic", "cat/11.png", "dog/12.png")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_names_that_are_no_text_are_refused_before_anything_is_made(
+    packed: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = pictures.coded_files({"": 10}, ("bar", "caf\udce9"))
+    source = pictures.write_tar(Path("own.tar"), files) if packed else pictures.write_folder(Path("images"), files)
+    sentence = r"the class name 'caf\xe9' is no text (UTF-8 without control characters): rename it"
+    assert sentence in refused(f"init --data {source} --name own --size 8", monkeypatch, capsys)
+    Path("images/caf\udce9").rename("caf\udce9") if not packed else Path("own.tar").rename("caf\udce9.tar")
+    source = "caf\udce9" if not packed else "caf\udce9.tar"
+    error = refused(f"init --data {source} --name own --size 8", monkeypatch, capsys)
+    assert rf"the path {source.replace(chr(0xDCE9), chr(92) + 'xe9')} is no text that params.yaml can hold" in error
+
+
+def test_image_names_that_are_no_text_go_through_prepare(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_coded(Path("images"), {"": 10})
+    pictures.write_folder(folder, {"cat/\udce9.png": b"x", "dog/\udce9.txt": b"", "dog/a\n.txt": b""})
+    assert command("init --data images --name own --size 8 --skip-broken", monkeypatch) == 0
+    said = prepared("own", capsys, monkeypatch)
+    assert r"cat/\xe9.png (no image of a known format)" in said
+    assert r"dog/a\n.txt, dog/\xe9.txt" in said
+    assert artifacts.load_statistics("own").skipped == (r"cat/\xe9.png",)
+
+
+def test_a_known_data_set_from_another_place_is_the_same_artifact(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = np.repeat(np.arange(10, dtype=np.uint8), 6)
+    images = np.zeros((60, 8, 8), np.uint8)
+    images[:, 0, 0], images[:, 0, 1] = labels, np.arange(60)
+    for place in ("here", "there"):
+        Path(place).mkdir()
+        np.savez(f"{place}/made.npz", x=images, y=labels)
+    words = "init --data cifar10 --name own --size 8"
+    assert command(f"{words} --path here/made.npz", monkeypatch) == 0
+    assert (load().prepare["own"].source, load().prepare["own"].path) == ("cifar10", "here/made.npz")
+    assert command("prepare --dataset own", monkeypatch) == 0
+    made = {path.name: path.read_bytes() for path in Path("data/prepare/own").iterdir()}
+    assert artifacts.load_statistics("own").classes[9] == "truck"
+    train = artifacts.load_split("own", "train")
+    assert train.images[:, 0, 0, 0].tolist() == train.labels.tolist()
+    assert "prepare.own with path here/made.npz: set prepare.own.path: there/made.npz there" in refused(
+        f"{words} --path there/made.npz", monkeypatch, capsys
+    )
+    shutil.rmtree("here")
+    text = Path("params.yaml").read_text(encoding="utf-8")
+    Path("params.yaml").write_text(text.replace("here/made.npz", str(Path("there/made.npz").absolute())), encoding="utf-8")
+    assert command("prepare --dataset own", monkeypatch) == 0
+    assert {path.name: path.read_bytes() for path in Path("data/prepare/own").iterdir()} == made
+    assert all(b"made.npz" not in content for content in made.values())

@@ -53,7 +53,7 @@ def test_maths_touches_no_disk() -> None:
 
 def test_only_evaluate_opens_the_test_split() -> None:
     readers = [m for m in modules() if m.startswith("src/stages/") and '"test"' in text_of(m)]
-    assert readers == ["src/stages/evaluate.py", "src/stages/prepare.py"]  # prepare writes it
+    assert readers == ["src/stages/evaluate.py"]  # prepare writes it, as the one of all splits
 
 
 def test_studies_leave_the_test_split_alone() -> None:
@@ -62,8 +62,24 @@ def test_studies_leave_the_test_split_alone() -> None:
     assert readers == ["src/studies/ablate.py", "src/studies/compare.py", "src/studies/variants.py"]
 
 
-def test_help_imports_no_heavy_library() -> None:
-    heavy = ("torch", "mlflow", "matplotlib", "optuna", "sklearn", "pandas")
-    code = f"import sys, src.cli; print([name for name in {heavy} if name in sys.modules])"
+def loaded_by(code: str, names: tuple[str, ...]) -> list[str]:
+    """Which of the libraries the code imports, in a process of its own."""
+    code += f"\nprint(*[name for name in {names} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"
+    return found.stdout.split()
+
+
+def test_help_imports_no_heavy_library() -> None:
+    assert loaded_by("import sys, src.cli", ("torch", "mlflow", "matplotlib", "optuna", "sklearn", "pandas")) == []
+
+
+def test_stages_start_without_what_only_some_sources_or_methods_take() -> None:
+    stages = ", ".join(f"src.stages.{stage}" for stage in ("prepare", "experts", "distill", "evaluate", "report", "init"))
+    assert loaded_by(f"import sys, {stages}", ("sklearn", "scipy", "pandas", "pyarrow", "torchvision", "matplotlib")) == []
+
+
+def test_a_name_is_refused_before_anything_is_imported() -> None:
+    words = ["src.cli", "init", "--data", "x", "--name", "a?", "--size", "8"]
+    code = f"import sys; sys.argv = {words}\nfrom src import cli\n"
+    code += "try:\n cli.main()\nexcept SystemExit as end:\n assert end.code == 1"
+    assert loaded_by(code, ("torch", "numpy", "sklearn", "pyarrow")) == []

@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
+import re
+import shutil
 import urllib.request
 from pathlib import Path
 from urllib.error import URLError
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from scipy.io import savemat
@@ -18,6 +21,7 @@ from torchvision import datasets
 
 from src.ground.errors import DataError
 from src.io.sources import imagenet, named, reading
+from src.io.sources import published as published_sets
 from src.io.sources.reading import Source
 from tests import pictures
 from tests.pictures import dataset
@@ -84,6 +88,97 @@ def test_a_known_name_takes_any_form_from_its_folder() -> None:
     folder.mkdir(parents=True)
     pictures.write_npz(folder / "cifar10.npz", made)
     assert read("cifar10").sha256() == read(str(folder / "cifar10.npz")).sha256()
+
+
+def numbered(name: str, count: int = 2) -> pictures.Splits:
+    """So many coded images of each of a known data set's classes, by its own numbers."""
+    labels = np.repeat(np.arange(len(published_sets.CLASSES[name])), count)
+    images = np.zeros((len(labels), 8, 8, 1), np.uint8)
+    images[:, 0, 0, 0], images[:, 0, 1, 0] = labels, np.tile(np.arange(count), len(labels) // count)
+    return {"train": (images, labels), "test": (images + 100, labels)}
+
+
+def write_forms(name: str) -> dict[str, Path]:
+    """The same images with and without the names of their classes; the names' spelling and order differ in some."""
+    made, classes = numbered(name), published_sets.CLASSES[name]
+    arrays = {f"{axis}_{split}": array for split, pair in made.items() for axis, array in zip("xy", pair, strict=True)}
+    np.savez("nameless.npz", **arrays)
+    np.savez("texts.npz", **arrays | {key: np.array(classes)[value] for key, value in arrays.items() if key[0] == "y"})
+    np.savez("names.npz", classes=np.array([f" {text.upper()}!" for text in classes]), **arrays)
+    folder = {
+        f"{split}/{classes[label].replace('/', '_')}/{n}.png": pictures.png(image[..., 0])
+        for split, (images, labels) in made.items()
+        for n, (image, label) in enumerate(zip(images, labels, strict=True))
+    }
+    pictures.write_folder(Path("folder"), folder)
+    pictures.write_zip(Path("folder.zip"), folder)
+    pictures.write_idx(Path("files"), made)
+    for split, (images, labels) in made.items():
+        Path("hub").mkdir(exist_ok=True)
+        pq.write_table(pictures.table(images[..., 0], labels, None), f"hub/{split}.parquet")
+    return {path.name: path for path in map(Path, ("folder", "folder.zip", "files", "hub", *Path().glob("*.npz")))}
+
+
+@pytest.mark.parametrize("name", ["fashion_mnist", "cifar10", "kmnist", "imagenette", "mnist"])
+def test_a_known_data_set_is_the_same_from_any_place_in_any_form(name: str) -> None:
+    digests = set()
+    for place in write_forms(name).values():
+        for path in (place, place.absolute()):
+            found = read(name, path=str(path))
+            digests.add(found.sha256())
+            assert found.classes == published_sets.CLASSES[name]
+            for split, offset in (("train", 0), ("test", 100)):
+                value = found.splits[split]
+                assert (value.images[:, 0, 0, 0] - offset).tolist() == value.labels.tolist()
+                assert (value.images[:, 0, 0, 1] - offset).tolist() == [0, 1] * (len(value.labels) // 2)
+    assert len(digests) == 1
+    own = Path("data/sources") / name
+    own.parent.mkdir(parents=True)
+    Path("hub").rename(own)
+    assert {read(name).sha256()} == digests
+
+
+def test_published_files_are_read_from_any_place() -> None:
+    for folder in ("/FashionMNIST/raw", "/raw", ""):
+        pictures.write_idx(Path(f"elsewhere{folder}"), numbered("fashion_mnist"))
+        assert read("fashion_mnist", path="elsewhere").classes == published_sets.CLASSES["fashion_mnist"]
+        shutil.rmtree("elsewhere")
+    pictures.write_folder(Path("data"), tiny("train/{}", "val/{}"))
+    for path in ("data", f"data/{imagenet.TINY}"):
+        assert read("tiny_imagenet", path=path).classes == ("n1", "n2", "n3")
+
+
+def test_another_data_set_is_not_the_known_one() -> None:
+    np.savez("made.npz", x=np.zeros((12, 8, 8), np.uint8), y=np.arange(12))
+    text = "made.npz holds the classes 0, 1, 2, ..., not those of cifar10 (airplane, automobile, bird, ...): name a place of"
+    with pytest.raises(DataError, match=re.escape(text)):
+        read("cifar10", path="made.npz")
+    with pytest.raises(DataError, match="nowhere does not exist"):
+        read("cifar10", path="nowhere")
+    with pytest.raises(DataError, match="digits come with scikit-learn, and are read from no other place"):
+        read("digits", path="made.npz")
+    with pytest.raises(DataError, match=r"the setting splits is for image folders, not for made\.npz"):
+        read("cifar10", path="made.npz", splits="none")
+
+
+def test_images_of_your_own_may_lie_elsewhere() -> None:
+    made = pictures.write_folder(Path("here"), pictures.coded_files({"part_a": 4, "part_b": 2}))
+    told = {"splits": {"train": "part_a", "test": "part_b"}}
+    before = read("./here", **told)
+    made.rename("there")
+    found = read("./here", path="there", **told)
+    assert (found.sha256(), pictures.codes(found.splits["test"])) == (before.sha256(), pictures.expected(2, 1))
+    with pytest.raises(DataError, match=r"the source there has the sha256 [0-9a-f]+, not prepare\.mine\.sha256"):
+        read("./here", path="there", sha256="0" * 64, **told)
+
+
+def test_the_classes_of_known_data_sets() -> None:
+    """Those of torchvision, as far as it names them: the names of CIFAR's and STL-10's come with the files, by alphabet."""
+    classes = published_sets.CLASSES
+    assert {name: len(set(names)) for name, names in classes.items()} == {**dict.fromkeys(classes, 10), "cifar100": 100}
+    assert list(classes["fashion_mnist"]) == datasets.FashionMNIST.classes
+    assert list(classes["kmnist"]) == datasets.KMNIST.classes
+    assert all(list(classes[name]) == sorted(classes[name]) for name in ("cifar10", "cifar100", "stl10"))
 
 
 def test_pickles_that_are_not_the_published_ones_are_not_opened() -> None:
@@ -228,6 +323,68 @@ def test_tiny_imagenet_as_published(packed: bool) -> None:
     assert np.array_equal(found.splits["train"].images.numpy(), images[[1, 0, 2]].transpose(0, 3, 1, 2))
     assert np.array_equal(found.splits["test"].images.numpy(), images[[4, 5, 3]].transpose(0, 3, 1, 2))
     assert not packed or found.sha256() == read(str(folder)).sha256()
+
+
+def tiny(train: str, val: str) -> dict[str, bytes]:
+    """Three classes of coded images in folders of such names, {} for an id; the test images have no labels."""
+    files = {}
+    for part, (below, count) in enumerate(((train, 4), (val, 2))):
+        for label, wnid in enumerate(("n1", "n2", "n3")):
+            for number in range(count):
+                content = pictures.file_of(pictures.coded(label, number, part))
+                files[f"{imagenet.TINY}/{below.format(wnid)}/{wnid}_{number}.JPEG"] = content
+    return {**files, f"{imagenet.TINY}/test/images/test_0.JPEG": b"unlabelled", f"{imagenet.TINY}/wnids.txt": b"n1"}
+
+
+@pytest.mark.parametrize("train", ["train/{}", "train/{}/images"])
+@pytest.mark.parametrize("val", ["val/images/{}", "val/{}/images", "val/{}", "val/images"])
+@pytest.mark.parametrize("words", [False, True])
+def test_tiny_imagenet_as_code_lays_it_out(train: str, val: str, words: bool) -> None:
+    files, top = tiny(train, val), imagenet.TINY
+    if val == "val/images":
+        table = "".join(f"{wnid}_{n}.JPEG\t{wnid}\t0\t0\t9\t9\n" for wnid in ("n1", "n2", "n3") for n in range(2))
+        files[f"{top}/{imagenet.ANNOTATIONS}"] = table.encode()
+    if words:
+        files[f"{top}/words.txt"] = b"n1\tgoldfish, Carassius auratus\nn2\tcrane\nn3\tcrane\n"
+    folder = Path("data/sources/tiny_imagenet")
+    folder.mkdir(parents=True)
+    pictures.write_folder(folder, files)
+    pictures.write_zip(Path(f"{top}.zip"), files)
+    sources = ["tiny_imagenet", str(folder), f"{folder}/{top}", "."]
+    if val == "val/images":
+        pictures.write_folder(Path("renamed"), {path.removeprefix(f"{top}/"): content for path, content in files.items()})
+        sources.append("renamed")
+    for found in (read(source) for source in sources):
+        assert found.classes == (("goldfish", "crane n2", "crane n3") if words else ("n1", "n2", "n3"))
+        assert pictures.codes(found.splits["train"]) == pictures.expected(4)
+        assert pictures.codes(found.splits["test"]) == pictures.expected(2, 1)
+        (unlabelled,) = (path for path in found.left_out if path.endswith("test_0.JPEG"))
+        assert found.left_out[unlabelled] == "without a label"
+        assert len(found.left_out) == len(files) - 18
+
+
+def without(files: dict[str, bytes], part: str) -> dict[str, bytes]:
+    return {path: content for path, content in files.items() if part not in path}
+
+
+LACKING = {  # files of Tiny ImageNet, and what is said of them
+    "no table": (tiny("train/{}", "val/images"), r"val/images/n1_0\.JPEG, but lacks val/val_annotations\.txt with its class"),
+    "not in the table": (
+        {**tiny("train/{}", "val/images"), f"{imagenet.TINY}/{imagenet.ANNOTATIONS}": b"n1_0.JPEG\tn1\t\n"},
+        r"has .*val/images/n1_1\.JPEG without a class",
+    ),
+    "no val": (without(tiny("train/{}", "val/{}"), "/val/"), "has no image in val: download"),
+    "no train": (without(tiny("train/{}", "val/{}"), "/train/"), "has no image in train: download"),
+    "a class in val alone": (without(tiny("train/{}", "val/{}"), "train/n2"), "has the class n2 in val, but not in train"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LACKING)
+def test_tiny_imagenet_with_something_missing(case: str) -> None:
+    files, words = LACKING[case]
+    pictures.write_folder(Path("made"), files)
+    with pytest.raises(DataError, match=rf"^prepare\.mine: .*{words}"):
+        read("made")
 
 
 def test_every_subset_has_ten_classes_of_imagenet() -> None:

@@ -25,7 +25,7 @@ from optuna.trial import TrialState
 
 from src.ground.errors import ParamsError, UserError
 from src.ground.params import LONGEST_NAME, NAME, Params, load, parse
-from src.studies import space, study, tune, variants
+from src.studies import space, study, study_log, tune, variants
 from src.studies.study import Study
 from src.studies.variants import Changes, Workspace
 from tests import studying
@@ -235,7 +235,7 @@ def poor(**tune: Any) -> dict[str, Any]:
 
 def journal(folder: Path) -> optuna.Study:
     (plan,) = (folder / "data/tune").iterdir()
-    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(plan / study.JOURNAL)))
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(plan / study_log.JOURNAL)))
     return optuna.load_study(study_name=plan.name, storage=storage)
 
 

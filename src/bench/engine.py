@@ -13,7 +13,7 @@ from src.ground import runtime
 from src.ground.settings import Runtime
 from src.io import cost
 from src.maths import distillation, inner_loop
-from src.maths.derivatives import PASSES, Derivatives, forward_flops
+from src.maths.derivatives import PASSES, Derivatives
 from src.maths.distillation import Start
 
 REAL_ITERATIONS = 5_000  # of the papers' runs: what compile 'auto' decides by
@@ -40,7 +40,7 @@ def derivatives(setting: MatchingSetting, given: Problem, asked: Runtime) -> tup
 
 def forward(given: Problem) -> int:
     """Floating-point operations of one image's forward pass."""
-    return forward_flops(given.network, given.snapshots[0], given.images[:1])
+    return given.network.forward_flops(given.images[:1])
 
 
 def _both(found: Derivatives, given: Problem, theta: torch.Tensor) -> None:

@@ -8,6 +8,8 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +27,21 @@ def ask(task: Task, side: Side, setting: Setting, cache: Path) -> dict[str, Any]
     Raises UserError where the worker failed or was killed.
     """
     request = json.dumps({"task": task, "side": side, "setting": setting.model_dump()})
-    done = subprocess.run(
-        [sys.executable, "-m", "src.bench.worker", request],
-        capture_output=True,
-        text=True,
-        env=_environment(side, cache),
-        check=False,
-    )
-    return answer(f"{side} {task}", done.returncode, done.stdout, done.stderr)
+    with _started([sys.executable, "-m", "src.bench.worker", request], _environment(side, cache)) as worker:
+        output, errors = worker.communicate()
+    return answer(f"{side} {task}", worker.returncode, output, errors)
+
+
+@contextmanager
+def _started(command: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    """A process in a session of its own, out of Ctrl-C's reach: it ends with the block, and all that it started with it."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, start_new_session=True) as worker:
+        try:
+            yield worker
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(worker.pid, signal.SIGKILL)
 
 
 def answer(name: str, code: int, output: str, errors: str) -> dict[str, Any]:

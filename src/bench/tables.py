@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.table import Table
+from src.io.tables import Table
 
 Figures = dict[str, Any]
 COLUMNS = ("plain", "engine")

@@ -31,9 +31,8 @@ from src.io import checkpoints, cost, workers
 from src.io.checkpoints import Work
 from src.io.progress import Advance
 from src.maths import expert_training, protocol
-from src.maths.derivatives import forward_flops
 from src.maths.expert_training import CHUNK, Gradient
-from src.maths.networks import FlatNetwork
+from src.maths.networks import FlatNetwork, forward_flops
 from src.stages import students
 from src.stages.students import Training
 
@@ -134,9 +133,8 @@ def _student_settings(setting: EvaluateSetting, epochs: int) -> Protocol:
 
 def _forward(setting: Setting) -> int:
     """Floating-point operations of one image's forward pass."""
-    network = FlatNetwork(build(setting, 0))
     image = torch.zeros(1, setting.channels, setting.size, setting.size)
-    return forward_flops(network, torch.zeros(network.dimension), image)
+    return forward_flops(build(setting, 0), image)
 
 
 def _meet(folder: Path, index: int, count: int) -> None:

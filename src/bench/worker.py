@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,6 +14,7 @@ from src.bench import engine, limits, plain, training
 from src.bench.process import REMEDY
 from src.bench.settings import EvaluateSetting, ExpertsSetting, MatchingSetting
 from src.ground.errors import UserError
+from src.io import stopping
 
 MEASUREMENTS: Mapping[tuple[str, str], tuple[type[Any], Callable[[Any], dict[str, Any]]]] = {
     ("matching", "plain"): (MatchingSetting, plain.matching),
@@ -43,4 +45,5 @@ def main(request: str) -> None:
 
 
 if __name__ == "__main__":
+    stopping.signal_when_parent_ends(signal.SIGKILL)
     main(sys.argv[1])

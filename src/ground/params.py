@@ -89,6 +89,12 @@ class Params:
         return self.networks[name]
 
 
+def check_name(name: str) -> None:
+    """Raises UserError where a name can't be one of params.yaml."""
+    if not NAME.fullmatch(name):
+        raise UserError(f"'{name}' can't be a name: {NAME_RULE}")
+
+
 def load(file: Path = PARAMS_FILE) -> Params:
     """Read and validate `file`; raises ParamsError with every problem found, or UserError where it can't be read."""
     try:

@@ -30,8 +30,15 @@ def _different(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+def _with_train(folders: dict[str, str]) -> dict[str, str]:
+    if "train" not in folders:
+        raise ValueError("must name the folder of the training split as train, where it names any")
+    return folders
+
+
 # strict=False only lets YAML's list become a tuple; the items stay checked
 Augmentation = Annotated[tuple[AugmentationKind, ...], Field(strict=False), AfterValidator(_once)]
+SplitFolders = Literal["none"] | Annotated[dict[Literal["train", "val", "test"], str], AfterValidator(_with_train)]
 Names = Annotated[tuple[str, ...], Field(strict=False), AfterValidator(_different)]
 
 
@@ -80,6 +87,14 @@ class Dataset(Settings):
     """1 turns images grey, 3 makes them colour; null keeps grey sources grey, and takes colour where any image has it."""
     skip_broken: bool = False
     """Leave out images that can't be read, instead of refusing the source."""
+    splits: SplitFolders | None = Field(default=None, exclude_if=lambda value: value is None)  # so that older records hold
+    """Of image folders, where names do not tell: none where the top folders are the classes, or the folder of each split, as
+    in {train: part_a, test: part_b}. Null goes by the usual names, and asks where they leave a doubt."""
+    label_column: str | None = Field(default=None, exclude_if=lambda value: value is None)  # so that older records hold
+    """Column of a Parquet source that holds the labels; null takes the ClassLabel of its metadata, or a column called label."""
+    path: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Where the source lies on this machine, if not where `source` says: the same images from anywhere are the same data set,
+    and no record holds it. Of a known data set any form will do; null looks for it, or downloads it."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Fraction of the images (of the training images, where the source has a test split of its own) cut off as validation
     split, stratified by class: all selection and tuning uses it. A source's own validation split goes before."""

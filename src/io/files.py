@@ -9,6 +9,7 @@ import io
 import json
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from src.ground.errors import ArtifactError
 if TYPE_CHECKING:  # what writes text alone, as `init` and `preset` do, waits for no torch
     from torch import Tensor
 
+UNFILLED = ".unfilled-"  # how the name of a folder begins that is being written
 CHECKSUM = "sha256"  # the key of a checksum, beside what it is the checksum of
 
 
@@ -51,6 +53,26 @@ def write_atomically(path: Path, write: Callable[[Path], None], folder: Path | N
         if temporary is not None:
             with contextlib.suppress(OSError):  # a folder that became read-only; the error above says more
                 temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def filled(folder: Path) -> Iterator[Path]:
+    """An empty folder, which may be new, gets what the block writes to the folder that this yields, when all is there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder, prefix=UNFILLED, suffix=".tmp"))
+    try:
+        yield temporary
+        for path in sorted(temporary.iterdir()):
+            path.rename(folder / path.name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether nothing is in it but what a killed process had half written, which is deleted."""
+    for left_over in folder.glob(f"{UNFILLED}*.tmp"):
+        shutil.rmtree(left_over)
+    return not any(folder.iterdir())
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], folder: Path | None = None) -> None:

@@ -1,11 +1,13 @@
-"""What the tracking store could not be told: a folder a session in .cache/tracking, with a line an entry and copies of files.
+"""What a tracking store is still to be told: a folder a session in .cache/tracking, with a line an entry and copies of files.
 
-A session is a stage's time with an MLflow run. Its first line says which run that is; a last line that a kill cut off counts as
-not written. The folder appears and goes as a whole, and is locked as long as the session lasts.
+A session is a stage's time with an MLflow run. Its first line says which run that is, and in which store; a last line that a
+kill cut off counts as not written. The folder appears and goes as a whole, and is locked as long as the session lasts.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import re
@@ -26,13 +28,14 @@ Entry = Mapping[str, Any]  # "do" names a method of the store's `Row`, the rest 
 LINES = "journal.jsonl"
 LOCK = "lock"
 GONE = ".done-"
+PROBLEMS = "problems"  # folder of sentences about sessions whose stages may have ended
 
 
 @dataclass(frozen=True)
 class Opening:
     """Which run of the store a session goes on in, or what a new one is to be."""
 
-    store: str | None  # MLFLOW_TRACKING_URI of the session
+    store: str | None  # MLFLOW_TRACKING_URI of the session; None for the repository's own, wherever that is now
     experiment: str
     name: str
     kind: str
@@ -83,8 +86,6 @@ class Journal:
     def _append(self, path: Path, value: Any) -> None:
         with path.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(value, default=str) + "\n")
-            lines.flush()
-            os.fsync(lines.fileno())
 
     def close(self) -> None:
         """Leave it to whoever delivers it."""
@@ -100,13 +101,50 @@ def waiting() -> list[Path]:
     return sorted(path for path in folder().glob("[0-9]*"))
 
 
+def name_of(path: Path) -> str:
+    """What the session of a journal worked on."""
+    return path.name.split("-", 2)[2]
+
+
 @contextmanager
-def delivery() -> Iterator[None]:
-    """One process delivers at a time; what earlier ones delivered and did not get to delete goes now."""
-    with FileLock(folder() / ".lock"):
+def delivery(store: str | None, seconds: float = -1) -> Iterator[None]:
+    """One process at a time delivers to a store; raises Timeout where another one still does after so many seconds.
+
+    What earlier ones delivered and did not get to delete goes now.
+    """
+    with FileLock(_lock_of(store), timeout=seconds):
         for path in folder().glob(f"{GONE}*"):
             shutil.rmtree(path, ignore_errors=True)
         yield
+
+
+def is_delivered(store: str | None) -> bool:
+    """Whether a process is at it. One that has just begun waits for this look at its lock."""
+    try:
+        with FileLock(_lock_of(store), timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def _lock_of(store: str | None) -> Path:
+    return folder() / (f".lock-{hashlib.sha256(store.encode()).hexdigest()[:8]}" if store else ".lock")
+
+
+def note(name: str, sentence: str) -> None:
+    """Keep a problem with a session's delivery for the stage that is at work, or for the next one, to say."""
+    with contextlib.suppress(OSError):  # of a disk that is full, which stages say themselves
+        (folder() / PROBLEMS).mkdir(exist_ok=True)
+        (folder() / PROBLEMS / name).write_text(sentence, encoding="utf-8")
+
+
+def noted() -> Iterator[str]:
+    """Problems that nobody has said yet; they count as said."""
+    for path in sorted((folder() / PROBLEMS).glob("[0-9]*")):
+        with contextlib.suppress(OSError):  # another process was first
+            sentence = path.read_text(encoding="utf-8")
+            path.unlink()
+            yield sentence
 
 
 @contextmanager
@@ -125,20 +163,24 @@ def taken(path: Path) -> Iterator[bool]:
 
 
 def opening_of(path: Path) -> Opening:
-    return _opening(next(_lines(path))["opening"])
-
-
-def entries_of(path: Path) -> Iterator[Entry]:
-    """The entries, with the paths of their files."""
-    for entry in list(_lines(path))[1:]:
-        yield {**entry, "file": str(path / entry["file"])} if "file" in entry else entry
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
     with (path / LINES).open(encoding="utf-8") as lines:
+        return _opening(json.loads(lines.readline())["opening"])
+
+
+def entries_from(path: Path, start: int) -> tuple[list[Entry], int]:
+    """The whole entries from a place in the journal on, with the paths of their files, and the place behind them.
+
+    Place 0 is that of the first entry, behind the opening.
+    """
+    with (path / LINES).open("rb") as lines:
+        place = start or len(lines.readline())
+        lines.seek(place)
+        found = []
         for line in lines:
-            if line.endswith("\n"):
-                yield json.loads(line)
+            if line.endswith(b"\n"):
+                place += len(line)
+                found.append(json.loads(line))
+    return [{**entry, "file": str(path / entry["file"])} if "file" in entry else entry for entry in found], place
 
 
 def remove(path: Path) -> None:

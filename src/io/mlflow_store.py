@@ -1,23 +1,32 @@
 """The MLflow store, and what an entry of tracking means in it. The only module that imports mlflow.
 
 Whatever is delivered twice is there once: points and pictures go by their step, the rest takes the place of the same.
+
+The repository's own store travels with its folder, so that it holds no absolute path: artifacts lie at `mlartifacts/...`, which
+MLflow takes from where its process runs, and this module from the repository's top.
 """
 
 from __future__ import annotations
 
-import contextlib
+import getpass
 import logging
 import os
+import shutil
+import sqlite3
+import subprocess
 import sys
 import tempfile
 import uuid
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlparse
 
 from filelock import FileLock
 
+from src.ground.errors import UserError
 from src.ground.runtime import workspace
 from src.io.journal import Entry, Opening
 
@@ -29,15 +38,41 @@ QUIET = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 SYSTEM = "system/"  # metrics of the machine: the UI shows them on a page of their own
+DATABASE = "mlflow.db"
+LOCK_SECONDS = 20.0  # that MLflow waits, too
+SQL_ATTEMPTS = 4  # to open a database, in a second; MLflow's ten hold a session for a hundred seconds
+ARTIFACTS = "mlartifacts"
 
 
 class NoParentError(Exception):
     """The run that a run belongs to is not in the store yet."""
 
 
-def uri() -> str:
-    """MLFLOW_TRACKING_URI, or else the sqlite file in the repository's top folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{workspace() / 'mlflow.db'}"
+class DeletedExperimentError(UserError):
+    """Runs can't be added to it; all else of its store goes on."""
+
+
+def uri(store: str | None = None) -> str:
+    """Where a store is; None is the repository's own, the sqlite file in its top folder."""
+    return store or f"sqlite:///{workspace() / DATABASE}"
+
+
+def chosen() -> str | None:
+    """The store that MLFLOW_TRACKING_URI names; None where it is not set, or names the repository's own."""
+    return spelled(os.environ.get("MLFLOW_TRACKING_URI", ""))
+
+
+def spelled(asked: str) -> str | None:
+    """A store's address in one spelling; None for the repository's own."""
+    address = asked.rstrip("/")
+    path = address.removeprefix("sqlite:///")
+    own = address.startswith("sqlite:///") and (workspace() / path).resolve() == workspace() / DATABASE
+    return None if own or not address else address
+
+
+def title(store: str | None) -> str:
+    """What sentences call a store."""
+    return store or f"this repository's own store, {DATABASE},"
 
 
 def refused(error: Exception) -> bool:
@@ -46,10 +81,19 @@ def refused(error: Exception) -> bool:
 
 
 def surroundings() -> dict[str, str]:
-    """Tags that MLflow gives every new run: the user, the program, the commit."""
-    from mlflow.tracking.context.registry import resolve_tags
-
-    return {key: str(value) for key, value in resolve_tags().items()}
+    """Tags that MLflow gives every new run: the user, the program, the commit. Without its own import, which takes seconds."""
+    program = Path(sys.argv[0])
+    inside = program.is_absolute() and program.is_relative_to(Path.cwd())
+    found = {
+        "mlflow.source.name": str(program.relative_to(Path.cwd()) if inside else program.name),
+        "mlflow.source.type": "LOCAL",
+    }
+    try:
+        found["mlflow.user"] = getpass.getuser()
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    except (OSError, KeyError):  # no git here, or a user without a name
+        commit = ""
+    return found | ({"mlflow.source.git.commit": commit} if commit else {})
 
 
 @dataclass
@@ -61,6 +105,7 @@ class Row:
     _client: Any
     _last: dict[str, tuple[int, int]] = field(default_factory=dict)  # metric -> step and time of its last point
     _images: dict[str, bool] = field(default_factory=dict)  # file name without ending -> whether its thumbnail is there
+    _folder: Path | None = None  # of its artifacts, where they lie in this repository
 
     def deliver(self, entry: Entry) -> int:
         """Tell the store an entry; how many things it was that the store did not have."""
@@ -99,8 +144,22 @@ class Row:
         return len(values)
 
     def file(self, file: str, folder: str | None) -> int:
-        self._client.log_artifact(self.run_id, file, folder)
+        if self._folder is None:
+            self._client.log_artifact(self.run_id, file, folder)
+        else:
+            place = self._folder / (folder or "")
+            place.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, place / Path(file).name)
         return 1
+
+    def curve(self, name: str, x: list[float], lines: dict[str, list[float]], labels: tuple[str, str], log: bool) -> int:
+        """A figure of curves, drawn here, where nobody waits for matplotlib."""
+        from src.io import pictures
+
+        folder, _, file = name.rpartition("/")
+        with tempfile.TemporaryDirectory() as place:
+            pictures.curve(x, lines, *labels, log).savefig(Path(place, file))
+            return self.file(str(Path(place, file)), folder or None)
 
     def image(self, file: str, key: str, step: int, moment: int) -> int:
         """A picture of the image grid, as `log_image` stores it; where a kill left it without its thumbnail, that is added."""
@@ -116,9 +175,16 @@ class Row:
             picture.save(whole)
             compress_image_size(picture).save(thumbnail)
             for path in (whole, thumbnail):
-                self._client.log_artifact(self.run_id, str(path), "images")
+                self.file(str(path), "images")
         self._images[stem] = True
         return self.tags({"mlflow.loggedImages": "True"})
+
+    def _names(self, folder: str) -> set[str]:
+        """Of the files in a folder of its artifacts."""
+        if self._folder is None:
+            return {Path(file.path).name for file in self._client.list_artifacts(self.run_id, folder)}
+        place = self._folder / folder
+        return {path.name for path in place.iterdir()} if place.is_dir() else set()
 
     def dataset(self, name: str, digest: str, path: str, context: str) -> int:
         from mlflow.data.code_dataset_source import CodeDatasetSource
@@ -132,7 +198,7 @@ class Row:
 
     def link_experts(self, experiment: str, find: Mapping[str, str]) -> int:
         """Point to the run of the experts, where there is one."""
-        experiment_id = _experiment(self._client, experiment)
+        experiment_id = _experiment(self._client, experiment, own=self.opening.store is None)
         found = _search(self._client, experiment_id, find)
         if found is None:
             return 0
@@ -153,12 +219,8 @@ class Row:
 
 def open_row(opening: Opening) -> Row:
     """The run that a session goes on in; made where there is none. Raises whatever keeps the store from it."""
-    quieten()
-    from mlflow import MlflowClient
-
-    with _lock():
-        client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or opening.store or uri())
-    experiment_id = _experiment(client, opening.experiment)
+    client = _client(opening.store)
+    experiment_id = _experiment(client, opening.experiment, own=opening.store is None)
     known = _known(client, experiment_id, opening)
     tags = {**opening.identity, **opening.add, **{k: v for k, v in opening.about.items() if k.startswith("dvc.")}}
     if known is None:
@@ -169,16 +231,32 @@ def open_row(opening: Opening) -> Row:
                 raise NoParentError
             tags["mlflow.parentRunId"] = parent
         run = client.create_run(experiment_id, opening.start, tags, opening.name)
-        return Row(replace(opening, run_id=run.info.run_id), run.info.run_id, client)
+        return Row(replace(opening, run_id=run.info.run_id), run.info.run_id, client, _folder=_folder_of(run))
     client.update_run(known, status="RUNNING")
-    row = Row(replace(opening, run_id=known), known, client)
+    run = client.get_run(known)
+    row = Row(replace(opening, run_id=known), known, client, _folder=_folder_of(run))
     row.tags(tags)
-    latest = client.get_run(known).data._metric_objs  # with step and time, in one request
-    row._last = {point.key: (point.step, point.timestamp) for point in latest}
-    names = {Path(file.path).name for file in client.list_artifacts(known, "images")}
+    row._last = {point.key: (point.step, point.timestamp) for point in run.data._metric_objs}  # in one request
+    names = row._names("images")
     stems = (name.removesuffix(".png") for name in names if name.endswith(".png"))
     row._images = {stem: f"{stem}+compressed.webp" in names for stem in stems}
     return row
+
+
+def _client(store: str | None) -> Any:
+    quieten()
+    import mlflow.store.db.utils
+    from mlflow import MlflowClient
+
+    mlflow.store.db.utils.MAX_RETRY_COUNT = SQL_ATTEMPTS
+    with _lock():
+        return MlflowClient(uri(store))
+
+
+def _folder_of(run: Any) -> Path | None:
+    """Where the run's artifacts lie in this repository; None where they lie elsewhere, which is for MLflow to know."""
+    location = run.info.artifact_uri
+    return workspace() / location if not urlparse(location).scheme and not Path(location).is_absolute() else None
 
 
 def _known(client: Any, experiment_id: str, opening: Opening) -> str | None:
@@ -205,16 +283,55 @@ def _search(client: Any, experiment_id: str, find: Mapping[str, str], add: Mappi
     return None
 
 
-def _experiment(client: Any, name: str) -> str:
-    """The experiment's id."""
-    location = None if client.tracking_uri.startswith("http") else (workspace() / "mlartifacts" / name).as_uri()
+def _experiment(client: Any, name: str, own: bool) -> str:
+    """The experiment's id. Raises DeletedExperimentError."""
     with _lock():
+        if own:
+            settle()
         found = client.get_experiment_by_name(name)
+        if found and found.lifecycle_stage == "deleted":
+            words = (
+                f"MLFLOW_TRACKING_URI={client.tracking_uri} mlflow experiments restore --experiment-id {found.experiment_id}"
+            )
+            raise DeletedExperimentError(f"its experiment '{name}' is deleted: restore it with `{words}`")
         if found:
             return str(found.experiment_id)
         # the kind decides which of its views the UI opens first
         kind = {"mlflow.experimentKind": "custom_model_development"}
-        return str(client.create_experiment(name, artifact_location=location, tags=kind))
+        location = (workspace() / ARTIFACTS / name).as_uri() if own else None
+        made = str(client.create_experiment(name, artifact_location=location, tags=kind))
+        if own:
+            settle()
+        return made
+
+
+def settle() -> None:
+    """Make the places of artifacts in the repository's own store relative to its top, so that a moved or copied one finds them.
+
+    MLflow makes every path absolute when it creates an experiment; one that lies elsewhere by its user's choice stays there.
+    """
+    if not (workspace() / DATABASE).exists():
+        return
+    absolute = "WHERE {0} LIKE 'file:%' OR {0} LIKE '/%'"
+    with closing(sqlite3.connect(workspace() / DATABASE, timeout=LOCK_SECONDS)) as database, database:
+        names: dict[int, str] = dict(database.execute("SELECT experiment_id, name FROM experiments"))
+        found = database.execute(
+            f"SELECT experiment_id, artifact_location FROM experiments {absolute.format('artifact_location')}"
+        )
+        for number, location in found.fetchall():
+            place = _inside(location, names[number], number)
+            database.execute("UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?", (place, number))
+        found = database.execute(f"SELECT run_uuid, experiment_id, artifact_uri FROM runs {absolute.format('artifact_uri')}")
+        for run, number, location in found.fetchall():
+            place = _inside(location, names[number], number, f"/{run}/artifacts")
+            database.execute("UPDATE runs SET artifact_uri = ? WHERE run_uuid = ?", (place, run))
+
+
+def _inside(location: str, experiment: str, number: int, tail: str = "") -> str:
+    """The place below a repository's top; the location itself where it is none that this module or MLflow chose."""
+    path = unquote(urlparse(location).path)
+    ours = (f"{ARTIFACTS}/{experiment}{tail}", f"mlruns/{number}{tail}")
+    return next((place for place in ours if path.endswith(f"/{place}")), location)
 
 
 def _lock() -> FileLock:
@@ -230,17 +347,6 @@ def quieten() -> None:
         logging.getLogger(library).setLevel(logging.CRITICAL)
 
 
-def monitors() -> list[Any]:
-    """MLflow's monitors of the processor, the memory, and the GPU where there is one."""
-    from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
-    from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
-
-    found: list[Any] = [CPUMonitor()]
-    with contextlib.suppress(ImportError, RuntimeError):  # its driver is not there
-        found.append(GPUMonitor())
-    return found
-
-
 def load() -> None:
     """Take the memory that tracking takes, as a plan of a stage's memory must."""
     import mlflow
@@ -252,7 +358,11 @@ def serve(port: int) -> None:
     from mlflow import MlflowClient
 
     os.environ.update(QUIET, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
+    store = chosen()
     with _lock():
-        MlflowClient(uri()).search_experiments()  # creates the tables of a fresh store
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri(), "-w", "1"]
+        MlflowClient(uri(store)).search_experiments()  # creates the tables of a fresh store
+        if store is None:
+            settle()
+    os.chdir(workspace())  # from where MLflow takes the places of artifacts
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri(store), "-w", "1"]
     os.execv(sys.executable, [*command, "--host", "127.0.0.1", "--port", str(port)])

@@ -1,4 +1,7 @@
-"""How busy the machine is while a stage works: processor, memory and GPU, sampled beside it into its MLflow run."""
+"""How busy the machine is while a stage works: processor, memory and GPU, sampled beside it into its MLflow run.
+
+Names and units are those of MLflow's own monitors, whose import takes seconds.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from src.io import mlflow_store
+import psutil
+import pynvml
 
+PREFIX = "system/"  # the UI shows such metrics on a page of their own
 SHORTEST, LONGEST = 1.0, 30.0  # seconds between two samples
 SHARE = 100  # of the time so far: a stage of a day has a few thousand samples, one of seconds a few
+MB = 1e6
 
 
 @contextmanager
@@ -28,17 +34,36 @@ def sampled(tell: Callable[[Mapping[str, float]], None]) -> Iterator[None]:
 
 
 def _sample(tell: Callable[[Mapping[str, float]], None], ended: threading.Event) -> None:
-    monitors, start = mlflow_store.monitors(), time.monotonic()
-    _figures(monitors)  # use of the processor is measured from the sample before
+    cards, start = _cards(), time.monotonic()
+    _figures(cards)  # use of the processor is measured from the sample before
     while not ended.wait(min(max(SHORTEST, (time.monotonic() - start) / SHARE), LONGEST)):
-        tell(_figures(monitors))
-    tell(_figures(monitors))
+        tell(_figures(cards))
+    tell(_figures(cards))
 
 
-def _figures(monitors: list[Any]) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for monitor in monitors:
-        monitor.collect_metrics()
-        found |= {f"{mlflow_store.SYSTEM}{name}": value for name, value in monitor.aggregate_metrics().items()}
-        monitor.clear_metrics()
-    return found
+def _cards() -> list[Any]:
+    """Handles of the GPUs; none where their driver is not there."""
+    try:
+        pynvml.nvmlInit()
+        return [pynvml.nvmlDeviceGetHandleByIndex(number) for number in range(pynvml.nvmlDeviceGetCount())]
+    except pynvml.NVMLError:
+        return []
+
+
+def _figures(cards: list[Any]) -> dict[str, float]:
+    memory = psutil.virtual_memory()
+    found = {
+        "cpu_utilization_percentage": psutil.cpu_percent(),
+        "system_memory_usage_megabytes": memory.used / MB,
+        "system_memory_usage_percentage": memory.used / memory.total * 100,
+    }
+    for number, card in enumerate(cards):
+        own, power = pynvml.nvmlDeviceGetMemoryInfo(card), pynvml.nvmlDeviceGetPowerUsage(card)
+        found |= {
+            f"gpu_{number}_memory_usage_percentage": round(own.used / own.total * 100, 1),
+            f"gpu_{number}_memory_usage_megabytes": own.used / MB,
+            f"gpu_{number}_utilization_percentage": pynvml.nvmlDeviceGetUtilizationRates(card).gpu,
+            f"gpu_{number}_power_usage_watts": power / 1000,
+            f"gpu_{number}_power_usage_percentage": power / pynvml.nvmlDeviceGetEnforcedPowerLimit(card) * 100,
+        }
+    return {f"{PREFIX}{name}": float(value) for name, value in found.items()}

@@ -3,8 +3,9 @@
 Studies have an experiment of their own a data set, a run each, and their trials and variants nested in it.
 
 Work is known by its fingerprint (settings, inputs, code). The same work done again goes on in the same MLflow run, where
-points already logged are not logged twice. Tracking never fails a stage, unless it is asked to be strict: from the first error
-on, what can't be delivered goes to a journal, which the next stage or `sync` delivers.
+points already logged are not logged twice. What is for the repository's own store goes to a journal, which the courier delivers
+beside the stage; a server, and all that is tracked strictly, is told at once. Tracking never fails a stage, unless it is asked
+to be strict: from the first error on, what can't be delivered waits in a journal, for the next stage or for `track-sync`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -26,10 +27,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from src.ground.errors import InterruptedWorkError, TrackingError, UserError
-from src.io import files, journal, mlflow_store, system_metrics
+from src.ground.errors import InterruptedWorkError, TrackingError
+from src.io import backlog, courier, delivery, files, mlflow_store, system_metrics
+from src.io.delivery import first
 from src.io.journal import Entry, Journal, Opening
-from src.io.mlflow_store import NoParentError, Row
+from src.io.mlflow_store import Row
 from src.io.progress import say
 
 if TYPE_CHECKING:
@@ -53,6 +55,7 @@ class Nest:
 _nest: ContextVar[Nest | None] = ContextVar("nest", default=None)
 _open: ContextVar[Tracker | None] = ContextVar("open", default=None)
 _strict: ContextVar[bool] = ContextVar("strict", default=False)
+apart = True  # whether a process of its own delivers to the repository's store
 
 
 def nested(nest: Nest) -> AbstractContextManager[None]:
@@ -142,6 +145,12 @@ class Tracker:
         folder, _, file = name.rpartition("/")
         self._put_made({"do": "file", "folder": folder or None}, file, figure.savefig)
 
+    def curve(
+        self, name: str, x: Sequence[float], lines: Mapping[str, Sequence[float]], labels: tuple[str, str], log: bool = False
+    ) -> None:
+        """A figure of curves over x, with the labels of both axes; it is drawn when it is delivered."""
+        self._put({"do": "curve", "name": name, "x": x, "lines": lines, "labels": labels, "log": log})
+
     def file(self, path: Path, folder: str | None = None) -> None:
         if path.exists():
             self._put({"do": "file", "file": str(path.resolve()), "folder": folder})
@@ -179,10 +188,11 @@ class Tracker:
             return self._put({**entry, "file": str(path)})
 
     def _put(self, entry: Entry) -> None:
-        """Tell the store, or where it is gone the journal."""
+        """Tell the store, or the journal."""
         if (problem := self._problem) is not None:
             self._problem = None
             raise problem
+        backlog.say_noted()
         with self._lock:
             if self._row is not None:
                 try:
@@ -195,23 +205,24 @@ class Tracker:
                 try:
                     self._journal.append(entry)
                 except OSError as error:
-                    say(f"Warning: what MLflow can't take can't be kept either ({_first(error)}): the rest is not tracked")
+                    say(f"Warning: what MLflow is to be told can't be kept ({first(error)}): the rest is not tracked")
                     self._close()
 
     def _fail(self, error: Exception) -> None:
         """Say it once. What the store refuses it would refuse for ever; all else waits in the journal from now on."""
         row, self._row = self._row, None
+        where = mlflow_store.title(self.opening.store)
         if self.strict:
             raise TrackingError(
-                f"Stopped: MLflow at {mlflow_store.uri()} failed ({_first(error)}), and tracking is to be strict: what is done "
-                "is kept, and the same command goes on from there"
+                f"Stopped: MLflow at {where} failed ({first(error)}), and tracking is to be strict: what is done is kept, and "
+                "the same command goes on from there"
             ) from None
         if row is not None and mlflow_store.refused(error):
             self._row = row
-            return say(f"Warning: MLflow at {mlflow_store.uri()} refused a part of {self.opening.name}: {_first(error)}")
+            return say(f"Warning: MLflow at {where} refused a part of {self.opening.name}: {first(error)}")
         say(
-            f"Warning: MLflow at {mlflow_store.uri()} failed ({_first(error)}); this stage goes on, and what it tracks from "
-            "here on waits for `python -m src.cli track-sync`"
+            f"Warning: MLflow at {where} failed ({first(error)}); this stage goes on, and what it tracks from here on waits "
+            "for `python -m src.cli track-sync`"
         )
         return self._wait()
 
@@ -220,29 +231,57 @@ class Tracker:
         try:
             self._journal = Journal(self.opening)
         except OSError as error:
-            say(f"Warning: it can't be kept either ({_first(error)}): the rest is not tracked")
+            say(f"Warning: what MLflow is to be told can't be kept ({first(error)}): nothing is tracked")
 
     def _begin(self) -> None:
-        """Open the run, after all that waits has been delivered; a run of one that waits can only wait too."""
+        """Open the run, after all that waits for its store has been delivered; or leave both to the courier.
+
+        A run of one that waits can only wait too.
+        """
         parent = self.opening.parent
-        if parent is not None and parent.run_id is None:
-            return self._wait()
+        if self._is_apart or (parent is not None and parent.run_id is None):
+            self._wait()
+            return self._send()
         try:
-            _deliver_all(lambda told: say(f"MLflow's backlog: {told}"))
+            waiting = delivery.backlog(self.opening.store)
+            self._say_left(delivery.deliver(waiting, lambda told: say(f"MLflow's backlog: {told}")))
             self._row = mlflow_store.open_row(self.opening)
             self.opening = self._row.opening
         except Exception as error:  # see _put
             self._fail(error)
         return None
 
+    @property
+    def _is_apart(self) -> bool:
+        """Whether the courier delivers: not where errors are to end the stage, nor to a server, whose absence is to be said."""
+        return apart and self.opening.store is None and not self.strict
+
+    def _send(self) -> None:
+        """Have the courier at work, where it is to be."""
+        if self._is_apart and self._journal is not None:
+            try:
+                courier.ensure()
+            except OSError as error:
+                say(f"Warning: MLflow is told later, by the next stage ({first(error)})")
+
+    def _say_left(self, left: Mapping[str, str]) -> None:
+        where = mlflow_store.title(self.opening.store)
+        for reason, number in Counter(left.values()).items():
+            if reason != delivery.AT_WORK:
+                sessions = f"{delivery.counted(number, 'sessions')} still {backlog.verb(number)}"
+                say(f"Warning: {sessions} for MLflow at {where}: {reason}")
+
     def _end(self, status: str) -> None:
         self.flush()
         self._put({"do": "end", "status": status, "moment": _now()})
         self._close()
+        backlog.say_noted()
 
     def _close(self) -> None:
+        """Leave the journal to whoever delivers it: the courier may have gone while nothing came."""
         if self._journal is not None:
             self._journal.close()
+            self._send()
         self._journal = None
 
 
@@ -276,63 +315,9 @@ def _opening(experiment: str, name: str, kind: str, find: Mapping[str, str], add
     mlflow_store.quieten()
     nest = _nest.get()
     about = {**mlflow_store.surroundings(), **_dvc_tags()}
-    store = os.environ.get("MLFLOW_TRACKING_URI")
+    store = mlflow_store.chosen()
     return Opening(store, nest.experiment if nest else experiment, name, kind, dict(find), dict(add), about, _now(),
                    nest.parent if nest else None)  # fmt: skip
-
-
-def sync() -> None:
-    """Deliver all that waits, in order, and say what it was; raises UserError where the store is still gone."""
-    mlflow_store.quieten()
-    if not journal.waiting():
-        return say("nothing waits for MLflow")
-    try:
-        _deliver_all(say)
-    except Exception as error:
-        raise UserError(
-            f"MLflow at {mlflow_store.uri()} failed ({_first(error)}), and {len(journal.waiting())} sessions still wait in "
-            f"{journal.folder()}: start it, or name another one in MLFLOW_TRACKING_URI, and run this again"
-        ) from None
-    return None
-
-
-def _deliver_all(tell: Callable[[str], None]) -> None:
-    """Deliver every journal whose session has ended, oldest first; raises whatever keeps the store from it."""
-    if not journal.waiting():
-        return
-    with journal.delivery():
-        for path in journal.waiting():
-            with journal.taken(path) as ended:
-                told = _deliver(path) if ended else "its stage is still at work"
-            tell(f"{path.name.split('-', 2)[2]}: {told}")
-
-
-def _deliver(path: Path) -> str:
-    """Deliver a journal, and remove it; says what was new to the store."""
-    opening = journal.opening_of(path)
-    try:
-        row = mlflow_store.open_row(opening)
-    except NoParentError:
-        return "waits for the run that it belongs to"
-    told: Counter[str] = Counter()
-    problems, last = [], None
-    for last in journal.entries_of(path):
-        try:
-            told[last["do"]] += row.deliver(last)
-        except Exception as error:
-            if not mlflow_store.refused(error):
-                raise
-            problems.append(_first(error))
-    if last is None or last["do"] != "end":  # its process was killed
-        row.end("KILLED")
-    journal.remove(path)
-    names = {"metrics": "points", "params": "parameters", "image": "images", "file": "files", "tags": "tags"}
-    parts = [f"{told[kind]} {name}" for kind, name in names.items() if told[kind]]
-    return ", ".join([*parts, *(f"refused: {problem}" for problem in problems)]) + f" -> run {row.run_id}"
-
-
-def _first(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _now() -> int:

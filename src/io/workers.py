@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import os
-import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -87,7 +86,7 @@ def _side_by_side(task: Callable[[int], Done], pieces: int, count: int, title: s
     # arrays of a megabyte and more are mapped, not copied; "c" because torch warns of memory it may not write
     parallel = Parallel(n_jobs=count, mmap_mode="c", initializer=_born, initargs=(os.getpid(),))
     try:
-        with _signals_spare_children():
+        with stopping.spared():  # they stop when this process tells them, at a good moment; `_follow` blocks nothing
             found: Sequence[Done] = parallel(delayed(task)(piece) for piece in range(pieces))
     except TerminatedWorkerError:
         raise UserError(
@@ -125,19 +124,6 @@ def _own_threads() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def _signals_spare_children() -> Iterator[None]:
-    """Processes started in the block never see Ctrl-C or SIGTERM: they stop when this one tells them, at a good moment.
-
-    They inherit what this thread blocks; the thread that follows their progress blocks nothing, so that signals still arrive.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, stopping.SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

@@ -8,14 +8,12 @@ serves every step.
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from src.ground import runtime
 
@@ -56,15 +54,3 @@ class Derivatives:
 
     def _autocast(self, device: str) -> AbstractContextManager[object]:
         return torch.autocast(device, torch.bfloat16) if self._bfloat16 else contextlib.nullcontext()
-
-
-def forward_flops(network: Logits, theta: Tensor, images: Tensor) -> int:
-    """Floating-point operations of one forward pass of images (B, C, H, W), counted on the real operators."""
-    return module_flops(functools.partial(network, theta), images)
-
-
-def module_flops(forward: Callable[[Tensor], Tensor], images: Tensor) -> int:
-    """The same of a module, or of any function of images (B, C, H, W)."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        forward(images)
-    return int(counter.get_total_flops())

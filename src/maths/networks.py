@@ -29,9 +29,18 @@ def build(spec: Network, shape: ImageShape, generator: torch.Generator) -> nn.Mo
     """
     with torch.device("meta"):  # nothing is drawn twice, and nothing from the global state
         network = architectures.assemble(spec, shape.channels, shape.size, shape.classes)
-    network.to_empty(device="cpu")
+    _allocate(network)
     _initialise(network, generator)
     return network
+
+
+def _allocate(network: nn.Module) -> None:
+    """What `to_empty` does from the meta device to the CPU, which imports symbolic mathematics for a third of a second."""
+    for module in network.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(torch.empty(parameter.shape)))
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
 
 
 def _initialise(network: nn.Module, generator: torch.Generator) -> None:
@@ -48,6 +57,28 @@ def _initialise(network: nn.Module, generator: torch.Generator) -> None:
             module.reset_parameters()  # ones, zeros and fresh statistics: nothing is drawn
         elif any(True for _ in module.parameters(recurse=False)):
             raise TypeError(f"no rule draws the parameters of {type(module).__name__}")
+
+
+def forward_flops(network: nn.Module, images: Tensor) -> int:
+    """Floating-point operations of one forward pass of images (B, C, H, W): two for each multiplication of its layers.
+
+    torch's own counter imports the compiler, two seconds, which the stages that do not compile would wait for.
+    """
+    counted: list[int] = []
+
+    def count(layer: nn.Module, _: object, output: Tensor) -> None:
+        assert isinstance(layer.weight, Tensor)
+        counted.append(2 * output.numel() * layer.weight[0].numel())
+
+    layers = [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    try:
+        with torch.no_grad():
+            network(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sum(counted)
 
 
 class FlatNetwork:
@@ -77,6 +108,10 @@ class FlatNetwork:
         """Logits (B, K)."""
         logits: Tensor = functional_call(self._network, self.unflatten(theta), (images,))
         return logits
+
+    def forward_flops(self, images: Tensor) -> int:
+        """Floating-point operations of one forward pass of images (B, C, H, W)."""
+        return forward_flops(self._network, images)
 
     def features(self, theta: Tensor, images: Tensor) -> Tensor:
         """What the last linear layer reads, (B, F): the penultimate embedding."""

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from src.ground import runtime
 from src.ground.durations import duration
@@ -20,6 +19,7 @@ from src.ground.params import Params
 from src.io import artifacts, checkpoints
 from src.io.artifacts import Record
 from src.io.progress import say
+from src.io.tables import Table
 from src.stages import records, work
 
 KIB = 2**10
@@ -39,7 +39,7 @@ def run(params: Params, yes: bool, everything: bool) -> None:
     """List checkpoints; with `yes` delete what is stale, with `everything` all of it."""
     definitions = _definitions(params)
     found = [_leftover(path, definitions) for path in checkpoints.found()]
-    Console(highlight=False).print(_table(found))
+    Console(highlight=False, markup=False).print(_table(found))
     doomed = [one for one in found if everything or one.state == "stale"]
     size = sum(one.path.stat().st_size for one in doomed) / KIB
     if not yes:
@@ -91,7 +91,7 @@ def _leftover(path: Path, definitions: Mapping[tuple[str, str], Mapping[str, Any
 
 
 def _table(found: list[Leftover]) -> Table:
-    table = Table("stage", "name", "file", "age", "size, KiB", "state", title="checkpoints", title_justify="left")
+    table = Table("stage", "name", "file", "age", "size, KiB", "state", title="checkpoints")
     for one in found:
         about = one.path.stat()
         age = duration(max(time.time() - about.st_mtime, 0.0))

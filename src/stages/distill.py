@@ -16,7 +16,7 @@ from src.io.checkpoints import Checkpoint
 from src.io.cost import Cost
 from src.io.tracking import Tracker
 from src.maths import initialisation, networks
-from src.maths.derivatives import PASSES, Derivatives, forward_flops
+from src.maths.derivatives import PASSES, Derivatives
 from src.maths.networks import FlatNetwork
 from src.stages import outer_loop, run_log, work
 from src.stages.outer_loop import Distilling, Loop, Watch
@@ -141,9 +141,8 @@ def _derivatives(params: Params, name: str, network: FlatNetwork, images: Tensor
     """Compiled where the run is long enough to pay for it; and whether they are."""
     distil = params.distillations[name]
     batch = min(distil.batch_syn or len(images), len(images))
-    theta = torch.zeros(network.dimension, device=images.device)
     passes = PASSES * distil.iterations * distil.syn_steps * distil.trajectories_per_iteration * batch
-    compiled, reason = runtime.compiles(params.runtime, passes * forward_flops(network, theta, images[:1]))
+    compiled, reason = runtime.compiles(params.runtime, passes * network.forward_flops(images[:1]))
     if reason:
         progress.say(f"{name}: {reason}")
     found = Derivatives(network, params.runtime.precision == "bfloat16", compiled)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.table import Table
 from torch import Tensor
 
 from src.ground.errors import ArtifactError
@@ -19,6 +18,7 @@ from src.ground.params import Params
 from src.io import artifacts, checkpoints, cost, files, progress, tracking, workers
 from src.io.artifacts import Statistics, SyntheticSet
 from src.io.cost import Cost
+from src.io.tables import Table
 from src.io.tracking import Tracker
 from src.maths import protocol, scores
 from src.stages import run_log, students, work
@@ -228,7 +228,7 @@ def _show(params: Params, name: str, summaries: Mapping[str, dict[str, float]]) 
     """A row a network."""
     protocol_name = params.runs[name].evaluate
     settings = params.evaluate[protocol_name]
-    table = Table("network", "validation, %", "test, %", title=name, title_justify="left")
+    table = Table("network", "validation, %", "test, %", title=name)
     for network, summary in summaries.items():
         cells = (f"{100 * summary[f'{s}_accuracy_mean']:.1f} ± {100 * summary[f'{s}_accuracy_std']:.1f}" for s in SPLITS)
         table.add_row(network, *cells)

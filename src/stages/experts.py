@@ -23,7 +23,6 @@ from src.io.cost import Cost
 from src.io.progress import Advance
 from src.io.workers import Array
 from src.maths import expert_training, networks, scores, smoothness
-from src.maths.derivatives import forward_flops
 from src.maths.expert_training import Gradient, State
 from src.maths.networks import FlatNetwork, ImageShape
 from src.stages import run_log, work
@@ -147,9 +146,9 @@ def _arrays(dataset: str, split: str) -> tuple[Array, Array]:
 
 def _flops(settings: Experts, spec: Network, shape: ImageShape, images: int) -> float:
     """Floating-point operations of training one expert."""
-    network = FlatNetwork(networks.build(spec, shape, torch.Generator()))
+    network = networks.build(spec, shape, torch.Generator())
     image = torch.zeros(1, shape.channels, shape.size, shape.size)
-    return expert_training.passes(settings, images) * forward_flops(network, torch.zeros(network.dimension), image)
+    return expert_training.passes(settings, images) * networks.forward_flops(network, image)
 
 
 def _train_one(training: Training, index: int, device: torch.device, advance: Advance) -> list[Row]:

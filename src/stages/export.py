@@ -41,15 +41,15 @@ def run(params: Params, name: str, folder: Path, half: bool = False) -> None:
     path, dataset = artifacts.synthetic_file(name), params.run(name).dataset
     artifacts.check_record(path, synthetic_settings(params, name), artifacts.remake("distill", name))
     synthetic, statistics = artifacts.load_synthetic(name), artifacts.load_statistics(dataset)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or not files.is_empty(folder)):
         raise UserError(f"--to {folder}: is there already and is not an empty folder: name another one, or delete it")
-    folder.mkdir(parents=True, exist_ok=True)
-    artifacts.copy_synthetic(name, synthetic, folder / "synthetic.safetensors", half)
-    _save_pictures(folder, synthetic.pixels, synthetic.classes)
-    Image.fromarray(pictures.grid(synthetic.pixels, synthetic.classes)).save(folder / "images.png")
     card = _card(params, name, statistics, synthetic.syn_lr.item(), len(synthetic.labels), half)
-    files.write_json(folder / "set.json", card)
-    files.write_text(folder / "README.md", _words(card, len(synthetic.labels)))
+    with files.filled(folder) as place:
+        artifacts.copy_synthetic(name, synthetic, place / "synthetic.safetensors", half)
+        _save_pictures(place, synthetic.pixels, synthetic.classes)
+        Image.fromarray(pictures.grid(synthetic.pixels, synthetic.classes)).save(place / "images.png")
+        files.write_json(place / "set.json", card)
+        files.write_text(place / "README.md", _words(card, len(synthetic.labels)))
     progress.say(f"{name}: {len(synthetic.labels)} images in {folder}")
 
 
@@ -93,7 +93,7 @@ def _settings(params: Params, name: str, statistics: Statistics) -> dict[str, An
     method = run.distill.method
     return {
         "seed": params.seed,
-        "prepare": {run.dataset: dataset.model_dump(mode="json")},
+        "prepare": {run.dataset: dataset.model_dump(mode="json", exclude={"path"})},
         "networks": {run.network: params.networks[run.network].model_dump(mode="json")},
         "experts": {run.experts: params.experts[run.experts].model_dump(mode="json")},
         "distill": {method: params.distillations[name].model_dump(mode="json")},

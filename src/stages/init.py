@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
+from src.ground.counting import counted
 from src.ground.errors import DataError, UserError
-from src.ground.params import NAME, NAME_RULE, Params, load
-from src.ground.settings import Dataset
+from src.ground.params import Params, load
+from src.ground.settings import Dataset, SplitFolders
 from src.io import params_edit, presets, progress
 from src.io.presets import Sections, Tree
+from src.io.sources import flaws, sentences
 from src.io.sources.inspection import Inspection, inspect
 from src.io.sources.named import KNOWN
+from src.io.sources.parts import divided, fractions
+from src.io.sources.reading import Source
+from src.io.sources.sentences import shown
+from src.io.tables import Table
+from src.maths.initialisation import check_ipc
 from src.stages.presets import report_added
 
 DEPTHS = ((15, 2), (48, 3), (95, 4), (191, 5))  # largest side in pixels, blocks: pooling ends at 2x2 to 6x6; then 6
@@ -27,51 +35,97 @@ FIRST_RUN: Tree = {"iterations": 500, "snapshot_every": 100, "syn_steps": 20, "m
 MATCHED_STEPS = 20  # of the experts: fewer are a way too short to learn from
 MOST_EPOCHS = 10  # that are matched: they and the latest start are within the experts' epochs
 EXPERT_LR, LR_INIT, PACE = 0.003, 0.01, 1e-3  # AST's; lr_lr is PACE * lr_init^2, MTT's at 1 image per class
-SHOWN_CLASSES, SHOWN_SIZES, SHOWN_BROKEN = 20, 3, 5
+OPTIONS = ("skip_broken", "splits", "label_column", "path")  # of the data set, which is as it was where they are left out
+SHOWN_CLASSES, SHOWN_SIZES = 20, 3
 COLOURS = {1: "grey", 3: "in colour"}  # by channels
 
 
-def run(data: str, name: str, size: int, ipc: int, skip_broken: bool, update: bool) -> None:
+def run(
+    data: str,
+    name: str,
+    size: int,
+    ipc: int,
+    *,
+    skip_broken: bool = False,
+    update: bool = False,
+    splits: str | None = None,
+    label_column: str | None = None,
+    path: str | None = None,
+) -> None:
     """Add the data set `name` with a first run of AST on it; `data` is a path, or the name of a known data set.
+
+    `path` is where that lies, where it is not where its name says.
 
     Raises UserError, before anything is written, where the images don't allow it or params.yaml has other settings.
     """
     params = load()
-    settings = _settings(params, data, name, size, skip_broken)
+    asked = Dataset(
+        source=_place(data),
+        size=size,
+        skip_broken=skip_broken,
+        splits=_told(splits),
+        label_column=label_column,
+        path=None if path is None else _place(path),
+    )
+    settings = _settings(params, name, asked)
     found = inspect(settings, name)
     _show(settings, found)
-    _check(settings, found, name, ipc)
+    _check(settings, found, name)
+    images = _divide(params, settings, found.source, name, ipc)
     known, run_name = params.prepare.get(name), f"{name}-ipc{ipc}-ast"
     changed = known is not None and known.sha256 != found.sha256
     if changed and not update:
         raise UserError(f"the images of {name} are not those that prepare.{name}.sha256 says: add --update to take them")
-    added = params_edit.add(_sections(params, settings, found, name, run_name, ipc))
+    added = params_edit.add(_sections(params, settings, found, images, name, run_name, ipc))
     if changed:
         params_edit.set_value(("prepare", name, "sha256"), found.sha256)
         progress.say(f"prepare.{name}.sha256 is {found.sha256} now")
     report_added(added, run_name)
 
 
-def _settings(params: Params, data: str, name: str, size: int, skip_broken: bool) -> Dataset:
+def _settings(params: Params, name: str, asked: Dataset) -> Dataset:
     """The data set as it is in params.yaml, or as it would be there; without its digest, so that other images can be read."""
-    if not NAME.fullmatch(name):
-        raise UserError(f"'{name}' can't be a name: {NAME_RULE}")
-    source = _source(data)
     known = params.prepare.get(name)
     if known is None:
-        return Dataset(source=source, size=size, skip_broken=skip_broken)
-    if (known.source, known.size) != (source, size):
+        return asked
+    if (known.source, known.size) != (asked.source, asked.size):
         raise UserError(
             f"params.yaml has another prepare.{name}, with source {known.source} and size {known.size or 'null'}: "
             "take another --name, or that --data and --size"
         )
-    if skip_broken and not known.skip_broken:
-        raise UserError(f"params.yaml has prepare.{name} without skip_broken: set prepare.{name}.skip_broken: true there")
+    for field in OPTIONS:
+        wanted, there = getattr(asked, field), getattr(known, field)
+        if wanted and wanted != there:
+            text = f"params.yaml has prepare.{name} with {field} {_written(there)}"
+            raise UserError(f"{text}: set prepare.{name}.{field}: {_written(wanted)} there, or take another --name")
     return known.model_copy(update={"sha256": None})
 
 
-def _source(data: str) -> str:
+def _written(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _told(splits: str | None) -> SplitFolders | None:
+    """What --splits says, as the setting has it."""
+    if splits is None:
+        return None
+    if splits == "none":
+        return "none"
+    pairs = [pair.partition("=") for pair in splits.split(",")]
+    try:
+        return TypeAdapter(SplitFolders).validate_python({split.strip(): folder.strip() for split, _, folder in pairs})
+    except ValidationError:
+        raise UserError(
+            f"--splits is '{splits}': give none, or train=FOLDER with val=FOLDER and test=FOLDER if there are"
+        ) from None
+
+
+def _place(data: str) -> str:
     """A path inside the repository relative to its top, so that it holds for everybody; all else as it was given."""
+    if shown(data) != data:
+        raise UserError(
+            f"the path {shown(data)} is no text that params.yaml can hold (UTF-8 without control characters): rename it"
+        )
     path, top = Path(data), Path.cwd()
     if data in KNOWN or not path.exists() or not path.resolve().is_relative_to(top.resolve()):
         return data
@@ -81,61 +135,67 @@ def _source(data: str) -> str:
 
 def _show(settings: Dataset, found: Inspection) -> None:
     """A table of what was found: classes with their images, sizes, channels."""
-    table = Table(escape(settings.source), *found.counts)
+    table = Table(settings.source, *found.counts)
     for name in found.classes[:SHOWN_CLASSES]:
-        table.add_row(escape(name), *(f"{count[name]:,}" for count in found.counts.values()))
+        table.add_row(name, *(f"{count[name]:,}" for count in found.counts.values()))
     if len(found.classes) > SHOWN_CLASSES:
         table.add_row(f"... {len(found.classes) - SHOWN_CLASSES} more classes")
     table.add_section()
     table.add_row(f"{len(found.classes)} classes", *(f"{sum(count.values()):,}" for count in found.counts.values()))
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     console.print(table)
     sizes = ", ".join(f"{width}x{height} ({count:,})" for (width, height), count in found.sizes.most_common(SHOWN_SIZES))
     more = f" and {len(found.sizes) - SHOWN_SIZES} other sizes" if len(found.sizes) > SHOWN_SIZES else ""
     colours = " and ".join(f"{found.channels[key]:,} {word}" for key, word in COLOURS.items() if found.channels[key])
     line = f"{colours}; {sizes}{more}, which become {settings.size}x{settings.size}"
-    console.print(line, markup=False, soft_wrap=True)
+    source = found.source
+    skipped = source.broken if settings.skip_broken else {}
+    for said in (line, *sentences.of_source(source.notes, source.left_out, skipped)):
+        console.print(said, markup=False, soft_wrap=True)
 
 
-def _check(settings: Dataset, found: Inspection, name: str, ipc: int) -> None:
-    """Say all problems. Raises DataError where one keeps the images from being used with so many per class."""
+def _check(settings: Dataset, found: Inspection, name: str) -> None:
+    """Say all problems. Raises DataError where one keeps the images from being used."""
     for problem in found.problems:
         progress.say(f"problem: {problem}")
-    listed = ", ".join(found.broken[:SHOWN_BROKEN]) + (", ..." if len(found.broken) > SHOWN_BROKEN else "")
-    if found.broken and not settings.skip_broken:
-        text = f"{len(found.broken)} of the images can't be read ({listed})"
+    broken = found.source.broken
+    if broken and not settings.skip_broken:
+        text = f"{counted(len(broken), 'image')} can't be read, {sentences.broken(broken)}"
         raise DataError(f"{text}: repair or remove them, or leave them out with --skip-broken")
-    if found.broken:
-        progress.say(f"left out, as they can't be read: {listed}")
     if found.sha256 is None:
         raise DataError(f"the images can't be used as {name}: {found.problems[-1]}")
-    counts = found.counts["train"]
-    smallest = min(counts, key=lambda class_name: counts[class_name])
-    left = _left(settings, found, counts[smallest])
-    if left < ipc:
-        text = f"the class '{smallest}' keeps {left} of its {counts[smallest]} images for training, fewer than {ipc} per class"
-        raise DataError(f"{text}: add images, or lower --ipc")
 
 
-def _left(settings: Dataset, found: Inspection, count: int) -> int:
-    """Training images of so many, at least, once the splits that the source does not have are cut off."""
-    return int(count * (1 - sum(_fractions(settings, found).values())) + 1e-9)
+def _divide(params: Params, settings: Dataset, source: Source, name: str, ipc: int) -> int:
+    """How many training images are left once the splits are cut off as `prepare` will.
+
+    Raises DataError where a class keeps too few of them for this run, or for one that is there.
+    """
+    parts = divided(source, settings, name, params.seed)
+    for problem in flaws.problems(source, parts):
+        progress.say(f"problem: {problem}")
+    labels = source.splits["train"].labels.numpy()
+    given, kept = (np.bincount(some, minlength=len(source.classes)) for some in (labels, labels[parts["train"].places]))
+    smallest = int(kept.argmin())
+    if kept[smallest] < ipc:
+        whole = f"{counted(int(given[smallest]), 'image')}{' that can be read' if source.broken else ''}"
+        text = f"the class '{source.classes[smallest]}' keeps {kept[smallest]} of its {whole} for training"
+        raise DataError(f"{text}, fewer than {ipc} per class: add images, or lower --ipc")
+    for run_name, run in params.runs.items():
+        if run.dataset == name and run.ipc != "all":
+            check_ipc(run.ipc, dict(zip(source.classes, kept.tolist(), strict=True)), f"runs.{run_name}.ipc")
+    return len(parts["train"].places)
 
 
-def _fractions(settings: Dataset, found: Inspection) -> Tree:
-    """The fractions of the splits that the source does not have."""
-    fractions = settings.model_dump(include={"val_fraction", "test_fraction"})
-    return {field: value for field, value in fractions.items() if field.removesuffix("_fraction") not in found.counts}
-
-
-def _sections(params: Params, settings: Dataset, found: Inspection, name: str, run_name: str, ipc: int) -> Sections:
+def _sections(
+    params: Params, settings: Dataset, found: Inspection, images: int, name: str, run_name: str, ipc: int
+) -> Sections:
     """What is to be added; a data set and experts that are there may have been changed by hand, and stay."""
     size = settings.size or 0
     prepare = settings.model_dump(include={"source", "size"}) | {"sha256": found.sha256}
-    prepare |= {"skip_broken": True} if settings.skip_broken else {}
-    prepare |= _fractions(settings, found)
+    prepare |= settings.model_dump(include=set(OPTIONS), exclude_defaults=True)
+    prepare |= {f"{split}_fraction": value for split, value in fractions(settings, found.counts).items()}
     described = {"network": _network(size), "augmentation": AUGMENTATION, "prepare": prepare}
-    images = _left(settings, found, sum(found.counts["train"].values()))
     own = {**FIRST_RUN, **_rates(images), "lr_img": 100.0 if size <= SMALL else 1000.0}
     experts = {**EXPERTS, "batch_size": _batch(images)}
     new = presets.compose(run_name, "ast", name, described, ipc, own, experts)

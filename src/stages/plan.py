@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from src.ground import runtime
 from src.ground.durations import duration
 from src.ground.params import Params
 from src.ground.settings import Runtime
 from src.io import mlflow_store
+from src.io.tables import Table
 from src.maths import inner_loop
 from src.maths.networks import FlatNetwork
 from src.stages import plan_steps, work
@@ -45,13 +45,14 @@ def run(params: Params, name: str) -> None:
     """Print the plan of the run `name`."""
     params.run(name)
     subject = plan_steps.subject_of(params, name, work.start(params.runtime, name))
-    Console(highlight=False).print(_table(subject, measure(params.runtime, subject)))
+    Console(highlight=False, markup=False).print(_table(subject, measure(params.runtime, subject)))
 
 
 def measure(asked: Runtime, subject: Subject) -> Plan:
     """Measure steps of distil, experts and evaluate, in this order, so that the peak memory is distil's."""
     distil, network = subject.distil, FlatNetwork(subject.module())
-    mlflow_store.load()
+    if mlflow_store.chosen() is not None:  # which a stage tells by itself
+        mlflow_store.load()
     before = runtime.peak_memory_mib(subject.device)
     derivatives, compiled = plan_steps.derivatives(asked, subject, network)
     step = plan_steps.inner_step(subject, network, derivatives) if distil.iterations else 0.0
@@ -84,7 +85,7 @@ def _table(subject: Subject, plan: Plan) -> Table:
     """The plan in words and units."""
     distil, experts, students = subject.distil, subject.experts, subject.evaluate
     shape, last, fresh = subject.statistics.shape, experts.last_epoch, students.students * (1 + len(subject.cross))
-    table = Table(f"plan of {subject.name}", "", title_justify="left")
+    table = Table(f"plan of {subject.name}", "")
     table.add_row("synthetic images", f"{subject.count:,} of {shape.channels}x{shape.size}x{shape.size}")
     table.add_row("parameters, P", f"{plan.parameters:,}")
     table.add_row("training the experts", f"{duration(plan.experts)}: {experts.count} experts, {last} epochs each")

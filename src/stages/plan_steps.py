@@ -19,7 +19,7 @@ from src.io import artifacts, cost, progress, workers
 from src.io.artifacts import Statistics
 from src.io.progress import Advance
 from src.maths import augmentation, expert_training, inner_loop, networks, protocol
-from src.maths.derivatives import PASSES, Derivatives, module_flops
+from src.maths.derivatives import PASSES, Derivatives
 from src.maths.inner_loop import InnerRule, InnerStep
 from src.maths.matching import WayPoint
 from src.maths.networks import FlatNetwork
@@ -61,7 +61,7 @@ class Subject:
     @property
     def forward_flops(self) -> int:
         """Floating-point operations of one image's forward pass."""
-        return module_flops(self.module(), self.noise(1)[0])
+        return networks.forward_flops(self.module(), self.noise(1)[0])
 
     def module(self) -> nn.Module:
         return networks.build(self.spec, self.statistics.shape, torch.Generator().manual_seed(0)).to(self.device)

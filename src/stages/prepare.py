@@ -5,30 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-import numpy as np
 import torch
-from sklearn.model_selection import train_test_split
 
-from src.ground.errors import DataError
 from src.ground.params import Params
-from src.ground.seeding import seed_of
 from src.ground.settings import Dataset
 from src.io import artifacts, progress, provenance
 from src.io.artifacts import Split, Statistics
-from src.io.sources import reading
+from src.io.sources import flaws, reading, sentences
+from src.io.sources.parts import divided
 from src.io.sources.reading import Source
 from src.maths import initialisation, pixels
 from src.maths.pixels import Space
 from src.stages.records import prepared_record
-
-Indices = np.ndarray  # of a split's images, sorted
 
 
 def run(params: Params, name: str) -> None:
     """Prepare the data set `name`."""
     settings = params.dataset(name)
     source = reading.read(settings, name)
-    splits = _splits(name, source, settings, seed_of(params.seed, "prepare", name) % 2**32)
+    parts = divided(source, settings, name, params.seed)
+    splits = {split: part.of(source) for split, part in parts.items()}
     statistics = _statistics(source, splits)
     _check_runs(params, name, statistics)
     space = _space(settings, splits["train"], source.pixel_max)
@@ -37,42 +33,9 @@ def run(params: Params, name: str) -> None:
         artifacts.save_split(name, split, value, record)
     artifacts.save_space(name, space, record)
     artifacts.save_statistics(name, statistics, record)
-    _say(name, statistics)
-
-
-def _splits(name: str, source: Source, settings: Dataset, state: int) -> Mapping[str, Split]:
-    """Train, validation and test; what the source does not have is cut from its training images."""
-    given = source.splits["train"]
-    train, cut = np.arange(len(given.labels)), {}
-    rest = 1.0  # fraction of the images that is left
-    for split, fraction in (("test", settings.test_fraction), ("val", settings.val_fraction)):
-        if split not in source.splits:
-            train, cut[split] = _cut(name, train, given.labels.numpy(), fraction / rest, state)
-            rest -= fraction
-    if settings.train_images is not None:
-        train = _keep(name, train, given.labels.numpy(), settings.train_images, state)
-    parts = {"train": _take(given, train)}
-    return parts | {s: _take(given, cut[s]) if s in cut else source.splits[s] for s in ("val", "test")}
-
-
-def _cut(name: str, index: Indices, labels: Indices, size: float | int, state: int) -> tuple[Indices, Indices]:
-    """Both parts have the classes in the same proportions; `size` is the fraction, or the number, that is cut."""
-    try:
-        kept, cut = train_test_split(index, test_size=size, stratify=labels[index], random_state=state)
-    except ValueError as error:
-        raise DataError(f"prepare.{name}: can't be split by class ({error}): use other fractions or numbers") from None
-    return np.sort(kept), np.sort(cut)
-
-
-def _keep(name: str, index: Indices, labels: Indices, count: int, state: int) -> Indices:
-    """So many images, the classes in the same proportions."""
-    if count >= len(index):
-        raise DataError(f"prepare.{name}.train_images: {count} is not below the {len(index)} training images: set null for all")
-    return _cut(name, index, labels, len(index) - count, state)[0]
-
-
-def _take(given: Split, index: Indices) -> Split:
-    return Split(given.images[index], given.labels[index])
+    _say(name, statistics, source)
+    for problem in flaws.problems(source, parts):
+        progress.say(f"{name}: warning: {problem}")
 
 
 def _space(settings: Dataset, train: Split, pixel_max: int) -> Space:
@@ -110,8 +73,9 @@ def _check_runs(params: Params, name: str, statistics: Statistics) -> None:
             initialisation.check_ipc(settings.ipc, statistics.counts["train"], f"runs.{run_name}.ipc")
 
 
-def _say(name: str, statistics: Statistics) -> None:
+def _say(name: str, statistics: Statistics, source: Source) -> None:
     sizes = ", ".join(f"{sum(counts.values()):,} {split}" for split, counts in statistics.counts.items())
-    skipped = f"; {len(statistics.skipped)} broken images left out" if statistics.skipped else ""
     shape = f"{statistics.channels}x{statistics.size}x{statistics.size}"
-    progress.say(f"{name}: {len(statistics.classes)} classes of {shape} images: {sizes}{skipped}")
+    progress.say(f"{name}: {len(statistics.classes)} classes of {shape} images: {sizes}")
+    for line in sentences.of_source(source.notes, source.left_out, source.broken):
+        progress.say(f"{name}: {line}")

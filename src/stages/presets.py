@@ -8,11 +8,11 @@ from textwrap import wrap
 
 from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from src.ground.errors import UserError
 from src.io import params_edit, presets
 from src.io.presets import Preset, Sections
+from src.io.tables import Table
 
 LIST = "`python -m src.cli preset list` shows all"
 FILE_WIDTH = 120  # characters of the table where it is not shown on a terminal
@@ -25,13 +25,12 @@ def show_all(dataset: str | None, method: str | None) -> None:
         if value is not None and value not in have:
             raise UserError(f"no preset is for '{value}': choose one of {', '.join(sorted(have))}")
     table = Table("preset", "data set", "ipc", "method", "status", "published, %", "experts x epochs", box=box.SIMPLE_HEAD)
-    table.columns[0].no_wrap = True  # a preset's name is what the other commands take
     for preset in known:
         if dataset in (None, preset.family) and method in (None, preset.method):
             accuracy = f"{preset.compare} {preset.published[preset.compare]}" if preset.compare else "-"
             experts = f"{preset.experts} x {preset.epochs}" if preset.experts else "-"
             table.add_row(preset.name, preset.family, str(preset.ipc), preset.method, preset.status, accuracy, experts)
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else FILE_WIDTH)
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else FILE_WIDTH)
     console.print(table)
     console.print("epochs: those that are matched, max_start_epoch - 1 + expert_epochs", style="dim")
 

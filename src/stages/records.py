@@ -12,7 +12,7 @@ from src.io.artifacts import Record, Statistics, SyntheticSet
 def prepared_record(params: Params, name: str, source_sha256: str, kind: str = "") -> Record:
     """The record of a data set's splits, and of all that is fitted on them."""
     seed = params.seed if params.split_seed is None else params.split_seed
-    settings = {"seed": seed, "dataset": name, "prepare": params.dataset(name).model_dump()}
+    settings = {"seed": seed, "dataset": name, "prepare": params.dataset(name).model_dump(exclude={"path"})}
     return Record(kind, settings, {"source": source_sha256})
 
 

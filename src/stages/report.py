@@ -5,13 +5,12 @@ from __future__ import annotations
 import statistics as numbers
 from collections.abc import Sequence
 
-from rich.table import Table
-
 from src.ground.params import Params
 from src.io import artifacts, charts, cost, files, page, progress, removed
 from src.io.charts import Chart, Series
 from src.io.page import Curves, Film, Gallery, Group, Page, Panel, Pictures, Result, Spent
 from src.io.sheets import out_of_range, sheets
+from src.io.tables import Table
 from src.stages import results
 from src.stages.records import experts_record, prepared, synthetic_settings
 
@@ -176,9 +175,9 @@ def _run_spent(params: Params, name: str) -> Spent:
 
 
 def _show(title: str, found: Sequence[Result]) -> None:
-    table = Table("run", title=title, title_justify="left")
+    table = Table("run", title=title)
     for column in ("images", "validation, %", "test, %", "gain"):
-        table.add_column(column, justify="right", no_wrap=True)
+        table.add_column(column, justify="right")
     for r in found:
         table.add_row(
             r.run,

@@ -71,8 +71,7 @@ def log_cost(tracker: Tracker, what: str, spent: cost.Cost | None) -> None:
 def _log_figure(tracker: Tracker, rows: list[dict[str, str]]) -> None:
     iterations = [int(row["iteration"]) for row in rows]
     lines = {"matching loss": [float(row["matching_loss"]) for row in rows]}
-    figure = pictures.curve(iterations, lines, "iteration", "matching loss")
-    tracker.figure("figures/matching_loss.png", figure)
+    tracker.curve("figures/matching_loss.png", iterations, lines, ("iteration", "matching loss"))
 
 
 def log_experts(tracker: Tracker, name: str, rows: list[dict[str, Any]], spent: cost.Cost) -> None:
@@ -85,8 +84,8 @@ def log_experts(tracker: Tracker, name: str, rows: list[dict[str, Any]], spent: 
         tracker.metrics({key: values[position] for key, values in means.items()}, epoch)
     for row in rows:
         tracker.metrics({f"{key}/expert-{row['expert']:03d}": row[key] for key in EXPERT_CURVES}, row["epoch"])
-    figure = pictures.curve(epochs, {"mean": means["parameter_step"]}, "epoch", "squared parameter step", log=True)
-    tracker.figure("figures/smoothness.png", figure)
+    lines = {"mean": means["parameter_step"]}
+    tracker.curve("figures/smoothness.png", epochs, lines, ("epoch", "squared parameter step"), log=True)
     tracker.file(artifacts.expert_curves_file(name))
     tracker.output(artifacts.trajectories_folder(name))
     tracker.tags({"ast.buffer": files.digest(artifacts.trajectories_folder(name))})

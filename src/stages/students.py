@@ -18,7 +18,7 @@ from src.io.cost import Cost
 from src.io.progress import Advance, say
 from src.io.workers import Array
 from src.maths import networks, protocol, scores
-from src.maths.derivatives import Logits, module_flops
+from src.maths.derivatives import Logits
 from src.maths.networks import FlatNetwork, ImageShape
 from src.maths.protocol import Gradients, ModuleStudent, Students, Way
 
@@ -48,7 +48,7 @@ class Training:
 def forward_flops(spec: Network, shape: ImageShape) -> int:
     """Floating-point operations of one image's forward pass."""
     network = networks.build(spec, shape, torch.Generator())
-    return module_flops(network, torch.zeros(1, shape.channels, shape.size, shape.size))
+    return networks.forward_flops(network, torch.zeros(1, shape.channels, shape.size, shape.size))
 
 
 def parts(groups: int, processes: int) -> int:

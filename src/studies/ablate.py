@@ -7,9 +7,8 @@ finished is kept by its content, so that the same command goes on after whatever
 from __future__ import annotations
 
 import functools
-import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
@@ -18,14 +17,14 @@ from typing import Any
 import matplotlib.pyplot as plt
 from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from src.ground import runtime
-from src.ground.errors import InterruptedWorkError, UserError
+from src.ground.errors import UserError
 from src.ground.params import Params
 from src.ground.seeding import seed_of
 from src.io import artifacts, files, page, progress, tracking
 from src.io.page import PARTS, Accuracy
+from src.io.tables import Table
 from src.io.tracking import Nest
 from src.maths import scores, significance
 from src.studies import processes, trials, usefulness, variants
@@ -151,9 +150,7 @@ def _make_all(
     asked = processes.share(params, min(workers, len(labels))).runtime
     labels = {name: (variants.with_runtime(variant, asked), label) for name, (variant, label) in labels.items()}
     buffers = {variant.experts: variant for variant, _ in labels.values()}
-    context = multiprocessing.get_context("spawn")
-    start = functools.partial(processes.begin, workspace.folder / "log.txt")
-    with ProcessPoolExecutor(min(workers, len(labels)), context, start) as pool:
+    with processes.pool(min(workers, len(labels)), workspace.folder / "log.txt") as pool:
         alone = functools.partial(_make, workspace=workspace, nest=nest, splits=splits)
         for future in [pool.submit(trials.ready, variant, workspace, nest) for variant in buffers.values()]:
             future.result()
@@ -171,6 +168,7 @@ def _make(variant: Variant, label: str, workspace: Workspace, nest: Nest, splits
     find = {"ast.variant": variant.name}
     try:
         with (
+            processes.told_to_stop(),
             workspace.entered(),
             tracking.nested(nest),
             tracking.track(nest.experiment, label, "variant", find) as tracker,
@@ -179,8 +177,6 @@ def _make(variant: Variant, label: str, workspace: Workspace, nest: Nest, splits
             for split, accuracies in found.items():
                 accuracy, std = scores.mean_and_std(accuracies)
                 tracker.metrics({f"{split}_accuracy_mean": accuracy, f"{split}_accuracy_std": std})
-    except InterruptedWorkError:
-        raise
     except UserError as error:
         return str(error)
     return ""
@@ -253,15 +249,13 @@ HEADER = ("variant", "parts", "validation, %", "test, %", "points", "p", "verdic
 def _show(found: Sequence[Outcome], base: str, seeds: int) -> None:
     """Print the table as narrow as a terminal: what is tested against the run, then what is tested against MTT."""
     tested = any("test" in one.seeds for one in found)
-    table = Table(
-        *("variant", "parts", "validation, %"), box=box.SIMPLE_HEAD, title=f"{base}, {seeds} seeds", title_justify="left"
-    )
+    table = Table("variant", "parts", "validation, %", box=box.SIMPLE_HEAD, title=f"{base}, {seeds} seeds")
     for name in (*(("test, %",) if tested else ()), "points", "p"):
         table.add_column(name, justify="right")
     for one, (label, parts, val, test, points, p, _) in zip(found, _rows(found), strict=True):
         mark = "*" if one.p is not None and one.p < significance.LEVEL else " "
         table.add_row(label, parts, val, *((test,) if tested else ()), points, f"{p}{mark}", end_section=one.label == NONE)
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     console.print(table)
     console.print(
         f"points and p: against the run; below MTT, against MTT. *: beyond noise, p < {significance.LEVEL}", style="dim"

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from src.ground.durations import duration
 from src.ground.errors import UserError
@@ -17,6 +16,7 @@ from src.ground.params import Params
 from src.io import artifacts, cost, files, page, progress
 from src.io.cost import Cost
 from src.io.page import Accuracy, Contrast
+from src.io.tables import Table
 from src.io.tracking import flatten
 from src.maths import scores, significance
 from src.stages import report
@@ -44,7 +44,7 @@ def run(params: Params, names: Sequence[str], html: Path | None) -> None:
     if len({one.dataset for one in found}) > 1:
         sets = ", ".join(f"{one.name} on {one.dataset}" for one in found)
         raise UserError(f"runs on different data sets can't be compared ({sets}): name runs on one")
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     console.print(table(found))
     for line in verdicts(found):
         console.print(line, soft_wrap=True)
@@ -105,7 +105,6 @@ def rows(found: Sequence[Compared]) -> Iterator[tuple[str, ...]]:
 def table(found: Sequence[Compared]) -> Table:
     """The rows, a column a run."""
     shown = Table("", *(one.name for one in found))
-    shown.columns[0].no_wrap = True
     for number, row in enumerate(rows(found), start=1):
         shown.add_row(*row, end_section=number in (len(SPLITS), len(SPLITS) + 2 * len(WORK)))
     return shown

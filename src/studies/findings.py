@@ -12,15 +12,15 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from optuna.visualization import matplotlib as plots
 from rich.console import Console
-from rich.table import Table
 
 from src.ground.errors import UserError
 from src.ground.params import Params
 from src.io import files, params_edit, progress
 from src.io.progress import Advance
+from src.io.tables import Table
 from src.io.tracking import Tracker
 from src.maths import significance
-from src.studies import space, study, usefulness
+from src.studies import space, study, study_log, usefulness
 from src.studies.space import Side
 from src.studies.study import Study
 from src.studies.usefulness import Experts, Point
@@ -39,7 +39,7 @@ def describe(tracker: Tracker, params: Params, base: str, side: Side, plan: Stud
     searched = {name: str(distribution) for name, distribution in plan.space.items()}
     settings = params.tune.model_dump(exclude={"ranges", "trials"})
     tracker.params({"run": base, "side": side, "seed": params.seed, "tune": settings, "space": searched})
-    tracker.tags({"optuna.journal": str(plan.folder / study.JOURNAL)})
+    tracker.tags({"optuna.journal": str(plan.folder / study_log.JOURNAL)})
 
 
 def tell_new(opened: optuna.Study, told: int, tracker: Tracker, advance: Advance) -> int:
@@ -111,7 +111,7 @@ def show(opened: optuna.Study, params: Params, base: str, plan: Study) -> None:
     """Print the best trials beside the start, and whether they differ by more than noise."""
     done, top, first = study.finished(opened), study.best(opened), _first(opened)
     states = ", ".join(f"{sum(t.state == s for t in done)} {s.name.lower()}" for s in study.FINISHED)
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     console.print(f"{plan.name}: {len(done)} trials ({states})", soft_wrap=True)
     if top is None:
         return console.print("no trial is complete, so there is nothing to choose from", soft_wrap=True)
@@ -124,14 +124,13 @@ def show(opened: optuna.Study, params: Params, base: str, plan: Study) -> None:
         console.print(
             "the best of many is chosen by luck too: `evaluate` will say what it is worth on fresh students", style="dim"
         )
-    console.print(f"optuna-dashboard {plan.folder / study.JOURNAL}   # to look at the study", soft_wrap=True, style="dim")
+    console.print(f"optuna-dashboard {plan.folder / study_log.JOURNAL}   # to look at the study", soft_wrap=True, style="dim")
     return None
 
 
 def _table(shown: list[FrozenTrial], plan: Study, importances: dict[str, float]) -> Table:
     """A row a parameter, a column a trial: there are more parameters than trials to show."""
     table = Table("", *("start" if t.number == 0 else f"trial {t.number}" for t in shown), "importance")
-    table.columns[0].no_wrap = True
     table.add_row("validation, %", *(f"{100 * (t.value or 0):.1f} ± {100 * float(_std(t) or 0):.1f}" for t in shown))
     table.add_section()
     for name in plan.space:

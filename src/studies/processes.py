@@ -1,18 +1,45 @@
-"""Worker processes of studies: how many, each one's share of the machine, where its words go."""
+"""Worker processes of studies: how many, each one's share of the machine, where its words go, how they are told to stop."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import replace
+from multiprocessing import connection
+from multiprocessing.context import SpawnContext, SpawnProcess
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from joblib.externals.loky import get_reusable_executor  # type: ignore[import-untyped]
 
 from src.ground import runtime
+from src.ground.errors import InterruptedWorkError, UserError
 from src.ground.params import Params
+from src.io import stopping
+
+GRACE_SECONDS = 10.0  # for a worker that is told to stop, to keep what it has
+
+
+class _Worker(SpawnProcess):
+    """A process that no Ctrl-C reaches, not even while it starts: it stops when this one tells it by SIGTERM."""
+
+    def start(self) -> None:
+        with stopping.spared(stopping.FROM_TERMINAL):
+            super().start()
+
+
+class _Context(SpawnContext):
+    Process = _Worker
+
+
+CONTEXT = _Context()
 
 
 def count(params: Params, asked: int | None) -> int:
@@ -27,6 +54,46 @@ def share(params: Params, workers: int) -> Params:
     """The parameters with one worker's threads; it starts no further processes."""
     threads = params.runtime.threads or (max(1, runtime.cores() // workers) if workers > 1 else None)
     return replace(params, runtime=params.runtime.model_copy(update={"threads": threads, "workers": 1}))
+
+
+@contextmanager
+def pool(count: int, log: Path | None = None) -> Iterator[ProcessPoolExecutor]:
+    """So many workers, which stop where the block ends in an error. Raises UserError where one was killed."""
+    with ProcessPoolExecutor(count, CONTEXT, begin, (log,)) as made:
+        try:
+            yield made
+        except BaseException as error:
+            made.shutdown(wait=False, cancel_futures=True)
+            end()
+            if isinstance(error, BrokenProcessPool):
+                raise UserError(
+                    "a worker was killed, most often because memory ran out: the same command goes on; give it fewer --workers"
+                ) from None
+            raise
+
+
+def end() -> None:
+    """Tell all workers to stop, and kill those that take too long: their work is gone on with from its last checkpoint."""
+    workers = multiprocessing.active_children()
+    for worker in workers:
+        worker.terminate()
+    deadline = time.monotonic() + GRACE_SECONDS
+    for worker in workers:
+        if not connection.wait([worker.sentinel], max(0.0, deadline - time.monotonic())):
+            worker.kill()
+
+
+@contextmanager
+def told_to_stop() -> Iterator[None]:
+    """Around what a worker does: it ends by the signal that stopped it, once all is kept, whatever it was to do next."""
+    stopping.answer()
+    try:
+        with stopping.said():
+            yield
+    except InterruptedWorkError:
+        stopping.end(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def begin(log: Path | None = None) -> None:

@@ -6,7 +6,6 @@ are needed: the data set is prepared as it was, in a workspace of its own, and s
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,10 +15,10 @@ from src.ground.errors import ArtifactError, UserError
 from src.ground.params import Params, parse
 from src.io import artifacts, files, page, progress
 from src.io.page import Accuracy
-from src.io.sources import idx, named, published
+from src.io.sources import named
 from src.stages import evaluate, prepare
 from src.stages.records import prepared
-from src.studies.variants import Workspace, digest
+from src.studies.variants import Workspace
 
 FOLDER = artifacts.DATA / "released"
 WORKSPACE = Path(".cache") / "released"
@@ -33,13 +32,11 @@ def run(name: str, data: str | None, networks: list[str], mine: Params) -> None:
     with files.understood(folder / "set.json", REMEDY):
         params, then = _params(name, card["settings"], mine), _accuracy(card["accuracy"])
     dataset = params.runs[name].dataset
-    workspace = _workspace()
-    if data is not None and _lacks_names(params.prepare[dataset].source, Path(data).expanduser()):
-        workspace = _workspace_with(params.prepare[dataset].source, Path(data).expanduser().absolute())
-    elif data is not None:
-        params = _with_source(params, dataset, data)
-    with workspace.entered():
-        _prepare(params, dataset)
+    if data is not None:
+        params = _with_path(params, dataset, data)
+    with _workspace().entered():
+        if data is not None or not _is_prepared(params, dataset):
+            prepare.run(params, dataset)
         evaluate.score_file(params, name, networks, folder / "synthetic.safetensors")
     progress.say(f"{name}: released {then} on the test split, of {params.runs[name].network}")
 
@@ -64,15 +61,11 @@ def _params(name: str, settings: dict[str, Any], mine: Params) -> Params:
     return replace(alone, networks={**mine.networks, **alone.networks})
 
 
-def _lacks_names(source: str, place: Path) -> bool:
-    """Whether IDX files of a known data set are there: they don't name its classes, which its digest covers."""
-    return source in published.IDX_CLASSES and place.is_dir() and idx.is_here(place)
-
-
-def _with_source(params: Params, dataset: str, data: str) -> Params:
-    place = Path(data).expanduser()
-    source = str(place.absolute()) if place.exists() else data
-    return replace(params, prepare={dataset: params.prepare[dataset].model_copy(update={"source": source})})
+def _with_path(params: Params, dataset: str, data: str) -> Params:
+    """With the real images from `data`, unless that only names their source."""
+    settings = params.prepare[dataset]
+    path = None if data == settings.source in named.KNOWN else str(Path(data).expanduser().absolute())
+    return replace(params, prepare={dataset: settings.model_copy(update={"path": path})})
 
 
 def _workspace() -> Workspace:
@@ -85,22 +78,10 @@ def _workspace() -> Workspace:
     return workspace
 
 
-def _workspace_with(source: str, place: Path) -> Workspace:
-    """A folder of the cache where the known data set `source` is found, its files being those of `place`."""
-    top = Path.cwd()
-    workspace = Workspace(top / WORKSPACE / digest([source, str(place)]), top)
-    workspace.link(Path("src"))
-    own = workspace.folder / named.FOLDER / source
-    shutil.rmtree(own, ignore_errors=True)  # the files may have changed
-    own.mkdir(parents=True)
-    for path in place.iterdir():
-        (own / path.name).symlink_to(path)
-    return workspace
-
-
-def _prepare(params: Params, dataset: str) -> None:
-    """Prepare the data set, unless it is there from before."""
+def _is_prepared(params: Params, dataset: str) -> bool:
+    """Whether the data set is there from before."""
     try:
         prepared(params, dataset, *evaluate.SPLITS)
     except ArtifactError:
-        prepare.run(params, dataset)
+        return False
+    return True

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rich.table import Table
 from torch import Tensor
 
 from src.ground.errors import UserError
@@ -15,6 +14,7 @@ from src.ground.params import Params
 from src.io import artifacts, checkpoints, files, page, progress
 from src.io.artifacts import SyntheticSet
 from src.io.page import Accuracy
+from src.io.tables import Table
 from src.maths import scores
 from src.stages import evaluate, work
 
@@ -27,7 +27,7 @@ def run(params: Params, name: str) -> None:
     settings = params.run(name)
     if not params.distillations[name].iterations:
         raise UserError(f"{name}: is not distilled and has no snapshots: name a run with iterations")
-    table = Table("iteration", "validation, %", title=name, title_justify="left")
+    table = Table("iteration", "validation, %", title=name)
     with checkpoints.at_work("evaluate", name):
         device = work.start(params.runtime, name)
         statistics, synthetic = evaluate.inputs(params, name)

@@ -20,13 +20,12 @@ from filelock import FileLock, Timeout
 from optuna.pruners import MedianPruner, NopPruner
 from optuna.samplers import RandomSampler, TPESampler
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from src.ground.seeding import seed_of
 from src.studies.space import Space
+from src.studies.study_log import StudyLog
 
-JOURNAL = "journal.log"
 DRAWS = 100  # of parameters that are all known already, before the search space counts as exhausted
 ATTEMPTS = 5  # processes that may be killed at one trial
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
@@ -48,11 +47,11 @@ class Study:
     prunes: bool
 
     def open(self) -> optuna.Study:
-        """The study as it is now; made where it is not there."""
+        """The study as it is now; made where it is not there. Raises ArtifactError where its file is damaged."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._lock():
             return optuna.create_study(
-                storage=JournalStorage(JournalFileBackend(str(self.folder / JOURNAL))),
+                storage=JournalStorage(StudyLog(self.folder)),
                 study_name=self.name,
                 direction="maximize",
                 load_if_exists=True,

@@ -34,7 +34,7 @@ class Task:
 
 def ready(variant: Variant, workspace: Workspace, nest: Nest) -> None:
     """Make the experts that all trials share, as a process of its own."""
-    with workspace.entered(), tracking.nested(nest):
+    with processes.told_to_stop(), workspace.entered(), tracking.nested(nest):
         try:
             variants.ready_experts(variant, workspace.source)
         finally:
@@ -44,8 +44,8 @@ def ready(variant: Variant, workspace: Workspace, nest: Nest) -> None:
 def work(task: Task, log: Path) -> None:
     """A worker, as a process of its own whose output goes to a file."""
     processes.begin(log)
-    opened = task.study.open()
-    with task.workspace.entered(), tracking.nested(task.nest), task.study.worker() as name:
+    with processes.told_to_stop(), task.workspace.entered(), tracking.nested(task.nest), task.study.worker() as name:
+        opened = task.study.open()
         while task.deadline is None or time.time() < task.deadline:
             trial = task.study.claim(opened, name, task.trials)
             if trial is None:

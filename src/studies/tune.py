@@ -6,10 +6,8 @@ No stage of the pipeline: it proposes parameters, and `--apply` adds them to par
 from __future__ import annotations
 
 import functools
-import multiprocessing
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -115,7 +113,7 @@ def search(params: Params, base: str, side: Side, plan: Study, wanted: int, time
 def _ready_experts(params: Params, base: str, workspace: Workspace, nest: Nest) -> None:
     """The experts that all trials match, made once with the whole machine."""
     variant = variants.build(params, base, Changes(), variants.protocol_of(params, base))
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), processes.begin) as pool:
+    with processes.pool(1) as pool:
         pool.submit(trials.ready, variant, workspace, nest).result()
 
 
@@ -132,19 +130,16 @@ def _work(task: Task, opened: optuna.Study, workers: int, tracker: Tracker) -> N
 @contextmanager
 def _processes(task: Task, workers: int) -> Iterator[functools.partial[bool]]:
     """Yields alive(): whether a worker is, after killed ones have been replaced."""
-    found = [_start(task, number) for number in range(workers)]
-    restarts = [0] * len(found)
     try:
-        yield functools.partial(_alive, task, found, restarts)
+        found = [_start(task, number) for number in range(workers)]
+        yield functools.partial(_alive, task, found, [0] * workers)
     finally:  # of Ctrl-C, too: trials that are cut off are gone on with later
-        for process in found:
-            process.terminate()
-            process.join()
+        processes.end()
 
 
 def _start(task: Task, number: int) -> BaseProcess:
     log = task.study.folder / "logs" / f"worker-{number}.txt"
-    process = multiprocessing.get_context("spawn").Process(target=trials.work, args=(task, log))
+    process = processes.CONTEXT.Process(target=trials.work, args=(task, log))
     process.start()
     return process
 

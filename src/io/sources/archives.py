@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
 
 from src.ground.errors import DataError
-from src.io.sources.trees import Listing, Tree, hidden
+from src.io.sources.trees import Listing, Tree, why_hidden
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 DAMAGE = (
@@ -24,6 +24,8 @@ DAMAGE = (
     ValueError,  # names that are no text
     NotImplementedError,  # methods of compression
 )  # fmt: skip
+UTF8 = 0x800  # the flag of a member whose name is UTF-8
+UNIX = (3, 19)  # what Unix and macOS call themselves in a member
 
 
 def is_archive(path: Path) -> bool:
@@ -48,12 +50,12 @@ class Zip:
     def listing(self) -> Listing:
         with _damage(self.path), zipfile.ZipFile(self.path) as archive:
             # ZipInfo.is_dir() fails where a damaged member has no name
-            members = [(_safe(self.path, info.filename), info.filename.endswith("/")) for info in archive.infolist()]
+            members = [(_safe(self.path, _name(info)), info.filename.endswith("/")) for info in archive.infolist()]
         return _listing(members)
 
-    def streams(self, files: Iterable[str]) -> Iterator[tuple[str, BinaryIO]]:
+    def streams(self, files: Iterable[str], most: int = -1) -> Iterator[tuple[str, BinaryIO]]:
         with _damage(self.path), zipfile.ZipFile(self.path) as archive:
-            members = {_safe(self.path, info.filename): info for info in archive.infolist()}
+            members = {_safe(self.path, _name(info)): info for info in archive.infolist()}
             for name in files:
                 if members[name].flag_bits & 1:
                     raise DataError(f"{self.path} is encrypted: pack the images without a password")
@@ -77,7 +79,7 @@ class Tar:
             _check_end(archive)
         return _listing(members)
 
-    def streams(self, files: Iterable[str]) -> Iterator[tuple[str, BinaryIO]]:
+    def streams(self, files: Iterable[str], most: int = -1) -> Iterator[tuple[str, BinaryIO]]:
         wanted = set(files)
         with _damage(self.path), tarfile.open(self.path) as archive:
             for member in archive:
@@ -85,14 +87,14 @@ class Tar:
                 if name in wanted:
                     content = archive.extractfile(member)
                     # in memory, as going back in a compressed archive means reading it from its start
-                    yield name, io.BytesIO(content.read() if content else b"")
+                    yield name, io.BytesIO(content.read(most) if content else b"")
                     wanted.remove(name)
                 if not wanted:
                     break
 
     def _name(self, member: tarfile.TarInfo) -> str:
         name = _safe(self.path, member.name)
-        if not (member.isfile() or member.isdir() or _is_litter(name)):
+        if not (member.isfile() or member.isdir() or _why_hidden(name)):
             raise DataError(f"{self.path} holds '{name}', which is no file but a link or a device: pack the file itself")
         return name
 
@@ -113,17 +115,26 @@ def _check_end(archive: tarfile.TarFile) -> None:
             raise tarfile.ReadError("its end is missing")
 
 
-def _is_litter(path: str) -> bool:
-    return any(hidden(part) for part in path.split("/"))
+def _name(member: zipfile.ZipInfo) -> str:
+    """Where a name does not say what text it is, it is the file system's bytes if packed on Unix, else code page 437."""
+    says = member.flag_bits & UTF8 or member.filename != member.orig_filename  # the latter: in a field of its own
+    if says or member.create_system not in UNIX:
+        return member.filename
+    return member.filename.encode("cp437").decode("utf-8", "surrogateescape")
+
+
+def _why_hidden(path: str) -> str | None:
+    return next((why for part in path.split("/") if (why := why_hidden(part))), None)
 
 
 def _listing(members: Iterable[tuple[str, bool]]) -> Listing:
     """A file implies the folders that it lies in; a name that stands twice counts once."""
-    kept = [(path, folder) for path, folder in members if path != "." and not _is_litter(path)]
-    files = dict.fromkeys(path for path, folder in kept if not folder)
-    folders = {path for path, folder in kept if folder}
-    folders |= {str(parent) for path, _ in kept for parent in PurePosixPath(path).parents} - {"."}
-    return Listing(tuple(files), frozenset(folders))
+    reasons = {path: (_why_hidden(path), folder) for path, folder in members if path != "."}
+    kept = {path: folder for path, (why, folder) in reasons.items() if why is None}
+    folders = {path for path, folder in kept.items() if folder}
+    folders |= {str(parent) for path in kept for parent in PurePosixPath(path).parents} - {"."}
+    left_out = {path: why for path, (why, folder) in reasons.items() if why is not None and not folder}
+    return Listing(tuple(path for path, folder in kept.items() if not folder), frozenset(folders), left_out)
 
 
 @contextmanager

@@ -6,7 +6,6 @@ Images are decoded straight into their place, so that besides the array only a b
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -61,11 +60,10 @@ def survey(value: RawSplit, title: str) -> Survey:
         return Survey(dict.fromkeys(range(count), Header(width, height, channels == 1)), {})
     headers: dict[int, Header] = {}
     broken: dict[int, str] = {}
-    with _shown(f"{title}, headers", len(value.names)) as advance, warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+    with _shown(f"{title}, headers", len(value.names)) as advance, images.quiet():
         for place, stream in value.streams():
             try:
-                headers[place] = images.header(stream)
+                headers[place] = images.header(stream, value.names[place])
             except BrokenImageError as error:
                 broken[place] = str(error)
             advance()
@@ -80,11 +78,12 @@ def decode(value: RawSplit, found: Survey, shape: Shape, pixel_max: int, title: 
     slots = np.argsort(order)  # of each place
     out = np.empty((len(order), shape.channels, shape.size, shape.size), np.uint8)
     broken = dict(found.broken)
-    for place, image in _decoded(value, found, shape, title):
-        if isinstance(image, str):
-            broken[place] = image
-        else:
-            out[slots[place]] = image.transpose(2, 0, 1)
+    with images.quiet():
+        for place, image in _decoded(value, found, shape, title):
+            if isinstance(image, str):
+                broken[place] = image
+            else:
+                out[slots[place]] = image.transpose(2, 0, 1)
     kept = sorted(set(range(len(order))) - {int(slots[place]) for place in broken})
     return Decoded(_compacted(out, kept), value.labels[order][kept], broken)
 
@@ -106,7 +105,7 @@ def _decoded(value: Encoded, found: Survey, shape: Shape, title: str) -> Iterato
     def result(content: Content) -> tuple[int, Bytes | str]:
         place, encoded = content
         try:
-            return place, encoded if isinstance(encoded, str) else images.decode(encoded, shape)
+            return place, encoded if isinstance(encoded, str) else images.decode(encoded, shape, value.names[place])
         except BrokenImageError as error:
             return place, str(error)
 

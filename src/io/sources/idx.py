@@ -1,58 +1,138 @@
-"""MNIST's IDX files, plain or gzipped: train-images-idx3-ubyte, train-labels-idx1-ubyte, and t10k-... for the test split."""
+"""IDX files as MNIST's, plain or gzipped: train-images-idx3-ubyte, train-labels-idx1-ubyte, and t10k-... for the test split.
+
+Other data sets put their name before it. EMNIST's six, emnist-letters-train-images-idx3-ubyte and so on, are known by their
+classes, and have their images transposed; of QMNIST's eight columns of labels the first is the class.
+"""
 
 from __future__ import annotations
 
 import gzip
 import math
+import re
+import string
 import struct
 import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from src.ground.errors import DataError
-from src.io.sources.raw import Bytes, Plain, Raw, numbered
+from src.io.sources.labels import Value, classed
+from src.io.sources.raw import Plain, Raw
 
-PREFIXES = {"train": "train", "test": "t10k"}
-KINDS = {"images": "idx3-ubyte", "labels": "idx1-ubyte"}
-UNSIGNED_BYTES = 8  # IDX's code of the type
+NAME = re.compile(r"(?P<prefix>(?:.*[-_.])?)(?P<split>train|t10k|test)-(?P<kind>images|labels)[-.]idx\d-(?:ubyte|int)(?:\.gz)?")
+SPLITS = {"train": "train", "t10k": "test", "test": "test"}
+PLACES = ("", "raw", "gzip", "EMNIST/raw", "QMNIST/raw")  # below a folder, as the files are published or torchvision keeps them
+TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4"}  # whole numbers, by IDX's code
+QMNIST = "qmnist-"
+_MERGED = (*string.digits, *string.ascii_uppercase, *(f"lowercase {letter}" for letter in "abdefghnqrt"))
+EMNIST: Mapping[str, Mapping[Value, str]] = {
+    "emnist-digits-": dict(enumerate(string.digits)),
+    "emnist-mnist-": dict(enumerate(string.digits)),
+    "emnist-letters-": dict(enumerate(string.ascii_uppercase, start=1)),
+    "emnist-balanced-": dict(enumerate(_MERGED)),
+    "emnist-bymerge-": dict(enumerate(_MERGED)),
+    "emnist-byclass-": dict(
+        enumerate((*string.digits, *string.ascii_uppercase, *(f"lowercase {letter}" for letter in string.ascii_lowercase)))
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Files:
+    """Files of one data set in a folder."""
+
+    folder: Path
+    prefix: str
+    paths: Mapping[tuple[str, str], Path]  # (split, "images" or "labels")
+
+
+def is_one(path: Path) -> bool:
+    """Whether a file is called as one of IDX."""
+    return NAME.fullmatch(path.name) is not None
 
 
 def is_here(folder: Path) -> bool:
     """Whether the folder holds images of a training split."""
-    return _file(folder, "train", "images") is not None
+    return any(("train", "images") in files.paths for files in _sets(folder))
 
 
-def read(folder: Path, classes: tuple[str, ...] | None = None) -> Raw:
-    """Classes are numbers where they are not given. Raises DataError where a file is missing or damaged."""
-    splits = {split: _split(folder, split) for split in PREFIXES if split == "train" or _file(folder, split, "images")}
-    return Raw(classes or numbered({split: value.labels for split, value in splits.items()}), splits)
+def files(folder: Path) -> tuple[Path, ...]:
+    """Those that the folder's names say are of IDX."""
+    return tuple(path for path in folder.glob("*idx*") if is_one(path))
 
 
-def _split(folder: Path, split: str) -> Plain:
-    images, labels = (_file(folder, split, kind) for kind in KINDS)
-    if images is None or labels is None:
-        lacking = f"{PREFIXES[split]}-{'labels-idx1' if images else 'images-idx3'}-ubyte"
-        raise DataError(f"{folder} lacks {lacking}: put it there, plain or as .gz")
-    return Plain(_array(images, 3)[..., None], _array(labels, 1).astype(np.int64))
+def place_of(folder: Path) -> Path | None:
+    """The folder itself or the one in it that holds IDX files."""
+    return next((folder / place for place in PLACES if is_here(folder / place)), None)
 
 
-def _file(folder: Path, split: str, kind: str) -> Path | None:
-    stem = f"{PREFIXES[split]}-{kind}"
-    names = (f"{stem}{joint}{KINDS[kind]}{suffix}" for joint in "-." for suffix in ("", ".gz"))
-    return next((folder / name for name in names if (folder / name).is_file()), None)
+def read(path: Path, names: tuple[str, ...] | None = None) -> Raw:
+    """From a folder with the files of one data set, or from one of them; `names` are those of the labels 0, 1, ...
+
+    Raises DataError where a file is missing or damaged, or the folder holds several data sets.
+    """
+    files = _chosen(path)
+    known: Mapping[Value, str] | None = dict(enumerate(names)) if names else EMNIST.get(files.prefix)
+    splits = [split for split in ("train", "test") if split == "train" or (split, "images") in files.paths]
+    found = classed({split: _labels(files, split).tolist() for split in splits}, known)
+    turned = files.prefix in EMNIST
+    images = {split: _array(_file(files, split, "images"), 3, ("u1",)) for split in splits}
+    upright = {split: (value.transpose(0, 2, 1) if turned else value)[..., None] for split, value in images.items()}
+    notes = (*found.notes, *(("EMNIST stores its images transposed: they are turned upright",) if turned else ()))
+    return Raw(found.classes, {s: Plain(upright[s], found.labels[s]) for s in splits}, notes=notes)
 
 
-def _array(path: Path, dimensions: int) -> Bytes:
+def _sets(folder: Path) -> list[Files]:
+    """By their names before the split; of a file that lies there plain and gzipped the plain one."""
+    sets: dict[str, dict[tuple[str, str], Path]] = {}
+    for path in sorted(folder.glob("*idx*"), key=lambda path: (path.suffix == ".gz", path.name)):
+        match = NAME.fullmatch(path.name)
+        if match and path.is_file():
+            sets.setdefault(match["prefix"], {}).setdefault((SPLITS[match["split"]], match["kind"]), path)
+    return [Files(folder, prefix, paths) for prefix, paths in sorted(sets.items())]
+
+
+def _chosen(path: Path) -> Files:
+    if path.is_dir():
+        sets = [files for files in _sets(path) if ("train", "images") in files.paths]
+        if len(sets) > 1:
+            choices = ", ".join(str(files.paths["train", "images"]) for files in sets)
+            raise DataError(f"{path} holds IDX files of several data sets: give one of these files as the source, {choices}")
+        return sets[0]
+    match = NAME.fullmatch(path.name)
+    return next(files for files in _sets(path.parent) if match and files.prefix == match["prefix"])
+
+
+def _file(files: Files, split: str, kind: str) -> Path:
+    if (split, kind) not in files.paths:
+        name = "train" if split == "train" else "test" if files.prefix else "t10k"
+        lacking = f"{files.prefix}{name}-{'images-idx3' if kind == 'images' else 'labels-idx1'}-ubyte"
+        raise DataError(f"{files.folder} lacks {lacking}: put it there, plain or as .gz")
+    return files.paths[split, kind]
+
+
+def _labels(files: Files, split: str) -> NDArray[Any]:
+    path = _file(files, split, "labels")
+    return _array(path, 2)[:, 0] if files.prefix == QMNIST else _array(path, 1)
+
+
+def _array(path: Path, dimensions: int, types: tuple[str, ...] = tuple(TYPES.values())) -> NDArray[Any]:
     """The file's array: a magic number that holds type and dimensions, each length in four bytes, then the values."""
     content = _content(path)
-    if len(content) < 4 + 4 * dimensions or content[:4] != bytes((0, 0, UNSIGNED_BYTES, dimensions)):
-        raise DataError(f"{path} is no IDX file of bytes in {dimensions} dimensions: download it again")
+    kind = TYPES.get(content[2]) if content[:2] == bytes(2) and len(content) >= 4 + 4 * dimensions else None
+    if kind not in types or content[3] != dimensions:
+        raise DataError(f"{path} is no IDX file of whole numbers in {dimensions} dimensions: download it again")
     shape = struct.unpack_from(f">{dimensions}I", content, 4)
-    values = np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions)
-    if len(values) != math.prod(shape):
-        raise DataError(f"{path} holds {len(values)} values, but says {math.prod(shape)}: download it again")
-    return values.reshape(shape)
+    size = np.dtype(kind).itemsize
+    if len(content) - 4 - 4 * dimensions != size * math.prod(shape):
+        held = (len(content) - 4 - 4 * dimensions) // size
+        raise DataError(f"{path} holds {held} values, but says {math.prod(shape)}: download it again")
+    return np.frombuffer(content, kind, offset=4 + 4 * dimensions).reshape(shape)
 
 
 def _content(path: Path) -> bytes:

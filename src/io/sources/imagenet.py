@@ -6,13 +6,13 @@ images are the test split, as in the field. Classes are in MTT's order.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
 from src.ground.errors import DataError
-from src.io.sources import archives, images, layouts
+from src.io.sources import archives, contents, layouts
 from src.io.sources.raw import Encoded, Raw
-from src.io.sources.trees import Folder, Tree, natural
+from src.io.sources.trees import Folder, Tree
 
 SUBSETS: Mapping[str, Mapping[str, str]] = {
     "imagenette": {
@@ -48,6 +48,7 @@ SUBSETS: Mapping[str, Mapping[str, str]] = {
 }  # fmt: skip
 IMAGENET = "imagenet"  # the folder's name
 TINY = "tiny-imagenet-200"  # the name of folder and archive
+WORDS, ANNOTATIONS = "words.txt", "val/val_annotations.txt"
 
 
 def archive_of(subset: str) -> str:
@@ -68,52 +69,85 @@ def read_subset(folder: Path, subset: str) -> Raw | None:
 
 
 def _subset(tree: Tree, ids: Mapping[str, str]) -> Raw:
-    groups = layouts.grouped(tree)
+    found = layouts.grouped(tree)
     splits = {}
     for split, ours in (("train", "train"), ("val", "test")):
-        lacking = [wnid for wnid in ids if wnid not in groups.get(split, ())]
+        group = found.groups.get(split, {})
+        lacking = [wnid for wnid in ids if wnid not in group]
         if lacking:
             text = f"{tree.title} has no folder {split}/{lacking[0]} ({ids[lacking[0]]})"
             raise DataError(f"{text}: put ImageNet's images of all ten classes there")
-        splits[ours] = layouts.encoded(tree, [groups[split][wnid] for wnid in ids])
-    return Raw(tuple(ids.values()), splits)
+        splits[ours] = layouts.encoded(tree, [group[wnid] for wnid in ids])
+    others = {path for group in found.groups.values() for wnid in group if wnid not in ids for path in group[wnid]}
+    left_out = {**dict.fromkeys(sorted(others), "of another class"), **found.left_out}
+    return Raw(tuple(ids.values()), splits, left_out=layouts.printable(left_out), notes=found.notes)
 
 
 def read_tiny(folder: Path) -> Raw | None:
-    """Tiny ImageNet from its archive or its folder in `folder`: 200 classes in the order of their ids."""
+    """Tiny ImageNet from its archive or its folder in `folder`, or from this folder: 200 classes in the order of their ids."""
     if (folder / f"{TINY}.zip").is_file():
-        return _tiny(archives.tree(folder / f"{TINY}.zip"))
-    return _tiny(Folder(folder, (TINY,))) if (folder / TINY).is_dir() else None
+        return _tiny(archives.tree(folder / f"{TINY}.zip"), f"{TINY}/")
+    if (folder / TINY).is_dir():
+        return _tiny(Folder(folder / TINY), "")
+    return _tiny(Folder(folder), "") if (folder / ANNOTATIONS).is_file() else None
 
 
-def _tiny(tree: Tree) -> Raw:
-    """train/WNID/images/IMAGE; val/images/IMAGE, whose ids stand in a table; the test images have no labels."""
-    files = tree.listing().files
-    tables = [f"{TINY}/{name}" for name in ("words.txt", "val/val_annotations.txt")]
-    lacking = [table for table in tables if table not in files]
-    if lacking:
-        raise DataError(f"{tree.title} lacks {lacking[0]}: download Tiny ImageNet again")
-    texts = {name: stream.read().decode(errors="replace") for name, stream in tree.streams(tables)}
-    words, ids = (dict(line.split("\t")[:2] for line in texts[table].splitlines() if "\t" in line) for table in tables)
-    train: dict[str, list[str]] = {}
-    test: dict[str, list[str]] = {}
-    for path in sorted((path for path in files if path.casefold().endswith(images.SUFFIXES)), key=natural):
-        match path.split("/"):
-            case [_, "train", wnid, _, _]:
-                train.setdefault(wnid, []).append(path)
-            case [_, "val", _, name]:
-                test.setdefault(ids.get(name, "unknown"), []).append(path)
-    return _named(tree, train, test, words)
+def _tiny(tree: Tree, top: str) -> Raw:
+    """WNID/IMAGE in train and val, below one of which there may be a folder images; or val/images/IMAGE, with ids in a table.
+
+    The test images have no labels: val is the test split. Without words.txt the ids are the classes' names.
+    """
+    held = contents.of(tree)
+    words, ids = (_table(tree, f"{top}{name}", held.left_out) for name in (WORDS, ANNOTATIONS))
+    splits: dict[str, dict[str, list[str]]] = {"train": {}, "val": {}}
+    left_out = dict(held.left_out)
+    for path in held.images:
+        match [part for part in path.removeprefix(top).split("/") if part != "images"]:
+            case ["train" | "val" as below, wnid, _]:
+                splits[below].setdefault(wnid, []).append(path)
+            case ["val", name]:
+                splits["val"].setdefault(_class_of(tree, path, ids, name), []).append(path)
+            case _:
+                left_out[path] = "without a label" if path.startswith(f"{top}test/") else "in no class folder of train or val"
+    for split, found in splits.items():
+        if not found:
+            raise DataError(f"{tree.title} has no image in {top}{split}: download Tiny ImageNet again")
+    return _named(tree, splits["train"], splits["val"], words, left_out)
 
 
-def _named(tree: Tree, train: Mapping[str, list[str]], test: Mapping[str, list[str]], words: Mapping[str, str]) -> Raw:
+def _table(tree: Tree, path: str, files: Container[str]) -> Mapping[str, str]:
+    """The first two columns; nothing where the file is not there."""
+    texts = [stream.read().decode(errors="replace") for _, stream in tree.streams([path])] if path in files else [""]
+    return dict(line.split("\t")[:2] for line in texts[0].splitlines() if "\t" in line)
+
+
+def _class_of(tree: Tree, path: str, ids: Mapping[str, str], name: str) -> str:
+    if name not in ids:
+        text = (
+            f"{tree.title} has {path} without a class"
+            if ids
+            else f"{tree.title} has {path}, but lacks {ANNOTATIONS} with its class"
+        )
+        raise DataError(f"{text}: download Tiny ImageNet again, or put the images of val into a folder for each class")
+    return ids[name]
+
+
+def _named(
+    tree: Tree,
+    train: Mapping[str, list[str]],
+    test: Mapping[str, list[str]],
+    words: Mapping[str, str],
+    left_out: layouts.LeftOut,
+) -> Raw:
     """The first of each class's words as its name."""
     order = sorted(train)
-    if set(test) - set(train):
-        raise DataError(f"{tree.title} has images in val/ without a class: download Tiny ImageNet again")
+    foreign = sorted(set(test) - set(train))
+    if foreign:
+        raise DataError(f"{tree.title} has the class {foreign[0]} in val, but not in train: download Tiny ImageNet again")
     names = [words.get(wnid, wnid).split(",")[0] for wnid in order]
     classes = [name if names.count(name) == 1 else f"{name} {wnid}" for name, wnid in zip(names, order, strict=True)]
-    return Raw(tuple(classes), {"train": _split(tree, order, train), "test": _split(tree, order, test)})
+    splits = {"train": _split(tree, order, train), "test": _split(tree, order, test)}
+    return Raw(tuple(classes), splits, left_out=layouts.printable(left_out))
 
 
 def _split(tree: Tree, order: Sequence[str], paths: Mapping[str, list[str]]) -> Encoded:

@@ -1,37 +1,56 @@
 """One image file -> integers 0 to 255 of the wanted channels and size.
 
 Transparent pixels are laid on white; 16-bit grey levels are divided by 257, so that 65535 becomes 255; all other modes are
-converted as Pillow does. Only formats that Pillow decodes by itself are opened: none that calls another program.
+converted as Pillow does. Of several frames or pages the first is taken. Damage to what only describes an image is passed over.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+import logging
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import numpy as np
-from PIL import (
-    ExifTags,
-    Image,
-    ImageOps,
-    TiffImagePlugin,  # noqa: F401, else the first TIFF or WebP file makes Pillow import all its formats
-    UnidentifiedImageError,
-    WebPImagePlugin,  # noqa: F401
-)
+from PIL import ExifTags, Image, UnidentifiedImageError
 
+from src.io.sources import formats, metadata
 from src.io.sources.raw import Bytes
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 GREY_MODES = frozenset({"1", "L", "LA", "La"})
 DEEP_GREY_MODES = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
+BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+TURNS = {  # EXIF's orientation -> what makes the image upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # else Python prints what Pillow logs
+
+Result = TypeVar("Result")
 
 
 class BrokenImageError(Exception):
     """The bytes are no image that can be read; the reason fits into a sentence."""
+
+
+class Absent(io.BytesIO):
+    """Takes the place of an image that is not there, and says why when it is read."""
+
+    def __init__(self, reason: str):
+        super().__init__()
+        self.reason = reason
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        raise BrokenImageError(self.reason)
 
 
 @dataclass(frozen=True)
@@ -51,21 +70,32 @@ class Shape:
     size: int
 
 
-def header(stream: BinaryIO) -> Header:
-    """Read no more than it takes to know mode and size. Raises BrokenImageError."""
-    with _broken():
-        image = _open(stream)
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps Pillow's warnings off the screen; of the one of decompression bombs it makes an error. Holds for all threads."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+def header(stream: BinaryIO, name: str = "") -> Header:
+    """Read no more than it takes to know mode and size; the name of the file may tell its format. Raises BrokenImageError."""
+    with _broken(stream, name):
+        try:
+            image = _open(stream, name)
+        except (*BOMBS, BrokenImageError):
+            raise
+        except Exception:
+            stream.seek(0)
+            image = _salvaged(lambda content: _open(io.BytesIO(content), name), stream.read())
     return Header(*image.size, grey=image.mode in GREY_MODES | DEEP_GREY_MODES)
 
 
-def decode(content: bytes, shape: Shape) -> Bytes:
+def decode(content: bytes, shape: Shape, name: str = "") -> Bytes:
     """The whole image, upright, as integers (size, size, channels). Raises BrokenImageError."""
-    with _broken():
-        image: Image.Image = _open(io.BytesIO(content))
-        image.load()
-        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-            image = ImageOps.exif_transpose(image)
-        return fit(_eight_bit(image), shape)
+    with _broken(io.BytesIO(content), name):
+        return fit(_eight_bit(_salvaged(lambda data: _upright(data, name), content)), shape)
 
 
 def fit(image: Image.Image, shape: Shape) -> Bytes:
@@ -106,21 +136,60 @@ def _from_16_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(((levels + 128) // 257).astype(np.uint8))
 
 
-def _open(stream: BinaryIO) -> Image.Image:
-    return Image.open(stream, formats=FORMATS)
+def _upright(content: bytes, name: str) -> Image.Image:
+    image = _open(io.BytesIO(content), name)
+    image.load()
+    turn = TURNS.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
+    """What EXIF or XMP say, where they can be understood."""
+    try:
+        return int(image.getexif()[ExifTags.Base.Orientation])
+    except Exception:  # nearly any kind, as on damaged bytes everywhere
+        return 1
+
+
+def _salvaged(read: Callable[[bytes], Result], content: bytes) -> Result:
+    """What is read of the file, or else of the file without its metadata, whose damage does the pixels no harm."""
+    try:
+        return read(content)
+    except BOMBS:
+        raise
+    except Exception:
+        bare = metadata.without(content)
+        try:
+            if bare is not None:
+                return read(bare)
+        except Exception:  # what was wrong with the file as it is says more
+            pass
+        raise
+
+
+def _open(stream: BinaryIO, name: str) -> Image.Image:
+    return Image.open(stream, formats=formats.to_try(name))
 
 
 @contextmanager
-def _broken() -> Iterator[None]:
+def _broken(stream: BinaryIO, name: str) -> Iterator[None]:
     """Turns whatever Pillow raises on damaged bytes, which is nearly any kind of error, into BrokenImageError."""
     try:
         yield
     except BrokenImageError:
         raise
     except UnidentifiedImageError:
-        raise BrokenImageError("no image of a known format") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise BrokenImageError(formats.reason(_head(stream), name)) from None
+    except BOMBS:
         limit = f"{Image.MAX_IMAGE_PIXELS:,}" if Image.MAX_IMAGE_PIXELS else ""
         raise BrokenImageError(f"more pixels than the {limit} that guard against decompression bombs") from None
     except Exception as error:
         raise BrokenImageError(str(error) or type(error).__name__) from None
+
+
+def _head(stream: BinaryIO) -> bytes:
+    try:
+        stream.seek(0)
+        return stream.read(formats.HEAD)
+    except Exception:  # a member of an archive may be damaged behind the bytes that were read
+        return b"?"

@@ -11,6 +11,7 @@ from src.ground.settings import Dataset
 from src.io.sources import named, raw, reading
 from src.io.sources.decoding import Survey
 from src.io.sources.raw import Raw
+from src.io.sources.reading import Source
 
 TRIAL_SIZE = 8  # of images without a common size, which are decoded only to see whether they can be
 IMBALANCE = 10  # the largest class may have so many times the images of the smallest
@@ -23,9 +24,9 @@ class Inspection:
     counts: Mapping[str, Mapping[str, int]]  # split -> class -> images, broken ones too
     sizes: Counter[tuple[int, int]]  # (width, height) -> images
     channels: Counter[int]  # 1 for grey, 3 for colour -> images
-    broken: tuple[str, ...]  # images that can't be read
     problems: tuple[str, ...]  # sentences
     sha256: str | None  # as prepare would find it without the broken images; None where they have no common size
+    source: Source  # without the broken images; not as prepare would find it where they have no common size
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -36,7 +37,7 @@ def inspect(settings: Dataset, name: str) -> Inspection:
     """Decode every image of the source. Raises DataError where the source can't be read at all."""
     lenient = settings.model_copy(update={"skip_broken": True, "sha256": None})
     with reading.naming(name):
-        found = named.read(settings.source)
+        found = named.read(settings)
         raw.check(found)
         surveys = reading.surveyed(found, name)
         counts = _counts(found)
@@ -48,7 +49,7 @@ def inspect(settings: Dataset, name: str) -> Inspection:
             lenient = lenient.model_copy(update={"size": TRIAL_SIZE})
         source = reading.decoded(found, surveys, lenient, name)
     sha256 = source.sha256() if lenient.size == settings.size else None
-    return Inspection(counts, _sizes(surveys), _channels(surveys), source.skipped, tuple(problems), sha256)
+    return Inspection(counts, _sizes(surveys), _channels(surveys), tuple(problems), sha256, source)
 
 
 def _counts(found: Raw) -> Mapping[str, Mapping[str, int]]:

@@ -8,11 +8,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from src.ground.errors import DataError
+from src.ground.settings import Dataset
 from src.io.artifacts import DATA
-from src.io.sources import downloads, forms, idx, imagenet, published
+from src.io.sources import downloads, forms, imagenet, published, sentences
+from src.io.sources.forms import NOTHING, Told
 from src.io.sources.raw import Plain, Raw
 from src.io.sources.trees import hidden
 
@@ -24,23 +25,28 @@ READERS: Mapping[str, Callable[[Path], Raw | None]] = {
     **{name: partial(imagenet.read_subset, subset=name) for name in imagenet.SUBSETS},
 }
 KNOWN = ("digits", *READERS)
+SHOWN = 3  # classes that a sentence names
 
 
-def read(source: str) -> Raw:
-    """The known data set of this name, else what the path holds. Raises DataError."""
-    if source == "digits":
-        return read_digits()
-    if source in READERS:
-        return _find(source) or _fetched(source)
+def read(settings: Dataset) -> Raw:
+    """The known data set of the source's name, else what it names as a path, from where the settings say. Raises DataError."""
+    source, told = settings.source, Told(settings.splits, settings.label_column)
+    if settings.path is not None:
+        return _placed(source, Path(settings.path).expanduser(), told)
+    if source in KNOWN:
+        told.check(source)
+        return read_digits() if source == "digits" else _find(source) or _fetched(source)
     path = Path(source).expanduser()
     if not path.exists() and path.name == source:
         known = ", ".join(KNOWN)
         raise DataError(f"'{source}' is no known data set ({known}), nor a path that exists: name one, or give a path")
-    return forms.read(path)
+    return forms.read(path, told)
 
 
 def read_digits() -> Raw:
     """scikit-learn's digits: 1,797 grey images of 8x8 with 17 levels, installed with the package."""
+    from sklearn.datasets import load_digits
+
     found = load_digits()
     split = Plain(found.images.astype(np.uint8)[..., None], found.target.astype(np.int64))
     return Raw(tuple(str(name) for name in found.target_names), {"train": split}, pixel_max=16)
@@ -50,12 +56,35 @@ def _find(name: str) -> Raw | None:
     """From the first place on this machine that has it; in a folder of its own name any form will do."""
     for base in _bases():
         own = base / name
-        if downloads.is_packed(name, own) and not any((own / folder).is_dir() for folder in published.FOLDERS):
-            downloads.unpack(name, own)
-        found = READERS[name](own) or (_any_form(name, own) if _is_filled(own) else None) or READERS[name](base)
+        found = _published(name, own) or (_any_form(name, own)[0] if _is_filled(own) else None) or READERS[name](base)
         if found is not None:
             return found
-    return _any_form(name, SYSTEM[name]) if name in SYSTEM and SYSTEM[name].is_dir() else None
+    return _any_form(name, SYSTEM[name])[0] if name in SYSTEM and SYSTEM[name].is_dir() else None
+
+
+def _placed(name: str, path: Path, told: Told) -> Raw:
+    """From the place that the settings name, in any form. Raises DataError where it holds another data set."""
+    if name == "digits":
+        raise DataError("digits come with scikit-learn, and are read from no other place: leave out the path")
+    if name not in READERS:
+        return forms.read(path, told)
+    found = _published(name, path.parent if path.name in published.FOLDERS else path)
+    if found is not None:
+        told.check(path)
+        return found
+    found, is_known = _any_form(name, path, told)
+    if not is_known:
+        listed = sentences.first(found.classes, SHOWN)
+        text = f"{path} holds the classes {listed}, not those of {name} ({sentences.first(published.CLASSES[name], SHOWN)})"
+        raise DataError(f"{text}: name a place of {name}, or give the path as the source")
+    return found
+
+
+def _published(name: str, own: Path) -> Raw | None:
+    """From a folder that holds the data set's published files, packed or not."""
+    if downloads.is_packed(name, own) and not any((own / folder).is_dir() for folder in published.FOLDERS):
+        downloads.unpack(name, own)
+    return READERS[name](own)
 
 
 def _bases() -> Iterator[Path]:
@@ -68,9 +97,11 @@ def _is_filled(folder: Path) -> bool:
     return folder.is_dir() and any(not hidden(path.name) for path in folder.iterdir())
 
 
-def _any_form(name: str, folder: Path) -> Raw:
-    classes = published.IDX_CLASSES.get(name)
-    return idx.read(folder, classes) if classes and idx.is_here(folder) else forms.read(folder)
+def _any_form(name: str, path: Path, told: Told = NOTHING) -> tuple[Raw, bool]:
+    """What is there, under the known names of its classes, and whether these could be given to it."""
+    found = forms.read(path, told)
+    known = published.with_classes(found, published.CLASSES[name]) if name in published.CLASSES else found
+    return known or found, known is not None
 
 
 def _fetched(name: str) -> Raw:

@@ -1,92 +1,93 @@
-"""Parquet in Hugging Face's layout: train-*.parquet, test-*.parquet and validation-*.parquet, or one file.
+"""Parquet as the Hugging Face hub stores data sets of images: files or folders whose names say the split, or one file.
 
-A row is an image, whose bytes stand in a column `image` or `img`, alone or in a struct {bytes, path}, and a label, an integer
-in `label`, `labels`, `fine_label` or the only column of integers. Class names are those of the schema's ClassLabel.
+A row is an image, whose bytes stand in a column alone or in a struct {bytes, path}, and a label: a whole number, which the
+schema's ClassLabel may name, or a text. Which columns these are, the module `columns` says.
 """
 
 from __future__ import annotations
 
 import io
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from src.ground.errors import DataError
-from src.io.sources.layouts import SPLITS
-from src.io.sources.raw import Encoded, Labels, Raw, numbered
-from src.io.sources.trees import hidden, natural
+from src.io.sources import columns, images
+from src.io.sources.columns import Columns
+from src.io.sources.labels import Values, classed
+from src.io.sources.raw import SPLITS, Encoded, Labels, Raw
+from src.io.sources.trees import natural
+from src.io.sources.words import split_of_file
 
-IMAGES = ("image", "img")
-LABELS = ("label", "labels", "fine_label")
 ROWS = 256  # read at once
+PART = re.compile(r"(part[-_])?\d")  # how the names of parts of one table begin
 
 
-@dataclass(frozen=True)
-class Columns:
-    """Where a file's images and labels stand."""
+def read(folder: Path, tables: Sequence[Path], label: str | None = None) -> Raw:
+    """Files below a folder, told apart by their names and those of their folders; one alone may have any.
 
-    image: str
-    label: str
-    classes: tuple[str, ...] | None  # of the label
-
-
-def files(folder: Path) -> tuple[Path, ...]:
-    """Parquet files in the folder or in one of its folders."""
-    found = (path for pattern in ("*.parquet", "*/*.parquet") for path in folder.glob(pattern))
-    return tuple(path for path in found if not any(hidden(part) for part in path.relative_to(folder).parts))
+    `label` is the column of labels, where it is given. Raises DataError.
+    """
+    groups = _grouped(folder, tables)
+    found, notes = _columns(groups["train"][0], label)
+    values = {split: [_values(part, found, label) for part in group] for split, group in groups.items()}
+    known = classed({split: [v for part in parts for v in part] for split, parts in values.items()}, found.names)
+    splits = {s: _split(group, [len(part) for part in values[s]], known.labels[s], found) for s, group in groups.items()}
+    return Raw(known.classes, splits, notes=(*notes, *known.notes))
 
 
-def read(paths: Sequence[Path]) -> Raw:
-    """Files are told apart by their names; one alone may have any. Raises DataError."""
-    groups = _grouped(paths)
-    columns = _columns(groups["train"][0])
-    splits = {split: _split(group, columns) for split, group in groups.items()}
-    return Raw(columns.classes or numbered({split: value.labels for split, value in splits.items()}), splits)
+def _grouped(folder: Path, paths: Sequence[Path]) -> Mapping[str, list[Path]]:
+    """Files by split, parts in natural order. Raises DataError where several data sets are there, or no split is said."""
+    ordered = sorted(paths, key=lambda path: natural(path.relative_to(folder).as_posix()))
+    above = {path: path.relative_to(folder).parts[:-1] for path in ordered}
+    sets = dict.fromkeys(folder.joinpath(*(name for name in above[path] if not split_of_file(name))) for path in ordered)
+    if len(sets) > 1:
+        places = " or ".join(str(place) for place in sets if place != folder)
+        raise DataError(f"{folder} holds several Parquet data sets: give the one to read as the source, {places}")
+    told = {path: next(filter(None, map(split_of_file, (path.stem, *reversed(above[path])))), None) for path in ordered}
+    if len(ordered) == 1 or (not any(told.values()) and all(PART.match(path.name) for path in ordered)):
+        return {"train": ordered}
+    untold = [path for path in ordered if told[path] is None]
+    if untold:
+        raise DataError(f"the name of {untold[0]} says no split: call it train-..., test-... or validation-...")
+    if "train" not in told.values():
+        raise DataError(f"{folder} holds no training split: add train-00000-of-00001.parquet")
+    return {split: [path for path in ordered if told[path] == split] for split in SPLITS if split in told.values()}
 
 
-def _grouped(paths: Sequence[Path]) -> Mapping[str, list[Path]]:
-    """Files by split, parts in natural order."""
-    if len({path.parent for path in paths}) > 1:
-        folders = ", ".join(sorted({str(path.parent) for path in paths}))
-        raise DataError(f"Parquet files lie in several folders ({folders}): name the one to read")
-    groups: dict[str, list[Path]] = {}
-    for path in sorted(paths, key=lambda path: natural(path.name)):
-        split = SPLITS.get(re.split("[-_.]", path.name)[0].casefold(), "train" if len(paths) == 1 else None)
-        if split is None:
-            raise DataError(f"the name of {path} says no split: call it train-..., test-... or validation-...")
-        groups.setdefault(split, []).append(path)
-    if "train" not in groups:
-        raise DataError(f"{paths[0].parent} holds no training split: add train-00000-of-00001.parquet")
-    return groups
+def _split(paths: Sequence[Path], counts: Sequence[int], labels: Labels, found: Columns) -> Encoded:
+    names = [f"{path} row {row}" for path, count in zip(paths, counts, strict=True) for row in range(count)]
+    return Encoded(names, labels, lambda: enumerate(_streams(paths, counts, found)))
 
 
-def _split(paths: Sequence[Path], columns: Columns) -> Encoded:
-    labels = [_labels(path, columns) for path in paths]
-    names = [f"{path} row {row}" for path, values in zip(paths, labels, strict=True) for row in range(len(values))]
-    counts = [len(values) for values in labels]
-    return Encoded(names, np.concatenate(labels), lambda: enumerate(_streams(paths, counts, columns)))
+def _columns(path: Path, label: str | None) -> tuple[Columns, tuple[str, ...]]:
+    with _opened(path) as file:
+        return columns.chosen(path, file.schema_arrow, label)
 
 
-def _labels(path: Path, columns: Columns) -> Labels:
-    found = _columns(path)
-    if found != columns:
+def _values(path: Path, columns: Columns, label: str | None) -> Values:
+    """The labels of a file, whose columns must be those of the first."""
+    if _columns(path, label)[0] != columns:
         raise DataError(f"{path} has other columns or classes than the first file: give all files the same")
     with _opened(path) as file:
         values = file.read([columns.label]).column(0)
-    if values.null_count:
-        raise DataError(f"{path} lacks {values.null_count} of its labels: give each row one")
-    return np.asarray(values.to_numpy()).astype(np.int64)
+        values = values.cast(values.type.value_type) if pa.types.is_dictionary(values.type) else values
+        try:
+            found: Values = values.cast(pa.large_string() if columns.texts else pa.int64()).to_pylist()
+        except pa.ArrowInvalid:  # fractions, or numbers beyond 64 bits
+            raise DataError(f"{path} has labels in {columns.label} that are no whole numbers: number the classes") from None
+    missing = sum(value is None or (isinstance(value, str) and not value.strip()) for value in found)
+    if missing:
+        raise DataError(f"{path} lacks {missing} of its labels: give each row one")
+    return found
 
 
-def _streams(paths: Sequence[Path], counts: Sequence[int], columns: Columns) -> Iterator[BinaryIO]:
+def _streams(paths: Sequence[Path], counts: Sequence[int], columns: Columns) -> Iterator[io.BytesIO]:
     """Every image; raises DataError where a file has not so many of them as labels, as damaged ones may."""
     for path, count in zip(paths, counts, strict=True):
         left = count
@@ -96,40 +97,18 @@ def _streams(paths: Sequence[Path], counts: Sequence[int], columns: Columns) -> 
                 if left < 0:
                     break
                 for value in batch.column(0):
-                    found = value.as_py()
-                    content = found.get("bytes") if isinstance(found, dict) else found
-                    yield io.BytesIO(content or b"")
+                    yield _stream(value.as_py())
         if left:
             raise DataError(f"{path} is damaged, as it has not as many images as labels: write or download it again")
 
 
-def _columns(path: Path) -> Columns:
-    """The columns of the file's schema. Raises DataError, naming those it has, where they are not clear."""
-    with _opened(path) as file:
-        schema = file.schema_arrow
-    image = next((name for name in IMAGES if name in schema.names and _holds_bytes(schema.field(name).type)), None)
-    integers = [field.name for field in schema if pa.types.is_integer(field.type)]
-    label = next((name for name in LABELS if name in integers), integers[0] if len(integers) == 1 else None)
-    if image is None or label is None:
-        has = ", ".join(f"{field.name} ({field.type})" for field in schema)
-        wanted = "images as bytes in a column image or img" if image is None else "labels as integers in a column label"
-        raise DataError(f"{path} has the columns {has}: it needs {wanted}")
-    return Columns(image, label, _class_names(schema, label))
-
-
-def _holds_bytes(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        return any(field.name == "bytes" and _holds_bytes(field.type) for field in kind)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
-def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
-    """Names of the label's classes, where the schema carries them."""
-    try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return tuple(str(name) for name in features[label]["names"])
-    except (KeyError, TypeError, ValueError):
-        return None
+def _stream(value: Mapping[str, Any] | bytes | None) -> io.BytesIO:
+    content = value.get("bytes") if isinstance(value, Mapping) else value
+    if content:
+        return io.BytesIO(content)
+    path = value.get("path") if isinstance(value, Mapping) else None
+    told = f"it holds no bytes, only the path {path}: write the images' bytes into the file"
+    return images.Absent(told if path else "it is empty")
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,28 @@ from src.io.sources import idx, imagenet
 from src.io.sources.raw import Plain, Raw
 
 DIGITS = tuple("0123456789")
-IDX_CLASSES: Mapping[str, tuple[str, ...]] = {
+CLASSES: Mapping[str, tuple[str, ...]] = {  # in the order of their numbers
     "mnist": DIGITS,
     "fashion_mnist": (
         "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
     ),
     "kmnist": ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
+    "svhn": DIGITS,
+    "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+    "cifar100": (
+        "apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle", "bottle", "bowl", "boy",
+        "bridge", "bus", "butterfly", "camel", "can", "castle", "caterpillar", "cattle", "chair", "chimpanzee", "clock",
+        "cloud", "cockroach", "couch", "crab", "crocodile", "cup", "dinosaur", "dolphin", "elephant", "flatfish", "forest",
+        "fox", "girl", "hamster", "house", "kangaroo", "keyboard", "lamp", "lawn_mower", "leopard", "lion", "lizard",
+        "lobster", "man", "maple_tree", "motorcycle", "mountain", "mouse", "mushroom", "oak_tree", "orange", "orchid",
+        "otter", "palm_tree", "pear", "pickup_truck", "pine_tree", "plain", "plate", "poppy", "porcupine", "possum",
+        "rabbit", "raccoon", "ray", "road", "rocket", "rose", "sea", "seal", "shark", "shrew", "skunk", "skyscraper",
+        "snail", "snake", "spider", "squirrel", "streetcar", "sunflower", "sweet_pepper", "table", "tank", "telephone",
+        "television", "tiger", "tractor", "train", "trout", "tulip", "turtle", "wardrobe", "whale", "willow_tree", "wolf",
+        "woman", "worm",
+    ),
+    "stl10": ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"),
+    **{name: tuple(ids.values()) for name, ids in imagenet.SUBSETS.items()},
 }  # fmt: skip
 SPLITS = ("train", "test")
 FOLDERS = frozenset({"cifar-10-batches-py", "cifar-100-python", "stl10_binary", imagenet.TINY})
@@ -83,6 +100,25 @@ READERS: Mapping[str, Callable[[Path], Raw | None]] = {
 }
 
 
+def with_classes(found: Raw, classes: tuple[str, ...]) -> Raw | None:
+    """The same images under these names of their classes, and in this order; None where they are of other classes.
+
+    They may have the numbers 0, 1, ... as names, or names that differ in case and punctuation.
+    """
+    if found.classes == tuple(map(str, range(len(classes)))):
+        return replace(found, classes=classes)
+    wanted, own = ([_letters(name) for name in names] for names in (classes, found.classes))
+    if sorted(own) != sorted(wanted):
+        return None
+    places = np.array([wanted.index(name) for name in own], np.int64)
+    splits = {split: replace(value, labels=places[value.labels]) for split, value in found.splits.items()}
+    return replace(found, classes=classes, splits=splits)
+
+
+def _letters(name: str) -> str:
+    return "".join(char for char in name.casefold() if char.isalnum())
+
+
 def _cifar(folder: Path, below: str, kind: str) -> Raw | None:
     if not (folder / below).is_dir():
         return None
@@ -96,7 +132,7 @@ def _cifar(folder: Path, below: str, kind: str) -> Raw | None:
 
 def _idx(folder: Path, below: str, name: str) -> Raw | None:
     raw = folder / below / "raw"
-    return idx.read(raw, IDX_CLASSES[name]) if idx.is_here(raw) else None
+    return idx.read(raw, CLASSES[name]) if idx.is_here(raw) else None
 
 
 def _plain(images: Any, labels: Any) -> Plain:

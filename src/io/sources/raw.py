@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from src.ground.errors import DataError
+from src.io.sources.sentences import shown
 
 Bytes = NDArray[np.uint8]
 Labels = NDArray[np.int64]
+
+SPLITS = ("train", "val", "test")  # in the order of all that is told of them
 
 
 @dataclass(frozen=True)
 class Encoded:
     """Images of one split in N files of their own."""
 
-    names: Sequence[str]  # (N,) for error sentences, in the source's own order
+    names: Sequence[str]  # (N,) as they can be printed, in the source's own order
     labels: Labels  # (N,)
     streams: Callable[[], Iterator[tuple[int, BinaryIO]]]  # each image's place in `names` and its bytes, in any order
 
@@ -42,27 +45,17 @@ class Raw:
     classes: tuple[str, ...]
     splits: Mapping[str, RawSplit]
     pixel_max: int = 255
-
-
-def numbered(labels: Mapping[str, Labels]) -> tuple[str, ...]:
-    """The numbers 0, 1, .. as class names, up to the largest label of any split.
-
-    Raises DataError where the numbers can't be those of classes, each of which needs a training image.
-    """
-    most = max((int(values.max()) for values in labels.values() if len(values)), default=-1)
-    count = len(labels["train"])
-    if most >= count:
-        raise DataError(f"the labels go up to {most} with {count} training images only: number the classes 0, 1, 2, ...")
-    return tuple(str(number) for number in range(most + 1))
+    left_out: Mapping[str, str] = field(default_factory=dict)  # each file that is no image of the data set -> why
+    notes: tuple[str, ...] = ()  # sentences: what was found and decided
 
 
 def check(raw: Raw) -> None:
     """Raises DataError unless classes and labels can be trained on."""
+    for split, value in raw.splits.items():
+        _check_counts(split, value)
     if len(raw.classes) < 2:
         raise DataError(f"the source has {len(raw.classes)} class ({', '.join(raw.classes)}): training needs 2 or more")
     _check_names(raw.classes)
-    for split, value in raw.splits.items():
-        _check_labels(split, value, len(raw.classes))
     check_every_class(raw.classes, raw.splits["train"].labels)
 
 
@@ -75,23 +68,21 @@ def check_every_class(classes: Sequence[str], labels: Labels) -> None:
 
 
 def _check_names(classes: Sequence[str]) -> None:
-    """Names that differ in case only are one folder on some file systems, and nearly always one class."""
+    """Names go into tables and pages; those that differ in case only are one folder on some file systems, and one class."""
     seen: dict[str, str] = {}
     for name in classes:
-        other = seen.setdefault(name.casefold(), name)
-        if other is not name:
-            text = f"the classes '{other}' and '{name}' have the same name but for case"
+        if shown(name) != name:
+            raise DataError(f"the class name '{shown(name)}' is no text (UTF-8 without control characters): rename it")
+        if name.casefold() in seen:
+            text = f"the classes '{seen[name.casefold()]}' and '{name}' have the same name but for case"
             raise DataError(f"{text}: join them, or rename one")
+        seen[name.casefold()] = name
 
 
-def _check_labels(split: str, value: RawSplit, classes: int) -> None:
+def _check_counts(split: str, value: RawSplit) -> None:
     count = len(value.names) if isinstance(value, Encoded) else len(value.images)
     if count != len(value.labels):
         text = f"the {split} split has {count} images and {len(value.labels)} labels"
         raise DataError(f"{text}: give each image one label")
     if count == 0:
         raise DataError(f"the {split} split holds no image: fill it, or remove it")
-    low, high = int(value.labels.min()), int(value.labels.max())
-    if low < 0 or high >= classes:
-        text = f"the {split} split has the label {low if low < 0 else high}, but the classes are 0 to {classes - 1}"
-        raise DataError(f"{text}: correct the labels, or name every class")

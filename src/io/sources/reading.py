@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
+from src.ground.counting import counted
 from src.ground.errors import DataError
 from src.ground.settings import Dataset
 from src.io.artifacts import Split
-from src.io.sources import decoding, named, raw
+from src.io.sources import decoding, named, raw, sentences
 from src.io.sources.decoding import Decoded, Survey
 from src.io.sources.images import Shape
-from src.io.sources.raw import Raw
-
-SPLITS = ("train", "val", "test")
-NAMED_BROKEN = 5  # of the broken images an error sentence names so many
+from src.io.sources.raw import SPLITS, Raw, RawSplit
+from src.io.sources.sentences import shown
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,14 @@ class Source:
     classes: tuple[str, ...]
     pixel_max: int
     splits: Mapping[str, Split]  # train always; val and test where the source has them; labels ascend
-    skipped: tuple[str, ...]  # broken images that were left out
+    names: Mapping[str, Callable[[int], str]]  # split -> what the image at a place in it is called
+    broken: Mapping[str, str]  # images that were left out, as they can't be read -> why
+    left_out: Mapping[str, str]  # files that are no images of the data set -> why
+    notes: tuple[str, ...]  # sentences: what was found and decided
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        return tuple(self.broken)
 
     def sha256(self) -> str:
         """Digest of classes, splits, shapes, images and labels."""
@@ -47,12 +54,12 @@ def read(settings: Dataset, name: str) -> Source:
     Raises DataError where the source is missing, broken, not what its sha256 says, or not of one shape.
     """
     with naming(name):
-        found = named.read(settings.source)
+        found = named.read(settings)
         raw.check(found)
         surveys = surveyed(found, name)
         source = decoded(found, surveys, settings, name)
     if settings.sha256 is not None and settings.sha256 != source.sha256():
-        text = f"prepare.{name}: the source {settings.source} has the sha256 {source.sha256()}"
+        text = f"prepare.{name}: the source {settings.path or settings.source} has the sha256 {source.sha256()}"
         raise DataError(f"{text}, not prepare.{name}.sha256: restore its images, or change the setting")
     return source
 
@@ -74,31 +81,45 @@ def decoded(found: Raw, surveys: Mapping[str, Survey], settings: Dataset, name: 
         raise DataError(_sentence(broken, name))
     _check_left(found, splits)
     tensors = {split: Split(torch.from_numpy(v.images), torch.from_numpy(v.labels)) for split, v in splits.items()}
-    return Source(found.classes, found.pixel_max, tensors, tuple(broken))
+    names = {split: _names(split, found.splits[split], value.broken) for split, value in splits.items()}
+    return Source(found.classes, found.pixel_max, tensors, names, broken, found.left_out, found.notes)
+
+
+def _names(split: str, value: RawSplit, broken: Container[int]) -> Callable[[int], str]:
+    """What images are called, by class as `decode` orders them."""
+    kept = [place for place in np.argsort(value.labels, kind="stable").tolist() if place not in broken]
+    return lambda place: decoding.name_of(split, value, kept[place])
 
 
 def _check_left(found: Raw, splits: Mapping[str, Decoded]) -> None:
     """What is left without the broken images must still be a data set."""
-    raw.check_every_class(found.classes, splits["train"].labels)
+    train = found.splits["train"].labels
+    lost = np.setdiff1d(train, splits["train"].labels)
+    if len(lost):
+        broken = _named(found, splits, "train", np.flatnonzero(train == lost[0]))
+        text = f"no training image of the class '{found.classes[lost[0]]}' can be read, {sentences.broken(broken)}"
+        raise DataError(f"{text}: repair them, or leave the class out")
     for split, value in splits.items():
         if not len(value.labels):
-            raise DataError(f"the {split} split has no image that can be read: repair its images, or remove it")
+            broken = _named(found, splits, split, value.broken)
+            text = f"no image of the {split} split can be read, {sentences.broken(broken)}"
+            raise DataError(f"{text}: repair its images, or remove it")
+
+
+def _named(found: Raw, splits: Mapping[str, Survey | Decoded], split: str, places: Iterable[int]) -> dict[str, str]:
+    """Names of broken images, and why they can't be read, by their places in the split."""
+    return {decoding.name_of(split, found.splits[split], int(place)): splits[split].broken[int(place)] for place in places}
 
 
 def _sentence(broken: Mapping[str, str], name: str) -> str:
-    listed = ", ".join(f"{image} ({reason})" for image, reason in list(broken.items())[:NAMED_BROKEN])
-    count = "1 image" if len(broken) == 1 else f"{len(broken)} images"
-    more = ", ..." if len(broken) > NAMED_BROKEN else ""
     remedy = f"repair or remove them, or leave them out with prepare.{name}.skip_broken: true"
-    return f"{count} can't be read, {listed}{more}: {remedy}"
+    return f"{counted(len(broken), 'image')} can't be read, {sentences.broken(broken)}: {remedy}"
 
 
 def broken_of(found: Raw, splits: Mapping[str, Survey | Decoded]) -> Mapping[str, str]:
     """The name of each broken image, and why it can't be read."""
     return {
-        decoding.name_of(split, found.splits[split], place): value.broken[place]
-        for split, value in splits.items()
-        for place in sorted(value.broken)
+        name: why for split, value in splits.items() for name, why in _named(found, splits, split, sorted(value.broken)).items()
     }
 
 
@@ -130,8 +151,8 @@ def naming(name: str) -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        raise DataError(f"prepare.{name}: {error}") from None
+        raise DataError(f"prepare.{name}: {shown(str(error))}") from None
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        reason = f"{where}{error.strerror or error}"
+        reason = shown(f"{where}{error.strerror or error}")
         raise DataError(f"prepare.{name}: the source can't be read ({reason}): permit reading it, or repair it") from None

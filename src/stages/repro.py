@@ -1,0 +1,100 @@
+"""repro: what `dvc repro` runs, with stages that need nothing of each other at once, as many as the cores hold.
+
+DVC runs every stage, one process a stage, and records it as ever: this only chooses the order. No stage itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from functools import partial
+
+from src.ground import runtime
+from src.ground.errors import InterruptedWorkError, UserError
+from src.ground.params import Params
+from src.io.delivery import counted
+from src.io.progress import say
+
+REPORT = "report"
+
+Needs = Mapping[str, frozenset[str]]  # stage -> stages that go before it
+
+
+def run(params: Params, jobs: int | None) -> None:
+    """Run all that is out of date. Raises UserError with the stages that failed, after the others have ended."""
+    cores = runtime.cores()
+    count = jobs or max(1, cores // (params.runtime.threads or cores))
+    needs = _needs(params)
+    left = _outdated(needs)
+    if not left:
+        return say("Data and pipelines are up to date")
+    say(f"{counted(len(left), 'stages')} to run, {count} at once")
+    failed = _run_all({name: needs[name] & left for name in needs if name in left}, count, max(1, cores // count))
+    if failed:
+        raise UserError(f"{', '.join(failed)} failed, see above: mend that, and run this again")
+    return None
+
+
+def _needs(params: Params) -> Needs:
+    """The pipeline of dvc.yaml, in the order of params.yaml."""
+    found: dict[str, frozenset[str]] = {f"prepare@{name}": frozenset() for name in params.prepare}
+    found |= {f"experts@{name}": frozenset({f"prepare@{own.dataset}"}) for name, own in params.experts.items()}
+    for name, run in params.runs.items():
+        found[f"distill@{name}"] = frozenset({f"experts@{run.experts}"})
+    for name in params.runs:
+        found[f"evaluate@{name}"] = frozenset({f"distill@{name}"})
+    return {**found, REPORT: frozenset(found)}
+
+
+def _outdated(needs: Needs) -> frozenset[str]:
+    """Stages that DVC calls changed, and all that come after them: DVC itself passes over those that then need no run."""
+    done = _dvc("status", "--json", capture_output=True)
+    if done.returncode:
+        raise UserError(f"dvc status failed: {done.stderr.strip() or 'it says nothing'}")
+    changed = frozenset(json.loads(done.stdout))
+    for name, before in needs.items():  # each stands behind those it needs
+        if before & changed:
+            changed |= {name}
+    return changed & needs.keys()
+
+
+def _run_all(needs: Needs, count: int, cores: int) -> list[str]:
+    """Run stages as those that they need are done; names those that failed. No further one is begun then."""
+    waiting, done, failed = dict(needs), set[str](), list[str]()
+    with ThreadPoolExecutor(count) as pool:
+        running: dict[Future[int], str] = {}
+        try:
+            while waiting or running:
+                for name in [] if failed else list(_ready(waiting, done))[: count - len(running)]:
+                    running[pool.submit(partial(_run_one, name, cores))] = name
+                    del waiting[name]
+                if not running:
+                    break
+                for one in wait(running, return_when=FIRST_COMPLETED).done:
+                    name = running.pop(one)
+                    (failed.append if one.result() else done.add)(name)
+        except KeyboardInterrupt:  # which the stages get as well, and end at a good moment
+            wait(running)
+            raise InterruptedWorkError("Stopped: what is done is kept, and the same command goes on from there") from None
+    return failed
+
+
+def _ready(waiting: Needs, done: set[str]) -> Iterator[str]:
+    return (name for name, before in waiting.items() if before <= done)
+
+
+def _run_one(name: str, cores: int) -> int:
+    """One stage by DVC, on its share of the cores; its exit code. DVC itself works one at a time, and waits for that."""
+    say(f"{name} begins")
+    words = ("--wait-for-lock", "repro", "--quiet", "--single-item", name)
+    return _dvc(*words, env={**os.environ, "LOKY_MAX_CPU_COUNT": str(cores)}).returncode
+
+
+def _dvc(*words: str, **options: object) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(["dvc", *words], text=True, check=False, **options)  # type: ignore[call-overload, no-any-return]
+    except FileNotFoundError:
+        raise UserError("dvc is not on the PATH: activate the environment, as in `source .venv/bin/activate`") from None
