@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow.store.tracking.sqlalchemy_store  # noqa: F401, here once and not in every child
+import safetensors.torch
 from rich.console import Console
 from rich.table import Table
 from ruamel.yaml import YAML
@@ -417,7 +418,7 @@ def _refuse(which: int | None, number: int) -> None:
         try:
             half_written(path, path.read_bytes())
         except OSError as error:
-            raise files.SafetensorError(str(error)) from None
+            raise safetensors.SafetensorError(str(error)) from None
 
     def fill(path: Path, text: str) -> None:
         write(path, text)
@@ -427,8 +428,8 @@ def _refuse(which: int | None, number: int) -> None:
         operation(str(Path(f"/proc/self/fd/{handle}").readlink()))
         fsync(handle)
 
-    save, write, fsync, end = files.save_file, files._fill, os.fsync, sys.exit
-    files.save_file, files._fill, os.fsync = save_file, fill, sync
+    save, write, fsync, end = safetensors.torch.save_file, files._fill, os.fsync, sys.exit
+    safetensors.torch.save_file, files._fill, os.fsync = save_file, fill, sync
     sys.addaudithook(hear)
     if which is None:
         sys.exit = lambda code=0: (print(f"operations: {done}"), end(code))  # type: ignore[assignment]

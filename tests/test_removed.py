@@ -92,7 +92,8 @@ def test_data_sets_experts_and_files_that_no_stage_makes_are_of_the_same_kind(pa
     assert "evaluate/one/students.csv" in stay
 
 
-def test_what_is_no_business_of_the_report_stays(params: Params) -> None:
+@pytest.mark.parametrize("place", [{"source": "./data/prepare/raw"}, {"path": "data/prepare/raw"}])
+def test_what_is_no_business_of_the_report_stays(place: dict[str, str], params: Params) -> None:
     """Costs, studies, hidden files, half-written ones, and a data set's own images wherever they lie."""
     others = {
         "cost/1.json",
@@ -102,7 +103,7 @@ def test_what_is_no_business_of_the_report_stays(params: Params) -> None:
         "prepare/raw/a/1.png",
     }
     write(*(f"data/{path}" for path in others))
-    own = params.prepare["digits"].model_copy(update={"source": "./data/prepare/raw"})
+    own = params.prepare["digits"].model_copy(update=place)
     stay, moved = set_aside(replace(params, prepare={"digits": own}))
     assert moved == set()
     assert others <= stay
