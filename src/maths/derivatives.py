@@ -1,6 +1,7 @@
 """First and second derivatives of a network's cross-entropy on one batch: where all the time of the inner loop goes.
 
-Both are functions of (theta, batch, labels), eager or compiled, in the tensors' own precision or under bfloat16 autocast.
+Both are functions of (theta, batch, labels), eager or compiled, in the tensors' own precision or under bfloat16 autocast. The
+eager second one is written by hand for the networks that `by_hand` knows.
 Augmentation, L2 decay and the balanced coefficient stay outside: they are linear in these, so that one compiled function
 serves every step.
 """
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from src.ground import runtime
+from src.maths.by_hand import Second, second_of
 
 Logits = Callable[[Tensor, Tensor], Tensor]  # (theta (P,), images (B, C, H, W)) -> (B, K)
 PASSES = 12  # work of one inner step, forward and backward, in forward passes: 3 for `first`, 9 for `second`
@@ -29,7 +31,8 @@ class Derivatives:
         self._bfloat16 = bfloat16
         self._compiled = compiled
         self.first: Callable[[Tensor, Tensor, Tensor], Tensor] = self._first
-        self.second: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, ...]] = self._second
+        by_hand = None if compiled or bfloat16 else second_of(network)
+        self.second: Second = by_hand or self._second
         if compiled:
             self.first, self.second = runtime.compiled(self._first), runtime.compiled(self._second)
 

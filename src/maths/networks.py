@@ -113,6 +113,10 @@ class FlatNetwork:
         """Floating-point operations of one forward pass of images (B, C, H, W)."""
         return forward_flops(self._network, images)
 
+    def layers(self) -> list[tuple[str, nn.Module]]:
+        """The layers, one after the other, with the names of their parameters."""
+        return list(self._network.named_children())
+
     def features(self, theta: Tensor, images: Tensor) -> Tensor:
         """What the last linear layer reads, (B, F): the penultimate embedding."""
         _, last = self._last_linear
