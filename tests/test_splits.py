@@ -53,6 +53,14 @@ def test_a_seed_draws_the_splits_that_a_source_does_not_have(params: Params) -> 
     assert sorted(mine[0]["test"].images[:, 0, 0, 0].tolist()) == list(range(100, 120))
 
 
+def test_prepare_says_what_its_seed_draws(params: Params, capsys: pytest.CaptureFixture[str]) -> None:
+    splits(params, "digits", 3)
+    splits(params, "own", 3)
+    digits, own = (line for line in capsys.readouterr().err.splitlines() if "classes of" in line)
+    assert digits == "digits: 10 classes of 1x8x8 images: 1,077 train, 360 val, 360 test; val and test drawn by seed 3"
+    assert own.endswith("8 val, 20 test; val drawn by seed 3")
+
+
 def test_a_study_keeps_the_splits_under_all_its_seeds(params: Params) -> None:
     splits(params, "digits", 0)
     variant = variants.build(params, "one", Changes(seed=1), variants.protocol_of(params, "one"))

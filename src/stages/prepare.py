@@ -33,7 +33,7 @@ def run(params: Params, name: str) -> None:
         artifacts.save_split(name, split, value, record)
     artifacts.save_space(name, space, record)
     artifacts.save_statistics(name, statistics, record)
-    _say(name, statistics, source)
+    _say(name, statistics, source, params.seed)
     for problem in flaws.problems(source, parts):
         progress.say(f"{name}: warning: {problem}")
 
@@ -73,9 +73,14 @@ def _check_runs(params: Params, name: str, statistics: Statistics) -> None:
             initialisation.check_ipc(settings.ipc, statistics.counts["train"], f"runs.{run_name}.ipc")
 
 
-def _say(name: str, statistics: Statistics, source: Source) -> None:
+def _say(name: str, statistics: Statistics, source: Source, seed: int) -> None:
+    """Another seed draws other images for the splits that the source does not have, the test split among them."""
+    own = [split for split in statistics.counts if split not in source.splits]
+    drawn = f"; {' and '.join(own)} drawn by seed {seed}" if own else ""
     sizes = ", ".join(f"{sum(counts.values()):,} {split}" for split, counts in statistics.counts.items())
     shape = f"{statistics.channels}x{statistics.size}x{statistics.size}"
-    progress.say(f"{name}: {len(statistics.classes)} classes of {shape} images: {sizes}")
+    progress.say(
+        f"{name}: {len(statistics.classes)} classes of {shape} images: {sizes}{f'; {drawn} drawn by seed {seed}' if drawn else ''}"
+    )
     for line in sentences.of_source(source.notes, source.left_out, source.broken):
         progress.say(f"{name}: {line}")
