@@ -79,8 +79,6 @@ def _say(name: str, statistics: Statistics, source: Source, seed: int) -> None:
     drawn = f"; {' and '.join(own)} drawn by seed {seed}" if own else ""
     sizes = ", ".join(f"{sum(counts.values()):,} {split}" for split, counts in statistics.counts.items())
     shape = f"{statistics.channels}x{statistics.size}x{statistics.size}"
-    progress.say(
-        f"{name}: {len(statistics.classes)} classes of {shape} images: {sizes}{f'; {drawn} drawn by seed {seed}' if drawn else ''}"
-    )
+    progress.say(f"{name}: {len(statistics.classes)} classes of {shape} images: {sizes}{drawn}")
     for line in sentences.of_source(source.notes, source.left_out, source.broken):
         progress.say(f"{name}: {line}")
