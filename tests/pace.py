@@ -27,8 +27,9 @@ from tests.imports import ROOT
 EVALUATE = (sys.executable, "-m", "src.cli", "evaluate", "--run", "digits-ipc1-ast")
 COMMANDS = {
     "repro": ("dvc", "repro"),
+    "make": ("make", "-o", ".venv/bin/.installed", "repro"),
     "evaluate": EVALUATE,
-    "test": (sys.executable, "-m", "pytest", "-q", "-m", "not slow"),
+    "test": ("make", "-o", ".venv/bin/.installed", "test"),  # as if it were installed
 }
 # a newer processor behaves as one with AVX2 alone
 AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
