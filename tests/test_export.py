@@ -18,9 +18,10 @@ from sklearn.datasets import load_digits
 from src import cli
 from src.ground.errors import UserError
 from src.ground.params import load, parse
-from src.io import artifacts, provenance
+from src.io import artifacts, files, provenance
 from src.io.artifacts import Record, SyntheticSet
 from src.stages import distill, evaluate, experts, prepare
+from src.stages import export as exporting
 from tests import pictures
 from tests.imports import ROOT
 
@@ -69,6 +70,27 @@ def test_an_exported_set_scores_as_before(
     mean, std = (100 * metrics[f"test_accuracy_{figure}"] for figure in ("mean", "std"))
     assert f"{mean:.1f} ± {std:.1f}" in capsys.readouterr().err
     assert sorted(Path("data").rglob("*")) == before
+
+
+@pytest.mark.parametrize("made", ["none"], indirect=True)
+def test_an_export_is_whole_or_not_there(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut off by Ctrl-C or by a kill, the same command begins again."""
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(exporting, "_card", lambda *_: {})
+        patched.setattr(exporting, "_words", _interrupted)
+        exporting.run(load(), "one", Path("out"))
+    assert not list(Path("out").iterdir())
+    killed = Path("out", f"{files.UNFILLED}abc.tmp")
+    (killed / "images").mkdir(parents=True)
+    assert command("export --run one --to out", monkeypatch) == 0
+    found = {path.name for path in Path("out").iterdir()}
+    assert found == {"synthetic.safetensors", "images", "images.png", "set.json", "README.md"}
+    assert command("export --run one --to out", monkeypatch) == 1, "a folder that holds something is left alone"
+
+
+def _interrupted(*_: object) -> str:
+    assert list(Path("out").glob(f"{files.UNFILLED}*/set.json"))
+    raise KeyboardInterrupt
 
 
 def test_a_released_set_scores_on_a_fresh_clone(
