@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sqlite3
-import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import closing
@@ -15,10 +13,10 @@ from pathlib import Path
 import mlflow
 import pytest
 
+from src import cli
 from src.ground.errors import UserError
-from src.io import backlog, journal, mlflow_store, stores, tracking
+from src.io import backlog, delivery, journal, mlflow_store, stores, tracking
 from src.io.tracking import Nest
-from tests.imports import ROOT
 
 DEAD = "http://127.0.0.1:9"
 
@@ -257,7 +255,7 @@ def test_a_later_session_of_a_run_waits_behind_an_earlier_one(
         patch.setattr(mlflow_store, "open_row", _refuse)
         session("a", 1.0)
     with monkeypatch.context() as patch:
-        patch.setattr(backlog, "_deliver", _refuse)
+        patch.setattr(delivery.Delivery, "go_on", _refuse)
         session("a", 2.0)
         assert "an earlier session of a still waits" in capsys.readouterr().err
         session("b")
@@ -285,7 +283,9 @@ def test_a_session_that_cannot_be_read_blocks_none(
         backlog.sync()
 
 
-def test_the_command_line(go_to: Callable[[str | None], None]) -> None:
+def test_the_command_line(
+    go_to: Callable[[str | None], None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     go_to(DEAD)
     session("a")
     for words, code, said in (
@@ -294,11 +294,10 @@ def test_the_command_line(go_to: Callable[[str | None], None]) -> None:
         ("--to sqlite:///mlflow.db", 0, "sqlite:///mlflow.db: a: 1 point -> run"),
         ("", 0, "nothing waits for MLflow"),
     ):
-        command = [sys.executable, "-m", "src.cli", "track-sync", *words.split()]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        assert (done.returncode, "Traceback" in done.stderr) == (code, False)
-        assert said in done.stderr
+        monkeypatch.setattr(sys, "argv", ["src.cli", "track-sync", *words.split()])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert (ended.value.code, said in capsys.readouterr().err) == (code, True)
     assert points(Path("mlflow.db")) == {"a": [1.0]}
 
 

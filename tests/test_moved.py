@@ -9,6 +9,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -22,11 +23,10 @@ import numpy as np
 import pytest
 import yaml
 
+from src.ground.errors import UserError
 from src.io import backlog, journal, mlflow_store, tracking
 from src.io.files import digest
 from tests import studying
-from tests.imports import ROOT
-from tests.stored import SCHEME, kept
 from tests.studying import RUN, call
 
 
@@ -72,12 +72,19 @@ def rows(folder: Path, experiment: str = "digits") -> dict[str, Any]:
     return {run.info.run_name: run for run in client.search_runs([found.experiment_id])}
 
 
+def kept(top: Path, run: Any, folder: str = "") -> list[str]:
+    """Paths of the run's files, from its own folder on, which the store names from the repository's top."""
+    uri = run.info.artifact_uri
+    assert uri.startswith("mlartifacts/")
+    return sorted(path.relative_to(top / uri).as_posix() for path in (top / uri / folder).rglob("*") if path.is_file())
+
+
 def as_before(folder: Path, place: Path | None = None) -> None:
     """The store as earlier versions left it: it names the place of every file."""
-    root = ((place or folder) / "mlartifacts").as_uri()
+    root = (place or folder).as_uri()
     with closing(sqlite3.connect(folder / "mlflow.db")) as store, store:
         for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
-            store.execute(f"UPDATE {table} SET {column} = replace({column}, '{SCHEME}', '{root}/')")
+            store.execute(f"UPDATE {table} SET {column} = '{root}/' || {column} WHERE {column} LIKE 'mlartifacts/%'")
 
 
 def locations(folder: Path) -> set[str]:
@@ -101,7 +108,7 @@ def test_moved(old: Path, monkeypatch: pytest.MonkeyPatch, earlier: bool) -> Non
     session("old", value=1)
     assert not old.exists()
     assert (len(pictures(new, "old")), len(pictures(new, "new"))) == (2, 1)
-    assert all(uri.startswith(SCHEME) for uri in locations(new))
+    assert all(uri.startswith(("mlartifacts/", "mlruns/")) for uri in locations(new))
 
 
 @pytest.mark.parametrize("earlier", [False, True])
@@ -161,7 +168,7 @@ def test_other_locations_are_left_alone(old: Path, tmp_path: Path) -> None:
     client.delete_experiment(letters.experiment_id)
     session("new")
     wanted = {(tmp_path / "elsewhere").as_uri(), "s3://bucket/mlartifacts/digits", (tmp_path / "mlartifacts/deep/er").as_uri()}
-    assert {uri for uri in locations(old) if not uri.startswith(SCHEME)} == wanted
+    assert {uri for uri in locations(old) if not uri.startswith(("mlartifacts/", "mlruns/"))} == wanted
     client.restore_experiment(letters.experiment_id)
     assert len(pictures(old, "gone", "letters")) == 1
 
@@ -313,52 +320,66 @@ def test_a_stage_and_the_ui_elsewhere(worked_in: Path, tmp_path: Path, elsewhere
     assert (digest(old) if old.exists() else None) == before
 
 
+@pytest.fixture
+def open_to_others(old: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The same repository in a place where other users get at it."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        new = Path(shutil.move(old, name))
+        monkeypatch.chdir(new)
+        yield new
+        monkeypatch.chdir("/")
+
+
+@contextmanager
+def as_another_user() -> Iterator[None]:
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_another_user_who_may_not_write(old: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("apart", [False, True])
+def test_another_user_who_may_not_write(
+    open_to_others: Path, apart: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tracking, "apart", apart)
+    old = open_to_others
     before, listed = digest(old), sorted(old.parent.iterdir())
     for path in (old, *old.rglob("*")):
         path.chmod(0o555 if path.is_dir() else 0o444)
-    os.seteuid(65534)
-    try:
-        with tracking.track("digits", "new", "run", {}) as tracker:
-            tracker.metrics({"x": 1.0})
-    finally:
-        os.seteuid(0)
+    with as_another_user(), tracking.track("digits", "new", "run", {}) as tracker:
+        tracker.metrics({"x": 1.0})
     said = capsys.readouterr().err
-    assert said.count("Warning") == 2
-    assert "can't be used (Permission denied): free space or permit access there" in said
-    assert "it can't be kept either" in said
+    assert said.count("Warning") == (1 if apart else 2)
+    assert apart or "can't be used (Permission denied): free space or permit access there" in said
+    assert "what MLflow is to be told can't be kept" in said
     assert (digest(old), sorted(old.parent.iterdir())) == (before, listed)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_a_store_that_another_user_may_only_read(old: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_store_that_another_user_may_only_read(open_to_others: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What is tracked waits, and is told when that is mended."""
+    old = open_to_others
     (old / ".mlflow.lock").unlink()
     for folder in (old, old / ".cache"):
         folder.mkdir(exist_ok=True)
         folder.chmod(0o777)
-    os.seteuid(65534)
-    try:
-        with tracking.track("digits", "new", "run", {}) as tracker:
-            tracker.metrics({"x": 1.0})
-    finally:
-        os.seteuid(0)
+    with as_another_user(), tracking.track("digits", "new", "run", {}) as tracker:
+        tracker.metrics({"x": 1.0})
     assert "readonly database" in (said := capsys.readouterr().err)
     assert ": permit writing there; this stage goes on" in said
     backlog.sync()
     assert rows(old)["new"].data.metrics["x"] == 1.0
 
 
-def test_the_ui_says_what_is_wrong_in_a_sentence(old: Path) -> None:
+def test_the_ui_says_what_is_wrong_in_a_sentence(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for uri, said in (
         (f"sqlite:///{old.parent}/nowhere/mlflow.db", f"its folder {old.parent}/nowhere is not there"),
         ("http://localhost:5000/", "open http://localhost:5000 in a browser"),
     ):
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": uri}
-        done = subprocess.run(
-            [sys.executable, "-m", "src.cli", "ui"], cwd=old, env=environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 1
-        assert said in done.stderr
-        assert "Traceback" not in done.stderr
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        with pytest.raises(UserError, match=said):
+            mlflow_store.serve(5000)

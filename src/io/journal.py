@@ -114,7 +114,14 @@ def folder() -> Path:
 
 def waiting() -> list[Path]:
     """All journals, oldest first."""
-    return sorted(path for path in folder().glob("[0-9]*"))
+    return _numbered(folder())
+
+
+def _numbered(place: Path) -> list[Path]:
+    try:
+        return sorted(place.glob("[0-9]*"))
+    except OSError:  # another user's, which may not be looked into
+        return []
 
 
 def sessions(store: str | None = None) -> list[tuple[Path, Opening]]:
@@ -157,7 +164,7 @@ def note(name: str, sentence: str) -> None:
 
 def noted() -> Iterator[str]:
     """Problems that nobody has said yet; they count as said."""
-    for path in sorted((folder() / PROBLEMS).glob("[0-9]*")):
+    for path in _numbered(folder() / PROBLEMS):
         with contextlib.suppress(OSError):  # another process was first
             sentence = path.read_text(encoding="utf-8")
             path.unlink()
