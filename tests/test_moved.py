@@ -28,6 +28,7 @@ from src.io import backlog, journal, mlflow_store, tracking
 from src.io.files import digest
 from tests import studying
 from tests.studying import RUN, call
+from tests.test_store_states import forget_connections
 
 
 @pytest.fixture(autouse=True)
@@ -109,6 +110,10 @@ def test_moved(old: Path, monkeypatch: pytest.MonkeyPatch, earlier: bool) -> Non
     assert not old.exists()
     assert (len(pictures(new, "old")), len(pictures(new, "new"))) == (2, 1)
     assert all(uri.startswith(("mlartifacts/", "mlruns/")) for uri in locations(new))
+    with closing(sqlite3.connect(new / "mlflow.db")) as store:
+        assert not [line for line in store.iterdump() if str(old.parent) in line]
+    listed = mlflow.MlflowClient(mlflow_store.uri()).list_artifacts(rows(new)["old"].info.run_id, "distill")  # from the top
+    assert [file.path for file in listed] == ["distill/table.csv"]
 
 
 @pytest.mark.parametrize("earlier", [False, True])
@@ -371,6 +376,7 @@ def test_a_store_that_another_user_may_only_read(open_to_others: Path, capsys: p
         tracker.metrics({"x": 1.0})
     assert "readonly database" in (said := capsys.readouterr().err)
     assert ": permit writing there; this stage goes on" in said
+    forget_connections()
     backlog.sync()
     assert rows(old)["new"].data.metrics["x"] == 1.0
 

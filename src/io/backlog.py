@@ -52,8 +52,8 @@ def sync(source: str | None = None, to: str | None = None) -> None:
     Raises UserError where something goes on waiting that no stage is at work on.
     """
     mlflow_store.quieten()
-    say_noted()
     courier.awaited()
+    say_noted()
     if not journal.waiting():
         return say("nothing waits for MLflow")
     target = None if to is None else stores.named(to)

@@ -43,8 +43,15 @@ def _place() -> Path:
 
 
 def awaited() -> None:
-    """Wait until the courier, if there is one, has delivered every session that has ended, or goes."""
-    while any(_has_ended(path) for path, _ in journal.sessions(stores.OWN)) and journal.is_delivered(stores.OWN):
+    """Wait until the courier, if there is one, has delivered every session that has ended, or for some seconds none."""
+    since, before = time.monotonic(), list[Path]()
+    while (ended := [path for path, _ in journal.sessions(stores.OWN) if _has_ended(path)]) and journal.is_delivered(
+        stores.OWN
+    ):
+        if ended != before:
+            since, before = time.monotonic(), ended
+        if time.monotonic() - since > IDLE_SECONDS:
+            return
         time.sleep(POLL_SECONDS / 2)
 
 

@@ -71,5 +71,5 @@ def _is_known(revision: str) -> bool:
 
 
 def first(error: Exception) -> str:
-    """The beginning of its text, in one line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    """The beginning of its text, in one line; of a database's without the query."""
+    return " ".join(str(error).partition("[SQL")[0].split())[:200] or type(error).__name__
