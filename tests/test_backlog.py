@@ -278,9 +278,29 @@ def test_a_session_that_cannot_be_read_blocks_none(
     go_to(None)
     capsys.readouterr()
     session("b")
-    assert "Warning" not in capsys.readouterr().err
-    with pytest.raises(UserError, match=f"{path} can't be read: remove it"):
+    said = capsys.readouterr().err
+    assert "Warning" not in said
+    assert f"MLflow's backlog: {path} can't be read: remove it" in said
+    with pytest.raises(UserError, match=f"^{path} can't be read: remove it"):
         backlog.sync()
+
+
+def test_a_session_with_a_damaged_line_blocks_none_and_can_be_dropped(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow_store, "open_row", _refuse)
+        session("a")
+    (path,) = journal.waiting()
+    with (path / journal.LINES).open("a") as lines:
+        lines.write("{\n")
+    session("b")
+    assert points(Path("mlflow.db")) == {"b": [1.0]}
+    with pytest.raises(UserError, match=f"a still waits for sqlite:///mlflow.db: {path} can't be read: remove it"):
+        backlog.sync()
+    backlog.forget("sqlite:///mlflow.db")
+    assert journal.waiting() == []
+    assert "a: nothing dropped" in capsys.readouterr().err
 
 
 def test_the_command_line(

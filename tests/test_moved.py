@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -29,6 +27,7 @@ from src.io.files import digest
 from tests import studying
 from tests.studying import RUN, call
 from tests.test_store_states import forget_connections
+from tests.test_ui import free_port, wait_for
 
 
 @pytest.fixture(autouse=True)
@@ -238,13 +237,6 @@ def test_a_folder_that_is_gone_is_not_made_again(
     assert len(journal.waiting()) == 2
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
-
-
 @contextmanager
 def ui(folder: Path) -> Iterator[str]:
     """The address of the UI's server, started as people start it."""
@@ -254,11 +246,7 @@ def ui(folder: Path) -> Iterator[str]:
         start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        for _ in range(600):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.1)
+        wait_for(port)
         yield f"http://127.0.0.1:{port}"
     finally:
         os.killpg(server.pid, signal.SIGKILL)

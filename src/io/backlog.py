@@ -24,7 +24,9 @@ def say_noted() -> None:
 
 
 def say_others(store: str) -> None:
-    """Name the other stores that are waited for, once a process."""
+    """Name the other stores that are waited for, and journals that can't be read, once a process."""
+    for error in journal.damaged():
+        _say_once(f"MLflow's backlog: {error}")
     for other, number in _stores().items():
         if other != store:
             _say_once(f"MLflow's backlog: {counted(number, 'session')} for {other}, see `python -m src.cli track-sync --help`")
@@ -58,7 +60,7 @@ def sync(source: str | None = None, to: str | None = None) -> None:
         return say("nothing waits for MLflow")
     target = None if to is None else stores.named(to)
     troubles = [trouble for store in _chosen(source, target) for trouble in _sync(store, target)]
-    troubles += [str(DamagedError(path)) for path in journal.waiting() if journal.opening_of(path) is None]
+    troubles += map(str, journal.damaged())
     if troubles:
         raise UserError("\n".join([*troubles, "Then run this again, or see its options --to and --forget."]))
     return None
@@ -96,9 +98,13 @@ def forget(uri: str) -> None:
 
 
 def _content(path: Path) -> Counter[str]:
-    """How many things of each kind a journal holds, as far as it can be read."""
+    """How many things of each kind a journal holds; nothing where it can't be read."""
     found: Counter[str] = Counter()
-    for entry in journal.entries_from(path, 0)[0]:
+    try:
+        entries = journal.entries_from(path, 0)[0]
+    except DamagedError:
+        return found
+    for entry in entries:
         found[entry["do"]] += len(entry.get("points", entry.get("values", "1")))
     return found
 

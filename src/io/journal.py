@@ -130,6 +130,11 @@ def sessions(store: str | None = None) -> list[tuple[Path, Opening]]:
     return [(path, opening) for path, opening in found if store in (None, opening.store)]
 
 
+def damaged() -> list[DamagedError]:
+    """Those that can't be read."""
+    return [DamagedError(path) for path in waiting() if opening_of(path) is None and path.exists()]
+
+
 @contextmanager
 def delivery(store: str, seconds: float) -> Iterator[None]:
     """One process at a time delivers to a store; raises Timeout where another one still does after so many seconds.
