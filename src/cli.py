@@ -364,19 +364,17 @@ def ablate(
 
 @app.command()
 def track_sync(
-    to: Annotated[str | None, typer.Option(help="Deliver to this store instead; `own` is the repository's.")] = None,
-    source: Annotated[
-        str | None, typer.Option("--from", help="Only what waits for this store; all that waits where left out.")
-    ] = None,
-    forget: Annotated[str | None, typer.Option(help="Drop what waits for this store, instead of delivering.")] = None,
+    source: Annotated[str | None, typer.Option("--from", metavar="URI", help="Only what waits for this store.")] = None,
+    to: Annotated[str | None, typer.Option(metavar="URI", help="Deliver it to this store instead of its own.")] = None,
+    forget: Annotated[str | None, typer.Option(metavar="URI", help="Drop what waits for this store; it is lost.")] = None,
 ) -> None:
-    """Deliver to MLflow what stages could not while it was gone, each session to its own store."""
+    """Deliver to MLflow what stages could not while it was gone, to each store what was meant for it."""
     from src.io import backlog
 
     if forget is None:
-        return backlog.sync(to, source)
+        return backlog.sync(source, to)
     if to is not None or source is not None:
-        raise UserError("--forget delivers nothing: leave out --to and --from")
+        raise UserError("--forget drops what waits for a store, and --from and --to deliver it: give one or the other")
     return backlog.forget(forget)
 
 

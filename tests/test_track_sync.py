@@ -169,9 +169,9 @@ def test_a_delivery_that_is_killed_is_gone_on_with(server: Server) -> None:
         work(tracker, range(6))
         close(tracker)
     server.start()
-    code = "import os; from src.io import backlog, mlflow_store\ncount = 0\nknown = mlflow_store.Row.deliver\n"
+    code = "import os; from src.io import backlog, mlflow_row\ncount = 0\nknown = mlflow_row.Row.deliver\n"
     code += "def deliver(row, entry):\n    global count\n    count += 1\n    found = known(row, entry)\n"
-    code += "    if count == LIMIT: os._exit(9)\n    return found\nmlflow_store.Row.deliver = deliver\nbacklog.sync()"
+    code += "    if count == LIMIT: os._exit(9)\n    return found\nmlflow_row.Row.deliver = deliver\nbacklog.sync()"
     for limit in (3, 6):
         words = [sys.executable, "-c", code.replace("LIMIT", str(limit))]
         ended = subprocess.run(words, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, check=False)

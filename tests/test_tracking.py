@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from src.ground.errors import TrackingError
-from src.io import backlog, journal, mlflow_store, tracking
+from src.io import backlog, journal, mlflow_row, mlflow_store, tracking
 from src.io.files import digest
 from tests.imports import ROOT
 
@@ -165,7 +165,7 @@ def test_no_space_for_artifacts(store: str, monkeypatch: pytest.MonkeyPatch, cap
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch, tracking.track("digits", "a", "run", {}) as tracker:
-        patch.setattr(mlflow_store.shutil, "copyfile", full)
+        patch.setattr(mlflow_row.shutil, "copyfile", full)
         tracker.file(path, "distill")
         tracker.metrics({"x": 1.0})
     assert capsys.readouterr().err.count("No space left on device") == 1
@@ -189,7 +189,8 @@ def test_a_locked_database_is_waited_for_once(store: str, capsys: pytest.Capture
             tracker.flush()
     assert time.monotonic() - start < 40
     lock.execute("ROLLBACK")
-    assert "locked" in capsys.readouterr().err
+    assert "locked" in (said := capsys.readouterr().err)
+    assert ": end the process that holds it, or wait for its end; this stage goes on" in said
     backlog.sync()
     (run,) = mlflow.MlflowClient(store).search_runs(["1"])
     assert (run.data.metrics["x"], run.info.status) == (2.0, "FINISHED")

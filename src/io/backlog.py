@@ -1,16 +1,20 @@
-"""What waits for stores that were not there: deliver it, send it elsewhere, or drop it."""
+"""What waits for tracking stores: each session for its own store alone, and for another one only where that is asked for."""
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
-from collections.abc import Mapping
+from pathlib import Path
 
+from src.ground.counting import counted
 from src.ground.errors import UserError
-from src.io import courier, delivery, journal, mlflow_store
-from src.io.delivery import counted
+from src.io import courier, delivery, journal, mlflow_store, store_trouble, stores
+from src.io.delivery import Held
+from src.io.journal import DamagedError, Opening
 from src.io.progress import say
+from src.io.store_trouble import HeldError
 
-OWN = "own"  # the repository's own store, on the command line
+_say_once = functools.cache(say)
 
 
 def say_noted() -> None:
@@ -19,61 +23,106 @@ def say_noted() -> None:
         say(sentence)
 
 
-def sync(to: str | None = None, source: str | None = None) -> None:
-    """Deliver all that waits, in order, each session to its own store, and say what it was.
+def say_others(store: str) -> None:
+    """Name the other stores that are waited for, and journals that can't be read, once a process."""
+    for error in journal.damaged():
+        _say_once(f"MLflow's backlog: {error}")
+    for other, number in _stores().items():
+        if other != store:
+            _say_once(f"MLflow's backlog: {counted(number, 'session')} for {other}, see `python -m src.cli track-sync --help`")
 
-    With `to`, sessions go to that store instead: those for `source`, or all. `OWN` names the repository's store. Raises
-    UserError where something still waits, with the reason for each store.
+
+def clear_way(opening: Opening) -> None:
+    """Deliver what waits for the store of a session that begins.
+
+    Raises whatever keeps the store from it, and HeldError where an earlier session of the same run still waits.
+    """
+    if opening.store == stores.OWN:
+        courier.awaited()
+    for one, outcome in delivery.deliver(opening.store):
+        if not isinstance(outcome, Held):
+            say(f"MLflow's backlog: {one.name}: {outcome}")
+        elif outcome.holds(opening):
+            raise HeldError(f"an earlier session of {one.name} still waits ({outcome.reason})")
+        elif outcome.trouble:
+            _say_once(f"MLflow's backlog: {one.name} waits: {outcome.reason}")
+
+
+def sync(source: str | None = None, to: str | None = None) -> None:
+    """Deliver what waits, for all stores or for `source`, to its own store or to another one, and say what it was.
+
+    Raises UserError where something goes on waiting that no stage is at work on.
     """
     mlflow_store.quieten()
-    say_noted()
     courier.awaited()
-    paths = journal.waiting() if source is None else delivery.backlog(_store(source))
-    if not paths:
-        return say("nothing waits for MLflow" if source is None else f"nothing waits for MLflow at {source}")
-    names = {path.name: journal.opening_of(path).store for path in paths}
-    left = delivery.deliver(paths, say, _store(to), elsewhere=to is not None)
-    waiting = {name: reason for name, reason in left.items() if reason != delivery.AT_WORK}
-    for name in left.keys() - waiting.keys():
-        say(f"{name.split('-', 2)[2]}: {delivery.AT_WORK}")
-    if waiting:
-        raise UserError(_still_waiting(waiting, {name: _store(to) if to else store for name, store in names.items()}))
+    say_noted()
+    if not journal.waiting():
+        return say("nothing waits for MLflow")
+    target = None if to is None else stores.named(to)
+    troubles = [trouble for store in _chosen(source, target) for trouble in _sync(store, target)]
+    troubles += map(str, journal.damaged())
+    if troubles:
+        raise UserError("\n".join([*troubles, "Then run this again, or see its options --to and --forget."]))
     return None
 
 
-def _still_waiting(reasons: Mapping[str, str], stores: Mapping[str, str | None]) -> str:
-    """A sentence a store and reason."""
-    groups = Counter((stores[name], reason) for name, reason in reasons.items())
-    lines = [
-        f"{counted(number, 'sessions')} still {verb(number)} for MLflow at {mlflow_store.title(store)}: {reason}"
-        for (store, reason), number in groups.items()
-    ]
-    foreign = next((store for store, _ in groups if store is not None), None)
-    remedy = (
-        f"start it and run this again, or use --to {OWN} --from {foreign} or --forget {foreign}"
-        if foreign is not None
-        else "mend that, and run this again"
-    )
-    return f"{'; '.join(lines)}: {remedy}"
+def _sync(store: str, target: str | None) -> list[str]:
+    """Deliver what waits for one store; sentences on what goes on waiting."""
+    troubles = []
+    try:
+        for opening, outcome in delivery.deliver(store, target):
+            if not isinstance(outcome, Held):
+                say(f"{target or store}: {opening.name}: {outcome}")
+                continue
+            say(f"{store}: {opening.name} waits: {outcome.reason}")
+            if outcome.trouble:
+                troubles.append(f"{opening.name} still waits for {store}: {outcome.reason}")
+    except Exception as error:  # in whatever way a store may fail: the others get theirs
+        number = _stores()[store]
+        waits = f"{counted(number, 'session')} still {'waits' if number == 1 else 'wait'} for {store}"
+        return [f"{waits}: {store_trouble.sentence(error, target or store)}"]
+    return troubles
 
 
-def forget(store: str) -> None:
-    """Drop what waits for a store, and say what it was."""
-    paths = delivery.backlog(_store(store))
-    if not paths:
-        return say(f"nothing waits for MLflow at {store}")
-    with journal.delivery(_store(store)):
-        for path in paths:
-            with journal.taken(path) as ended:
-                if ended:
-                    journal.remove(path)
-            say(f"{journal.name_of(path)}: {'dropped' if ended else delivery.AT_WORK}")
-    return None
+def forget(uri: str) -> None:
+    """Drop what waits for a store, and say what it was; raises UserError where nothing does."""
+    for store in _chosen(uri, None):
+        with journal.delivery(store, -1):
+            for path, opening in journal.sessions(store):
+                with journal.taken(path) as ended:
+                    if ended:
+                        say(f"{store}: {opening.name}: {delivery.told(_content(path))} dropped")
+                        journal.remove(path)
+                    else:
+                        say(f"{store}: {opening.name}: kept, as its stage is still at work")
 
 
-def verb(number: int) -> str:
-    return "waits" if number == 1 else "wait"
+def _content(path: Path) -> Counter[str]:
+    """How many things of each kind a journal holds; nothing where it can't be read."""
+    found: Counter[str] = Counter()
+    try:
+        entries = journal.entries_from(path, 0)[0]
+    except DamagedError:
+        return found
+    for entry in entries:
+        found[entry["do"]] += len(entry.get("points", entry.get("values", "1")))
+    return found
 
 
-def _store(name: str | None) -> str | None:
-    return None if name in (None, OWN) else mlflow_store.spelled(name)
+def _chosen(source: str | None, target: str | None) -> list[str]:
+    """The stores whose sessions are meant."""
+    waiting = _stores()
+    if source is not None:
+        name = stores.named(source)
+        if name not in waiting:
+            raise UserError(f"nothing waits for {name}: {' and '.join(waiting) or 'no store'} is waited for")
+        return [name]
+    others = [store for store in waiting if store != target]
+    if target is not None and len(others) > 1:
+        raise UserError(f"sessions wait for {' and '.join(others)}: say with --from which of them go to {target}")
+    return list(waiting)
+
+
+def _stores() -> Counter[str]:
+    """All that sessions wait for and how many do, the one with the oldest first."""
+    return Counter(opening.store for _, opening in journal.sessions())

@@ -2,7 +2,7 @@
 
 Importing MLflow and writing to its store takes a stage of the pipeline longer than its own work may take. So a stage only
 writes its journal, and makes sure that a courier is there, which delivers while the stage works and after it has ended. It goes
-when nothing has come for some seconds. Killed, it loses nothing: the next one begins a journal again.
+when for some seconds no stage was at work. Killed, it loses nothing: the next one begins a journal again.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from pathlib import Path
 from filelock import Timeout
 
 from src.ground.runtime import workspace
-from src.io import delivery, journal, mlflow_store
-from src.io.delivery import Delivery
-from src.io.mlflow_store import DeletedExperimentError, NoParentError
+from src.io import journal, mlflow_store, store_trouble, stores
+from src.io.delivery import Deliveries, Held
 
 POLL_SECONDS = 0.5
 IDLE_SECONDS = 10.0  # stages of a pipeline follow each other faster
@@ -28,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]  # of the code that runs
 
 def ensure() -> None:
     """Start a courier for the repository's own store, unless there is one. That of a folder that was moved is none: it goes."""
-    if journal.is_delivered(None) and _place().exists() and _place().read_text(encoding="utf-8") == str(workspace()):
+    if journal.is_delivered(stores.OWN) and _place().exists() and _place().read_text(encoding="utf-8") == str(workspace()):
         return
     variables = {key: value for key, value in os.environ.items() if key not in ("MLFLOW_TRACKING_URI", "OMP_NUM_THREADS")}
     subprocess.Popen(
@@ -44,8 +43,15 @@ def _place() -> Path:
 
 
 def awaited() -> None:
-    """Wait until the courier, if there is one, has delivered every session that has ended."""
-    while any(_has_ended(path) for path in delivery.backlog(None)) and journal.is_delivered(None):
+    """Wait until the courier, if there is one, has delivered every session that has ended, or for some seconds none."""
+    since, before = time.monotonic(), list[Path]()
+    while (ended := [path for path, _ in journal.sessions(stores.OWN) if _has_ended(path)]) and journal.is_delivered(
+        stores.OWN
+    ):
+        if ended != before:
+            since, before = time.monotonic(), ended
+        if time.monotonic() - since > IDLE_SECONDS:
+            return
         time.sleep(POLL_SECONDS / 2)
 
 
@@ -57,40 +63,35 @@ def _has_ended(path: Path) -> bool:
 def main() -> None:
     """Deliver until nothing comes any more; again, if something came while the lock was being given back."""
     mlflow_store.quieten()
+    left: set[Path] = set()
     while True:
         try:
-            with journal.delivery(None, BEGIN_SECONDS):
+            with journal.delivery(stores.OWN, BEGIN_SECONDS):
                 _place().write_text(str(workspace()), encoding="utf-8")
-                finished = _work()
+                left = _work()
         except Timeout:  # another one is at it
             return
-        if not finished or not delivery.backlog(None):
+        if {path for path, _ in journal.sessions(stores.OWN)} <= left:
             return
 
 
-def _work() -> bool:
-    """Whether all is delivered that can be; False where the store fails, which is noted for a stage to say."""
-    known: dict[Path, Delivery] = {}
-    busy = time.monotonic()
+def _work() -> set[Path]:
+    """The sessions that the store can't take, which is noted for a stage to say."""
+    deliveries, busy, left = Deliveries(stores.OWN), time.monotonic(), dict[Path, str]()
     while time.monotonic() - busy < IDLE_SECONDS and journal.folder().exists():
-        for path in delivery.backlog(None):
-            one = known[path] = known.get(path) or Delivery(path)
-            try:
-                told = one.go_on()
-            except (NoParentError, FileNotFoundError):  # the latter: a checkout that was moved meanwhile
-                continue
-            except DeletedExperimentError as error:
-                journal.note(path.name, f"Warning: {journal.name_of(path)} is not tracked yet, as {error}")
-                continue
-            except Exception as error:  # the store may fail in any way
-                where = mlflow_store.title(None)
-                journal.note(
-                    path.name,
-                    f"Warning: MLflow at {where} failed ({delivery.first(error)}); what {journal.name_of(path)} tracks waits "
-                    "for `python -m src.cli track-sync`",
-                )
-                return False
-            if told or one.new:
-                busy = time.monotonic()
+        try:
+            for path, opening, outcome in deliveries.go_on():
+                if not isinstance(outcome, Held) or not outcome.trouble:
+                    left.pop(path, None)
+                    busy = time.monotonic()
+                elif left.get(path) != outcome.reason:
+                    left[path] = outcome.reason
+                    journal.note(path.name, f"Warning: {opening.name} is not tracked yet: {outcome.reason}")
+        except Exception as error:  # the store may fail in any way
+            paths = [path for path, _ in journal.sessions(stores.OWN)]
+            for path in paths[:1]:
+                sentence = store_trouble.sentence(error, stores.OWN)
+                journal.note(path.name, f"Warning: {sentence}; what stages track waits for `python -m src.cli track-sync`")
+            return set(paths)
         time.sleep(POLL_SECONDS)
-    return True
+    return set(left)

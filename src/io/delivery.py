@@ -1,21 +1,42 @@
-"""From the journals to MLflow: each session's entries, in their order, into the store that the session belongs to.
+"""From the journals to MLflow: each session's entries, in their order, into the store that the session is for.
 
-A backlog belongs to its store: it waits for that one alone, and keeps no other store's from being delivered.
+A store that is gone holds back its own sessions and no other's. Where a store is there and yet can't take a session, as its
+experiment is deleted, that one is held back, with the later ones of the same run and those of its children.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from src.ground.errors import UserError
-from src.io import journal, mlflow_store
-from src.io.mlflow_store import DeletedExperimentError, NoParentError, Row
+from filelock import Timeout
 
-AT_WORK = "its stage is still at work"
-LONGEST = 200  # characters of an error's line
+from src.ground.counting import counted
+from src.io import journal, mlflow_row, mlflow_store, store_trouble
+from src.io.journal import Opening
+from src.io.mlflow_row import Row
+
+KINDS = {"metrics": "point", "params": "parameter", "image": "image", "file": "file", "tags": "tag"}
+TURN_SECONDS = 10.0  # that one process waits for another to have delivered
+
+
+@dataclass(frozen=True)
+class Held:
+    """A session that goes on waiting."""
+
+    opening: Opening
+    reason: str
+    trouble: bool = True  # someone has to do something about it
+
+    def holds(self, later: Opening) -> bool:
+        """Whether the store must be told this one first: of points of a metric it takes those that rise.
+
+        What is only at work has its run already, for its children to belong to.
+        """
+        parent = later.parent.run if later.parent is not None and self.trouble else None
+        return self.opening.run in (later.run, parent)
 
 
 class Delivery:
@@ -24,11 +45,8 @@ class Delivery:
     It may be told in parts while the session goes on, and from its start again by another process: nothing is there twice.
     """
 
-    def __init__(self, path: Path, to: str | None = None, elsewhere: bool = False) -> None:
-        """The session's own store gets it, or `elsewhere` the store `to`."""
-        opening = journal.opening_of(path)
-        self.path, self.opening = path, _sent(opening, to) if elsewhere else opening
-        self.new = 0  # entries told in the last part
+    def __init__(self, path: Path, opening: Opening) -> None:
+        self.path, self.opening = path, opening
         self._row: Row | None = None
         self._place = 0
         self._told: Counter[str] = Counter()
@@ -41,91 +59,82 @@ class Delivery:
         """
         with journal.taken(self.path) as ended:  # asked before reading, so that nothing comes after what is read
             entries, place = journal.entries_from(self.path, self._place)
-            self.new = len(entries)
             if self._row is None:
                 self._row = mlflow_store.open_row(self.opening)
             for entry in entries:
                 try:
                     self._told[entry["do"]] += self._row.deliver(entry)
                 except Exception as error:
-                    if not mlflow_store.refused(error):
+                    if not mlflow_row.refused(error):
                         raise
-                    self._refuse(first(error))
+                    self._refuse(store_trouble.first(error))
             self._place = place
             if not ended:
                 return None
-            if not self._told_end:
+            if "end" not in self._told:  # its process was killed
                 self._row.end("KILLED")
             journal.remove(self.path)
-        names = {"metrics": "points", "params": "parameters", "image": "images", "file": "files", "tags": "tags"}
-        parts = [counted(self._told[kind], name) for kind, name in names.items() if self._told[kind]]
-        return ", ".join([*parts, *(f"refused: {problem}" for problem in self._refused)]) + f" -> run {self._row.run_id}"
-
-    @property
-    def _told_end(self) -> bool:
-        return "end" in self._told
+        return f"{told(self._told)}{''.join(f', refused: {text}' for text in self._refused)} -> run {self._row.run_id}"
 
     def _refuse(self, problem: str) -> None:
         self._refused.append(problem)
-        where = mlflow_store.title(self.opening.store)
-        journal.note(self.path.name, f"Warning: MLflow at {where} refused a part of {self.opening.name}: {problem}")
+        journal.note(
+            self.path.name, f"Warning: MLflow at {self.opening.store} refused a part of {self.opening.name}: {problem}"
+        )
 
 
-def _sent(opening: journal.Opening, to: str | None) -> journal.Opening:
-    """The opening for another store, where no run has the number that the session's own store gave it."""
-    parent = None if opening.parent is None else _sent(opening.parent, to)
-    return replace(opening, store=to, parent=parent, run_id=None)
+class Deliveries:
+    """All that waits for one store, on its way there or, where that is asked for, to another one."""
 
+    def __init__(self, store: str, target: str | None = None) -> None:
+        self.store, self._target = store, target
+        self._begun: dict[Path, Delivery] = {}
 
-def deliver(
-    paths: Iterable[Path], tell: Callable[[str], None], to: str | None = None, elsewhere: bool = False
-) -> dict[str, str]:
-    """Deliver the journals of sessions that have ended, oldest first, each to its own store, or `elsewhere` to the store `to`.
+    def go_on(self) -> Iterator[tuple[Path, Opening, str | Held]]:
+        """Tell what is new of each session, oldest first: what it was where it has ended and is told, or why it still waits.
 
-    Tells of each; returns why those that still wait do, by the journal's name.
-    """
-    groups: dict[str | None, list[Path]] = {}
-    for path in paths:
-        groups.setdefault(to if elsewhere else journal.opening_of(path).store, []).append(path)
-    left: dict[str, str] = {}
-    for store, own in groups.items():
-        with journal.delivery(store):
-            left |= _deliver_to(store, own, tell, elsewhere)
-    return left
+        Raises what is wrong with a store that can't be asked anything.
+        """
+        held: list[Held] = []
+        for path, opening in journal.sessions(self.store):
+            before = next((one for one in held if one.holds(opening)), None)
+            if before is None:
+                outcome = self._tell(path, opening)
+            else:
+                outcome = Held(opening, f"it comes after {before.opening.name}, which waits", before.trouble)
+            if isinstance(outcome, Held):
+                held.append(outcome)
+            yield path, opening, outcome
 
-
-def _deliver_to(store: str | None, paths: list[Path], tell: Callable[[str], None], elsewhere: bool) -> dict[str, str]:
-    """The same for one store, which is asked no more once it has failed."""
-    left: dict[str, str] = {}
-    for number, path in enumerate(paths):
-        if not path.exists():  # another process delivered it
-            continue
+    def _tell(self, path: Path, opening: Opening) -> str | Held:
+        one = self._begun.setdefault(path, Delivery(path, _sent(opening, self._target)))
         try:
-            told = Delivery(path, store, elsewhere).go_on()
-        except NoParentError:
-            told = left[path.name] = "waits for the run that it belongs to"
-        except DeletedExperimentError as error:
-            told = left[path.name] = str(error)
-        except Exception as error:  # a store may fail in any way
-            return left | {one.name: first(error) for one in paths[number:] if one.exists()}
-        if told is None:
-            told = left[path.name] = AT_WORK
-        tell(f"{journal.name_of(path)}: {told}")
-    return left
+            done = one.go_on()
+        except Exception as error:  # this session's alone, or the store's
+            mlflow_store.probe(one.opening.store)
+            return Held(opening, store_trouble.sentence(error, one.opening.store))
+        return Held(opening, "its stage is still at work", False) if done is None else done
 
 
-def backlog(store: str | None) -> list[Path]:
-    """Journals of this store, oldest first."""
-    return [path for path in journal.waiting() if journal.opening_of(path).store == store]
+def _sent(opening: Opening, target: str | None) -> Opening:
+    """The session as if it had been for another store, which knows none of the ids."""
+    if target is None:
+        return opening
+    parent = None if opening.parent is None else _sent(opening.parent, target)
+    return replace(opening, store=target, parent=parent, run_id=None)
 
 
-def first(error: Exception) -> str:
-    """An error in one line; the project's own say what to do, to their end."""
-    if isinstance(error, UserError):
-        return str(error)
-    return " ".join(str(error).split())[:LONGEST] or type(error).__name__
+def deliver(store: str, target: str | None = None) -> Iterator[tuple[Opening, str | Held]]:
+    """Deliver what waits for a store, as far as it goes; see `Deliveries.go_on`. Waits for its turn."""
+    if not journal.sessions(store):
+        return
+    try:
+        with journal.delivery(store, TURN_SECONDS):
+            yield from ((opening, outcome) for _, opening, outcome in Deliveries(store, target).go_on())
+    except Timeout:
+        yield from ((one, Held(one, "another process delivers it", False)) for _, one in journal.sessions(store))
 
 
-def counted(number: int, things: str) -> str:
-    """`1 session`, `2 sessions`."""
-    return f"{number:,} {things if number != 1 else things.removesuffix('s')}"
+def told(content: Counter[str]) -> str:
+    """How many things of each kind."""
+    return ", ".join(counted(content[kind], name) for kind, name in KINDS.items() if content[kind]) or "nothing"

@@ -1,7 +1,8 @@
-"""What a tracking store is still to be told: a folder a session in .cache/tracking, with a line an entry and copies of files.
+"""What tracking stores are still to be told: a folder a session in .cache/tracking, with a line an entry and copies of files.
 
-A session is a stage's time with an MLflow run. Its first line says which run that is, and in which store; a last line that a
-kill cut off counts as not written. The folder appears and goes as a whole, and is locked as long as the session lasts.
+A session is a stage's time with an MLflow run. Its first line says which run that is, and of which store, as it waits for that
+one alone; a last line that a kill cut off counts as not written. The folder appears and goes as a whole, and is locked as long
+as the session lasts.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from src.ground.errors import UserError
 from src.ground.runtime import workspace
+from src.io import stores
 
 Entry = Mapping[str, Any]  # "do" names a method of the store's `Row`, the rest are its arguments; JSON but for "file", a path
 
@@ -35,7 +38,7 @@ PROBLEMS = "problems"  # folder of sentences about sessions whose stages may hav
 class Opening:
     """Which run of the store a session goes on in, or what a new one is to be."""
 
-    store: str | None  # MLFLOW_TRACKING_URI of the session; None for the repository's own, wherever that is now
+    store: str  # its name
     experiment: str
     name: str
     kind: str
@@ -50,9 +53,22 @@ class Opening:
     def identity(self) -> dict[str, str]:
         return {"ast.name": self.name, "ast.kind": self.kind, **self.find}
 
+    @property
+    def run(self) -> tuple[str, ...]:
+        """Equal for sessions of the same run. By names: each stage finds it by other tags."""
+        return (*(self.parent.run if self.parent else ()), self.experiment, self.name)
+
 
 def _opening(raw: dict[str, Any]) -> Opening:
-    return Opening(**{**raw, "parent": _opening(raw["parent"]) if raw["parent"] else None})
+    parent = _opening(raw["parent"]) if raw["parent"] else None
+    return Opening(**{**raw, "store": stores.named(raw["store"]), "parent": parent})  # earlier versions kept the variable
+
+
+class DamagedError(UserError):
+    """A journal that can't be read."""
+
+    def __init__(self, path: Path):
+        super().__init__(f"{path} can't be read: remove it")
 
 
 class Journal:
@@ -98,16 +114,29 @@ def folder() -> Path:
 
 def waiting() -> list[Path]:
     """All journals, oldest first."""
-    return sorted(path for path in folder().glob("[0-9]*"))
+    return _numbered(folder())
 
 
-def name_of(path: Path) -> str:
-    """What the session of a journal worked on."""
-    return path.name.split("-", 2)[2]
+def _numbered(place: Path) -> list[Path]:
+    try:
+        return sorted(place.glob("[0-9]*"))
+    except OSError:  # another user's, which may not be looked into
+        return []
+
+
+def sessions(store: str | None = None) -> list[tuple[Path, Opening]]:
+    """Those that can be read, of all stores or of one, oldest first."""
+    found = [(path, opening) for path in waiting() if (opening := opening_of(path)) is not None]
+    return [(path, opening) for path, opening in found if store in (None, opening.store)]
+
+
+def damaged() -> list[DamagedError]:
+    """Those that can't be read."""
+    return [DamagedError(path) for path in waiting() if opening_of(path) is None and path.exists()]
 
 
 @contextmanager
-def delivery(store: str | None, seconds: float = -1) -> Iterator[None]:
+def delivery(store: str, seconds: float) -> Iterator[None]:
     """One process at a time delivers to a store; raises Timeout where another one still does after so many seconds.
 
     What earlier ones delivered and did not get to delete goes now.
@@ -118,7 +147,7 @@ def delivery(store: str | None, seconds: float = -1) -> Iterator[None]:
         yield
 
 
-def is_delivered(store: str | None) -> bool:
+def is_delivered(store: str) -> bool:
     """Whether a process is at it. One that has just begun waits for this look at its lock."""
     try:
         with FileLock(_lock_of(store), timeout=0):
@@ -127,8 +156,8 @@ def is_delivered(store: str | None) -> bool:
         return True
 
 
-def _lock_of(store: str | None) -> Path:
-    return folder() / (f".lock-{hashlib.sha256(store.encode()).hexdigest()[:8]}" if store else ".lock")
+def _lock_of(store: str) -> Path:
+    return folder() / f".lock-{hashlib.sha256(store.encode()).hexdigest()[:8]}"
 
 
 def note(name: str, sentence: str) -> None:
@@ -140,7 +169,7 @@ def note(name: str, sentence: str) -> None:
 
 def noted() -> Iterator[str]:
     """Problems that nobody has said yet; they count as said."""
-    for path in sorted((folder() / PROBLEMS).glob("[0-9]*")):
+    for path in _numbered(folder() / PROBLEMS):
         with contextlib.suppress(OSError):  # another process was first
             sentence = path.read_text(encoding="utf-8")
             path.unlink()
@@ -162,15 +191,19 @@ def taken(path: Path) -> Iterator[bool]:
         lock.release()
 
 
-def opening_of(path: Path) -> Opening:
-    with (path / LINES).open(encoding="utf-8") as lines:
-        return _opening(json.loads(lines.readline())["opening"])
+def opening_of(path: Path) -> Opening | None:
+    """None where another process has delivered it, or it is damaged."""
+    try:
+        with (path / LINES).open(encoding="utf-8") as lines:
+            return _opening(json.loads(lines.readline())["opening"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def entries_from(path: Path, start: int) -> tuple[list[Entry], int]:
     """The whole entries from a place in the journal on, with the paths of their files, and the place behind them.
 
-    Place 0 is that of the first entry, behind the opening.
+    Place 0 is that of the first entry, behind the opening. Raises DamagedError.
     """
     with (path / LINES).open("rb") as lines:
         place = start or len(lines.readline())
@@ -179,8 +212,16 @@ def entries_from(path: Path, start: int) -> tuple[list[Entry], int]:
         for line in lines:
             if line.endswith(b"\n"):
                 place += len(line)
-                found.append(json.loads(line))
-    return [{**entry, "file": str(path / entry["file"])} if "file" in entry else entry for entry in found], place
+                found.append(_entry(path, line))
+    return found, place
+
+
+def _entry(path: Path, line: bytes) -> Entry:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        raise DamagedError(path) from None
+    return {**entry, "file": str(path / entry["file"])} if "file" in entry else entry
 
 
 def remove(path: Path) -> None:

@@ -16,7 +16,6 @@ import os
 import tempfile
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -28,11 +27,11 @@ import numpy as np
 from PIL import Image
 
 from src.ground.errors import InterruptedWorkError, TrackingError
-from src.io import backlog, courier, delivery, files, mlflow_store, system_metrics
-from src.io.delivery import first
+from src.io import backlog, courier, files, mlflow_row, mlflow_store, store_trouble, stores, system_metrics
 from src.io.journal import Entry, Journal, Opening
-from src.io.mlflow_store import Row
+from src.io.mlflow_row import Row
 from src.io.progress import say
+from src.io.store_trouble import first
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -211,19 +210,17 @@ class Tracker:
     def _fail(self, error: Exception) -> None:
         """Say it once. What the store refuses it would refuse for ever; all else waits in the journal from now on."""
         row, self._row = self._row, None
-        where = mlflow_store.title(self.opening.store)
+        store = self.opening.store
+        trouble = store_trouble.sentence(error, store)
         if self.strict:
             raise TrackingError(
-                f"Stopped: MLflow at {where} failed ({first(error)}), and tracking is to be strict: what is done is kept, and "
-                "the same command goes on from there"
+                f"Stopped: {trouble}, and tracking is to be strict: what is done is kept, and the same command goes on "
+                "from there"
             ) from None
-        if row is not None and mlflow_store.refused(error):
+        if row is not None and mlflow_row.refused(error):
             self._row = row
-            return say(f"Warning: MLflow at {where} refused a part of {self.opening.name}: {first(error)}")
-        say(
-            f"Warning: MLflow at {where} failed ({first(error)}); this stage goes on, and what it tracks from here on waits "
-            "for `python -m src.cli track-sync`"
-        )
+            return say(f"Warning: MLflow at {store} refused a part of {self.opening.name}: {first(error)}")
+        say(f"Warning: {trouble}; this stage goes on, and what it tracks from here on waits for `python -m src.cli track-sync`")
         return self._wait()
 
     def _wait(self) -> None:
@@ -234,17 +231,18 @@ class Tracker:
             say(f"Warning: what MLflow is to be told can't be kept ({first(error)}): nothing is tracked")
 
     def _begin(self) -> None:
-        """Open the run, after all that waits for its store has been delivered; or leave both to the courier.
+        """Open the run, after all that waits for its store; or leave both to the courier.
 
-        A run of one that waits can only wait too.
+        Where its parent or an earlier session waits, it waits too.
         """
         parent = self.opening.parent
+        if parent is None:
+            backlog.say_others(self.opening.store)
         if self._is_apart or (parent is not None and parent.run_id is None):
             self._wait()
             return self._send()
         try:
-            waiting = delivery.backlog(self.opening.store)
-            self._say_left(delivery.deliver(waiting, lambda told: say(f"MLflow's backlog: {told}")))
+            backlog.clear_way(self.opening)
             self._row = mlflow_store.open_row(self.opening)
             self.opening = self._row.opening
         except Exception as error:  # see _put
@@ -254,7 +252,7 @@ class Tracker:
     @property
     def _is_apart(self) -> bool:
         """Whether the courier delivers: not where errors are to end the stage, nor to a server, whose absence is to be said."""
-        return apart and self.opening.store is None and not self.strict
+        return apart and self.opening.store == stores.OWN and not self.strict
 
     def _send(self) -> None:
         """Have the courier at work, where it is to be."""
@@ -263,13 +261,6 @@ class Tracker:
                 courier.ensure()
             except OSError as error:
                 say(f"Warning: MLflow is told later, by the next stage ({first(error)})")
-
-    def _say_left(self, left: Mapping[str, str]) -> None:
-        where = mlflow_store.title(self.opening.store)
-        for reason, number in Counter(left.values()).items():
-            if reason != delivery.AT_WORK:
-                sessions = f"{delivery.counted(number, 'sessions')} still {backlog.verb(number)}"
-                say(f"Warning: {sessions} for MLflow at {where}: {reason}")
 
     def _end(self, status: str) -> None:
         self.flush()
@@ -315,7 +306,7 @@ def _opening(experiment: str, name: str, kind: str, find: Mapping[str, str], add
     mlflow_store.quieten()
     nest = _nest.get()
     about = {**mlflow_store.surroundings(), **_dvc_tags()}
-    store = mlflow_store.chosen()
+    store = stores.current()
     return Opening(store, nest.experiment if nest else experiment, name, kind, dict(find), dict(add), about, _now(),
                    nest.parent if nest else None)  # fmt: skip
 

@@ -14,7 +14,7 @@ from src.ground import runtime
 from src.ground.durations import duration
 from src.ground.params import Params
 from src.ground.settings import Runtime
-from src.io import mlflow_store
+from src.io import mlflow_store, stores
 from src.io.tables import Table
 from src.maths import inner_loop
 from src.maths.networks import FlatNetwork
@@ -51,7 +51,7 @@ def run(params: Params, name: str) -> None:
 def measure(asked: Runtime, subject: Subject) -> Plan:
     """Measure steps of distil, experts and evaluate, in this order, so that the peak memory is distil's."""
     distil, network = subject.distil, FlatNetwork(subject.module())
-    if mlflow_store.chosen() is not None:  # which a stage tells by itself
+    if stores.current() != stores.OWN:  # which a stage tells by itself
         mlflow_store.load()
     before = runtime.peak_memory_mib(subject.device)
     derivatives, compiled = plan_steps.derivatives(asked, subject, network)

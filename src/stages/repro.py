@@ -13,9 +13,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import partial
 
 from src.ground import runtime
+from src.ground.counting import counted
 from src.ground.errors import InterruptedWorkError, UserError
 from src.ground.params import Params
-from src.io.delivery import counted
 from src.io.progress import say
 
 REPORT = "report"
@@ -31,7 +31,7 @@ def run(params: Params, jobs: int | None) -> None:
     left = _outdated(needs)
     if not left:
         return say("Data and pipelines are up to date")
-    say(f"{counted(len(left), 'stages')} to run, {count} at once")
+    say(f"{counted(len(left), 'stage')} to run, {count} at once")
     failed = _run_all({name: needs[name] & left for name in needs if name in left}, count, max(1, cores // count))
     if failed:
         raise UserError(f"{', '.join(failed)} failed, see above: mend that, and run this again")
