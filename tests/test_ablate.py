@@ -9,7 +9,6 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import mlflow
 import pytest
 
 from src.ground.params import load
@@ -20,6 +19,7 @@ from tests import studying
 from tests.imports import ROOT
 from tests.studying import RUN, call
 from tests.test_tune import until
+from tests.told import client_of
 
 MTT = "digits-ipc1-mtt"
 
@@ -105,7 +105,7 @@ def test_killed_and_gone_on_with(tmp_path: Path) -> None:
     assert len(list(folder.glob("data/ablate/*/data/experts/*"))) == 2 * len(kinds)
     assert "*: beyond noise" in done.stdout
     assert "test" not in found["MTT: no part"]["seeds"]
-    client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    client = client_of(folder)
     rows = client.search_runs([client.get_experiment_by_name("digits-studies").experiment_id])  # type: ignore[union-attr]
     assert {row.info.status for row in rows} <= {"FINISHED", "KILLED"}
     assert sum(row.data.tags["ast.kind"] == "variant" and row.info.status == "FINISHED" for row in rows) >= 2 * 14 - 2

@@ -7,10 +7,10 @@ import io
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import pytest
 
 from tests.test_pipeline import call, repository
+from tests.told import client_of
 
 __all__ = ["repository"]
 pytestmark = pytest.mark.slow
@@ -23,7 +23,7 @@ SHOWN = ("--only-changed", "--drop", "Created|State|Executor|^src|^data/[^m]|^da
 
 def tracked(folder: Path) -> dict[str, Any]:
     """Rows of the repository's store by the experiment that they belong to."""
-    found = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}").search_runs(["1"])
+    found = client_of(folder).search_runs(["1"])
     return {run.data.tags["dvc.experiment"]: run for run in found if "dvc.experiment" in run.data.tags}
 
 

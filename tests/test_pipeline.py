@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 
 from src.io import files
 from tests.imports import ROOT
+from tests.told import client_of, files_of
 
 RUNS = ("digits-ipc1-ast", "digits-ipc1-random")
 
@@ -94,7 +95,7 @@ def test_dvc_shows_metrics_and_plots(repository: Path) -> None:
 
 
 def test_mlflow_holds_one_row_a_run_with_everything(repository: Path) -> None:
-    client = mlflow.MlflowClient(f"sqlite:///{repository / 'mlflow.db'}")
+    client = client_of(repository)
     experiment = client.get_experiment_by_name("digits")
     assert experiment is not None
     rows = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
@@ -112,8 +113,7 @@ def test_mlflow_holds_one_row_a_run_with_everything(repository: Path) -> None:
     assert run.data.tags[f"dvc.{path}"] == files.digest(repository / path)
     assert run.data.tags[f"dvc.{path}"] in {out["md5"] for out in recorded}
     assert {entry.dataset.name for entry in run.inputs.dataset_inputs} == {"digits"}
-    images = [file.path for file in client.list_artifacts(run.info.run_id, "images") if file.path.endswith(".png")]
-    assert len(images) == 3
+    assert sum(name.endswith(".png") for name in files_of(repository, run, "images")) == 3
     curves = client.get_metric_history(rows["experts/digits-smooth"].info.run_id, "parameter_step")
     assert [point.step for point in curves] == [1, 2, 3, 4]
 
@@ -154,7 +154,7 @@ def test_an_experiment_changes_one_run_only(repository: Path) -> None:
     ran = [line for line in done.stdout.splitlines() if line.startswith("Running stage")]
     assert ran == [f"Running stage '{stage}':" for stage in ("distill@digits-ipc1-ast", "evaluate@digits-ipc1-ast", "report")]
     assert "steeper" in call(repository, "dvc", "exp", "show", "--md").stdout
-    client = mlflow.MlflowClient(f"sqlite:///{repository / 'mlflow.db'}")
+    client = client_of(repository)
     found = client.search_runs(["1"], "tags.`dvc.experiment` = 'steeper'")
     assert [run.info.run_name for run in found] == ["digits-ipc1-ast"]
     assert found[0].data.params["distill.lr_img"] == "7.0"

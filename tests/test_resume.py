@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import psutil
 import pytest
 from ruamel.yaml import YAML
@@ -21,6 +20,7 @@ from ruamel.yaml import YAML
 from src.io import files
 from tests.imports import ROOT
 from tests.test_pipeline import call
+from tests.told import client_of
 
 pytestmark = pytest.mark.slow
 
@@ -130,12 +130,12 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
 
 
 def runs(folder: Path) -> list[Any]:
-    client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    client = client_of(folder)
     return list(client.search_runs(["1"]))
 
 
 def steps(folder: Path, run_id: str, metric: str) -> list[int]:
-    client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    client = client_of(folder)
     return sorted(point.step for point in client.get_metric_history(run_id, metric))
 
 

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import optuna
 import psutil
 import pytest
@@ -31,6 +30,7 @@ from src.studies.variants import Changes, Workspace
 from tests import studying
 from tests.imports import ROOT
 from tests.studying import RUN, call
+from tests.told import client_of, files_of
 
 # -- what is searched
 
@@ -272,7 +272,7 @@ def test_trials_of_one_side_share_their_experts(tuned: Path) -> None:
 
 @pytest.mark.slow
 def test_mlflow_holds_the_study_with_its_trials(tuned: Path) -> None:
-    client = mlflow.MlflowClient(f"sqlite:///{tuned / 'mlflow.db'}")
+    client = client_of(tuned)
     rows = client.search_runs([client.get_experiment_by_name("digits-studies").experiment_id])  # type: ignore[union-attr]
     (parent,) = [row for row in rows if row.data.tags["ast.kind"] == "study"]
     children = [row for row in rows if row.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
@@ -284,7 +284,7 @@ def test_mlflow_holds_the_study_with_its_trials(tuned: Path) -> None:
     assert "matching_loss" in found[0].data.metrics and "val_accuracy_mean" in found[0].data.metrics
     assert not [key for row in rows for key in row.data.metrics if "test" in key]
     assert parent.data.metrics["best_val_accuracy"] == pytest.approx(journal(tuned).best_value)
-    assert {file.path for file in client.list_artifacts(parent.info.run_id)} >= {"trials.csv"}
+    assert "trials.csv" in files_of(tuned, parent, "")
 
 
 @pytest.mark.slow
@@ -329,11 +329,11 @@ def test_the_expert_side_trains_experts_and_applies_them(tmp_path: Path) -> None
     assert len(list((plan / "data/experts").iterdir())) == 2
     if opened.best_trial.number:
         assert load(folder / "params.yaml").runs[f"{RUN}-tuned"].experts == "digits-smooth-tuned"
-    client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    client = client_of(folder)
     rows = client.search_runs([client.get_experiment_by_name("digits-studies").experiment_id])  # type: ignore[union-attr]
     measured = {row.data.tags["ast.kind"]: row for row in rows}
     assert measured["trial"].data.metrics["experts/parameter_step"] > 0
-    assert "figures/experts.png" in {file.path for file in client.list_artifacts(measured["study"].info.run_id, "figures")}
+    assert "experts.png" in files_of(folder, measured["study"], "figures")
 
 
 def workers_of(main: subprocess.Popen[str]) -> list[psutil.Process]:
@@ -367,7 +367,7 @@ def test_a_study_that_is_killed_again_and_again(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     all_done(opened, trials)
     assert all(opened.trials[number].params == found for number, found in before.items())
-    client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    client = client_of(folder)
     rows = client.search_runs([client.get_experiment_by_name("digits-studies").experiment_id])  # type: ignore[union-attr]
     assert not [row for row in rows if row.info.status == "RUNNING"]
     numbers = [row.data.tags["optuna.trial"] for row in rows if row.data.tags["ast.kind"] == "trial"]

@@ -20,7 +20,7 @@ from src.ground import runtime
 from src.maths.by_hand import Second, second_of
 
 Logits = Callable[[Tensor, Tensor], Tensor]  # (theta (P,), images (B, C, H, W)) -> (B, K)
-PASSES = 12  # work of one inner step, forward and backward, in forward passes: 3 for `first`, 9 for `second`
+PASSES = 12  # work of one inner step, forward and backward, in forward passes: 3 for `first`, 9 for `second`, by hand 8
 
 
 class Derivatives:
