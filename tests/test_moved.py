@@ -265,7 +265,7 @@ def worked_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
     raw = studying.raw_params()
     raw["runs"] = {RUN: raw["runs"][RUN]}
     folder = studying.folder_of(tmp_path_factory.mktemp("worked"), raw)
-    for words in ("experts", f"distill --run {RUN}"):
+    for words in ("experts", f"distill --run {RUN}", "track-sync"):  # which waits for the courier
         done = call(folder, words)
         assert done.returncode == 0, done.stderr
     return folder
@@ -297,9 +297,10 @@ def test_a_stage_and_the_ui_elsewhere(worked_in: Path, tmp_path: Path, elsewhere
     params = yaml.safe_load((new / "params.yaml").read_text())
     params["runs"][RUN]["distill"]["lr_img"] = 7.0
     (new / "params.yaml").write_text(yaml.safe_dump(params))
-    done = call(new, f"distill --run {RUN}")
-    assert done.returncode == 0, done.stderr
-    assert "Warning" not in done.stderr
+    for words in (f"distill --run {RUN}", "track-sync"):
+        done = call(new, words)
+        assert done.returncode == 0, done.stderr
+        assert "Warning" not in done.stderr
     client = mlflow.MlflowClient(f"sqlite:///{new / 'mlflow.db'}")
     found = {run.data.params.get("distill.lr_img"): run for run in client.search_runs(["1"]) if run.info.run_name == RUN}
     assert len(found) == 2
