@@ -25,6 +25,7 @@ from src.ground.errors import UserError
 from src.io import backlog, journal, mlflow_store, tracking
 from src.io.files import digest
 from tests import studying
+from tests.stored import kept
 from tests.studying import RUN, call
 from tests.test_store_states import forget_connections
 from tests.test_ui import free_port, wait_for
@@ -70,13 +71,6 @@ def rows(folder: Path, experiment: str = "digits") -> dict[str, Any]:
     found = client.get_experiment_by_name(experiment)
     assert found is not None
     return {run.info.run_name: run for run in client.search_runs([found.experiment_id])}
-
-
-def kept(top: Path, run: Any, folder: str = "") -> list[str]:
-    """Paths of the run's files, from its own folder on, which the store names from the repository's top."""
-    uri = run.info.artifact_uri
-    assert uri.startswith("mlartifacts/")
-    return sorted(path.relative_to(top / uri).as_posix() for path in (top / uri / folder).rglob("*") if path.is_file())
 
 
 def as_before(folder: Path, place: Path | None = None) -> None:

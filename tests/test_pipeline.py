@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 
 from src.io import files
 from tests.imports import ROOT
+from tests.stored import kept
 
 RUNS = ("digits-ipc1-ast", "digits-ipc1-random")
 
@@ -94,6 +95,7 @@ def test_dvc_shows_metrics_and_plots(repository: Path) -> None:
 
 
 def test_mlflow_holds_one_row_a_run_with_everything(repository: Path) -> None:
+    assert call(repository, "python", "-m", "src.cli", "track-sync").returncode == 0  # the courier is done
     client = mlflow.MlflowClient(f"sqlite:///{repository / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("digits")
     assert experiment is not None
@@ -112,8 +114,7 @@ def test_mlflow_holds_one_row_a_run_with_everything(repository: Path) -> None:
     assert run.data.tags[f"dvc.{path}"] == files.digest(repository / path)
     assert run.data.tags[f"dvc.{path}"] in {out["md5"] for out in recorded}
     assert {entry.dataset.name for entry in run.inputs.dataset_inputs} == {"digits"}
-    images = [file.path for file in client.list_artifacts(run.info.run_id, "images") if file.path.endswith(".png")]
-    assert len(images) == 3
+    assert len([path for path in kept(repository, run, "images") if path.endswith(".png")]) == 3
     curves = client.get_metric_history(rows["experts/digits-smooth"].info.run_id, "parameter_step")
     assert [point.step for point in curves] == [1, 2, 3, 4]
 

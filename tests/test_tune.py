@@ -30,6 +30,7 @@ from src.studies.study import Study
 from src.studies.variants import Changes, Workspace
 from tests import studying
 from tests.imports import ROOT
+from tests.stored import kept
 from tests.studying import RUN, call
 
 # -- what is searched
@@ -272,6 +273,7 @@ def test_trials_of_one_side_share_their_experts(tuned: Path) -> None:
 
 @pytest.mark.slow
 def test_mlflow_holds_the_study_with_its_trials(tuned: Path) -> None:
+    assert call(tuned, "track-sync").returncode == 0  # the courier is done
     client = mlflow.MlflowClient(f"sqlite:///{tuned / 'mlflow.db'}")
     rows = client.search_runs([client.get_experiment_by_name("digits-studies").experiment_id])  # type: ignore[union-attr]
     (parent,) = [row for row in rows if row.data.tags["ast.kind"] == "study"]
@@ -284,7 +286,7 @@ def test_mlflow_holds_the_study_with_its_trials(tuned: Path) -> None:
     assert "matching_loss" in found[0].data.metrics and "val_accuracy_mean" in found[0].data.metrics
     assert not [key for row in rows for key in row.data.metrics if "test" in key]
     assert parent.data.metrics["best_val_accuracy"] == pytest.approx(journal(tuned).best_value)
-    assert {file.path for file in client.list_artifacts(parent.info.run_id)} >= {"trials.csv"}
+    assert "trials.csv" in kept(tuned, parent)
 
 
 @pytest.mark.slow
@@ -329,11 +331,12 @@ def test_the_expert_side_trains_experts_and_applies_them(tmp_path: Path) -> None
     assert len(list((plan / "data/experts").iterdir())) == 2
     if opened.best_trial.number:
         assert load(folder / "params.yaml").runs[f"{RUN}-tuned"].experts == "digits-smooth-tuned"
+    assert call(folder, "track-sync").returncode == 0
     client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
     rows = client.search_runs([client.get_experiment_by_name("digits-studies").experiment_id])  # type: ignore[union-attr]
     measured = {row.data.tags["ast.kind"]: row for row in rows}
     assert measured["trial"].data.metrics["experts/parameter_step"] > 0
-    assert "figures/experts.png" in {file.path for file in client.list_artifacts(measured["study"].info.run_id, "figures")}
+    assert "figures/experts.png" in kept(folder, measured["study"], "figures")
 
 
 def workers_of(main: subprocess.Popen[str]) -> list[psutil.Process]:
