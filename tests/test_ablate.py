@@ -17,9 +17,9 @@ from src.studies import ablate, usefulness, variants
 from src.studies.usefulness import Experts
 from tests import studying
 from tests.imports import ROOT
+from tests.stored import client_of
 from tests.studying import RUN, call
 from tests.test_tune import until
-from tests.told import client_of
 
 MTT = "digits-ipc1-mtt"
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from tests.stored import client_of
 from tests.test_pipeline import call, repository
-from tests.told import client_of
 
 __all__ = ["repository"]
 pytestmark = pytest.mark.slow

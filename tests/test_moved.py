@@ -25,6 +25,7 @@ from src.ground.errors import UserError
 from src.io import backlog, journal, mlflow_store, tracking
 from src.io.files import digest
 from tests import studying
+from tests.stored import kept
 from tests.studying import RUN, call
 from tests.test_store_states import forget_connections
 from tests.test_ui import free_port, wait_for
@@ -70,13 +71,6 @@ def rows(folder: Path, experiment: str = "digits") -> dict[str, Any]:
     found = client.get_experiment_by_name(experiment)
     assert found is not None
     return {run.info.run_name: run for run in client.search_runs([found.experiment_id])}
-
-
-def kept(top: Path, run: Any, folder: str = "") -> list[str]:
-    """Paths of the run's files, from its own folder on, which the store names from the repository's top."""
-    uri = run.info.artifact_uri
-    assert uri.startswith("mlartifacts/")
-    return sorted(path.relative_to(top / uri).as_posix() for path in (top / uri / folder).rglob("*") if path.is_file())
 
 
 def as_before(folder: Path, place: Path | None = None) -> None:
@@ -265,7 +259,7 @@ def worked_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
     raw = studying.raw_params()
     raw["runs"] = {RUN: raw["runs"][RUN]}
     folder = studying.folder_of(tmp_path_factory.mktemp("worked"), raw)
-    for words in ("experts", f"distill --run {RUN}"):
+    for words in ("experts", f"distill --run {RUN}", "track-sync"):  # which waits for the courier
         done = call(folder, words)
         assert done.returncode == 0, done.stderr
     return folder
@@ -297,9 +291,10 @@ def test_a_stage_and_the_ui_elsewhere(worked_in: Path, tmp_path: Path, elsewhere
     params = yaml.safe_load((new / "params.yaml").read_text())
     params["runs"][RUN]["distill"]["lr_img"] = 7.0
     (new / "params.yaml").write_text(yaml.safe_dump(params))
-    done = call(new, f"distill --run {RUN}")
-    assert done.returncode == 0, done.stderr
-    assert "Warning" not in done.stderr
+    for words in (f"distill --run {RUN}", "track-sync"):
+        done = call(new, words)
+        assert done.returncode == 0, done.stderr
+        assert "Warning" not in done.stderr
     client = mlflow.MlflowClient(f"sqlite:///{new / 'mlflow.db'}")
     found = {run.data.params.get("distill.lr_img"): run for run in client.search_runs(["1"]) if run.info.run_name == RUN}
     assert len(found) == 2

@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 
 from src.io import files
 from tests.imports import ROOT
-from tests.told import client_of, files_of
+from tests.stored import client_of, kept
 
 RUNS = ("digits-ipc1-ast", "digits-ipc1-random")
 
@@ -113,7 +113,7 @@ def test_mlflow_holds_one_row_a_run_with_everything(repository: Path) -> None:
     assert run.data.tags[f"dvc.{path}"] == files.digest(repository / path)
     assert run.data.tags[f"dvc.{path}"] in {out["md5"] for out in recorded}
     assert {entry.dataset.name for entry in run.inputs.dataset_inputs} == {"digits"}
-    assert sum(name.endswith(".png") for name in files_of(repository, run, "images")) == 3
+    assert sum(path.endswith(".png") for path in kept(repository, run, "images")) == 3
     curves = client.get_metric_history(rows["experts/digits-smooth"].info.run_id, "parameter_step")
     assert [point.step for point in curves] == [1, 2, 3, 4]
 

@@ -19,8 +19,8 @@ from ruamel.yaml import YAML
 
 from src.io import files
 from tests.imports import ROOT
+from tests.stored import client_of
 from tests.test_pipeline import call
-from tests.told import client_of
 
 pytestmark = pytest.mark.slow
 

@@ -29,8 +29,8 @@ from src.studies.study import Study
 from src.studies.variants import Changes, Workspace
 from tests import studying
 from tests.imports import ROOT
+from tests.stored import client_of, kept
 from tests.studying import RUN, call
-from tests.told import client_of, files_of
 
 # -- what is searched
 
@@ -284,7 +284,7 @@ def test_mlflow_holds_the_study_with_its_trials(tuned: Path) -> None:
     assert "matching_loss" in found[0].data.metrics and "val_accuracy_mean" in found[0].data.metrics
     assert not [key for row in rows for key in row.data.metrics if "test" in key]
     assert parent.data.metrics["best_val_accuracy"] == pytest.approx(journal(tuned).best_value)
-    assert "trials.csv" in files_of(tuned, parent, "")
+    assert "trials.csv" in kept(tuned, parent)
 
 
 @pytest.mark.slow
@@ -333,7 +333,7 @@ def test_the_expert_side_trains_experts_and_applies_them(tmp_path: Path) -> None
     rows = client.search_runs([client.get_experiment_by_name("digits-studies").experiment_id])  # type: ignore[union-attr]
     measured = {row.data.tags["ast.kind"]: row for row in rows}
     assert measured["trial"].data.metrics["experts/parameter_step"] > 0
-    assert "experts.png" in files_of(folder, measured["study"], "figures")
+    assert "figures/experts.png" in kept(folder, measured["study"], "figures")
 
 
 def workers_of(main: subprocess.Popen[str]) -> list[psutil.Process]:

@@ -1,4 +1,4 @@
-"""What a repository's own store was told by stages that ran in processes of their own, once the courier has come."""
+"""What a repository's own store holds of stages that ran in processes of their own, and the files of its runs."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ def client_of(folder: Path, seconds: float = 60.0) -> mlflow.MlflowClient:
     return mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
 
 
-def files_of(folder: Path, run: Any, below: str) -> list[str]:
-    """Names of the files in a folder of a run's artifacts, whose place is relative to the repository's top."""
-    return sorted(path.name for path in (folder / run.info.artifact_uri / below).iterdir())
+def kept(top: Path, run: Any, folder: str = "") -> list[str]:
+    """Paths of the run's files, from its own folder on."""
+    uri = run.info.artifact_uri
+    assert uri.startswith("mlartifacts/")
+    return sorted(path.relative_to(top / uri).as_posix() for path in (top / uri / folder).rglob("*") if path.is_file())
