@@ -22,6 +22,7 @@ from src.io.delivery import Deliveries, Held
 POLL_SECONDS = 0.5
 IDLE_SECONDS = 10.0  # stages of a pipeline follow each other faster
 BEGIN_SECONDS = 2.0  # that a process which looks whether there is a courier may hold its lock
+NICE = 10  # the stages go before
 ROOT = Path(__file__).resolve().parents[2]  # of the code that runs
 
 
@@ -62,6 +63,7 @@ def _has_ended(path: Path) -> bool:
 
 def main() -> None:
     """Deliver until nothing comes any more; again, if something came while the lock was being given back."""
+    os.nice(NICE)
     mlflow_store.quieten()
     left: set[Path] = set()
     while True:
