@@ -366,7 +366,8 @@ def test_a_study_that_is_killed_again_and_again(tmp_path: Path) -> None:
     done = call(folder, " ".join(words))
     assert done.returncode == 0, done.stderr
     all_done(opened, trials)
-    assert all(opened.trials[number].params == found for number, found in before.items())
+    # a kill may have come while Optuna wrote one parameter after the other
+    assert all(opened.trials[number].params.items() >= found.items() for number, found in before.items())
     client = client_of(folder)
     rows = client.search_runs([client.get_experiment_by_name("digits-studies").experiment_id])  # type: ignore[union-attr]
     assert not [row for row in rows if row.info.status == "RUNNING"]

@@ -18,6 +18,7 @@ from src.ground.errors import ArtifactError
 from src.io.progress import say
 
 JOURNAL = "journal.log"
+POLL_SECONDS = 0.005  # an append takes about as long
 SHOWN = 60  # characters of what is cut off
 
 
@@ -25,7 +26,7 @@ class StudyLog(JournalFileBackend):
     """Optuna's file in a study's folder, which is there. Raises ArtifactError where a line that others follow is damaged."""
 
     def __init__(self, folder: Path) -> None:
-        self.path, self.lock = folder / JOURNAL, FileLock(folder / "journal.lock")
+        self.path, self.lock = folder / JOURNAL, FileLock(folder / "journal.lock", poll_interval=POLL_SECONDS)
         super().__init__(str(self.path), self.lock)  # type: ignore[arg-type] # it has what is asked for: acquire and release
         with self.lock:
             mend(self.path)
