@@ -1,8 +1,9 @@
 """How long the first minutes take beside another commit: `python -m tests.pace --against COMMIT`.
 
-Each round clones both commits into empty folders and times, alternately, `dvc repro` without any cache, an `evaluate` that
-finds everything finished, and the tests. Both sides use the packages of the Python that runs this, so that installation does
-not count. A ratio is paired: this commit's time over the other's in the same round. Leave the machine alone meanwhile.
+Each round times, alternately for both commits, `dvc repro` and `make repro`, each in a fresh clone without any cache, an
+`evaluate` that finds everything finished, and the tests. Both sides use the packages of the Python that runs this, so that
+installation does not count. A ratio is paired: this commit's time over the other's in the same round. Leave the machine alone
+meanwhile.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--against", required=True, metavar="COMMIT", help="the commit to compare with")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--what", nargs="+", choices=COMMANDS, default=list(COMMANDS), help="default: all")
+    parser.add_argument("--what", nargs="+", choices=COMMANDS, default=list(COMMANDS), help="in this order; default: all")
     parser.add_argument("--avx2", action="store_true", help="hide all instructions beyond AVX2")
     parser.add_argument("--json", type=Path, help="file to write all seconds to")
     asked = parser.parse_args()
@@ -52,7 +53,7 @@ def main() -> None:
         sides = list(commits.items())
         for side, commit in sides if number % 2 == 0 else reversed(sides):
             with tempfile.TemporaryDirectory() as folder:
-                _round(Path(folder, "clone"), commit, asked.what, asked.avx2, side, times)
+                _round(Path(folder), commit, asked.what, asked.avx2, side, times)
     Console().print(_table(times, asked.avx2))
     if asked.json is not None:
         asked.json.write_text(json.dumps({"commits": commits, "avx2": asked.avx2, "seconds": times}, indent=1))
@@ -62,15 +63,24 @@ def _commit(name: str) -> str:
     return subprocess.run(["git", "rev-parse", name], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def _round(clone: Path, commit: str, what: list[str], avx2: bool, side: str, times: Times) -> None:
-    subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
-    subprocess.run(["git", "checkout", "-q", commit], cwd=clone, check=True)
-    if "evaluate" in what and "repro" not in what:
-        _seconds("repro", clone, avx2)
+def _round(folder: Path, commit: str, what: list[str], avx2: bool, side: str, times: Times) -> None:
+    """Every command in a clone of its own, but for `evaluate`, which comes after the pipeline of an earlier one."""
+    clone = None
     for name in what:
+        if name != "evaluate":
+            clone = _cloned(folder / name, commit)
+        elif clone is None:
+            clone = _cloned(folder / name, commit)
+            _seconds("repro", clone, avx2)
         spent = _seconds(name, clone, avx2)
         times[name][side].append(spent)
         print(f"{side} {commit[:7]} {name}: {spent:.1f} s", flush=True)
+
+
+def _cloned(clone: Path, commit: str) -> Path:
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
+    subprocess.run(["git", "checkout", "-q", commit], cwd=clone, check=True)
+    return clone
 
 
 def _seconds(name: str, clone: Path, avx2: bool) -> float:

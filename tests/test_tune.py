@@ -285,6 +285,7 @@ def test_mlflow_holds_the_study_with_its_trials(tuned: Path) -> None:
     assert not [key for row in rows for key in row.data.metrics if "test" in key]
     assert parent.data.metrics["best_val_accuracy"] == pytest.approx(journal(tuned).best_value)
     assert "trials.csv" in kept(tuned, parent)
+    assert (tuned / parent.data.tags["optuna.journal"]).is_file(), "from the top of a repository that may move"
 
 
 @pytest.mark.slow

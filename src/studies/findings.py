@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from optuna.visualization import matplotlib as plots
 from rich.console import Console
 
+from src.ground import runtime
 from src.ground.errors import UserError
 from src.ground.params import Params
 from src.io import files, params_edit, progress
@@ -39,7 +40,8 @@ def describe(tracker: Tracker, params: Params, base: str, side: Side, plan: Stud
     searched = {name: str(distribution) for name, distribution in plan.space.items()}
     settings = params.tune.model_dump(exclude={"ranges", "trials"})
     tracker.params({"run": base, "side": side, "seed": params.seed, "tune": settings, "space": searched})
-    tracker.tags({"optuna.journal": str(plan.folder / study_log.JOURNAL)})
+    journal = plan.folder / study_log.JOURNAL
+    tracker.tags({"optuna.journal": journal.relative_to(runtime.workspace()).as_posix()})  # the store may move with its folder
 
 
 def tell_new(opened: optuna.Study, told: int, tracker: Tracker, advance: Advance) -> int:
