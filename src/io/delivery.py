@@ -110,7 +110,7 @@ class Deliveries:
         one = self._begun.setdefault(path, Delivery(path, _sent(opening, self._target)))
         try:
             done = one.go_on()
-        except Exception as error:  # this session's alone, or the store's
+        except Exception as error:  # of this one, or of the store
             mlflow_store.probe(one.opening.store)
             return Held(opening, store_trouble.sentence(error, one.opening.store))
         return Held(opening, "its stage is still at work", False) if done is None else done
