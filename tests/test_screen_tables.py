@@ -39,14 +39,14 @@ def squeezed(text: str) -> str:
 
 
 def shown(table: Table, width: int) -> str:
-    """The table as it is printed, its columns parted by '|' alone."""
+    """The table as it is checked_prints, its columns parted by '|' alone."""
     table.box = box.ASCII if table.box is not None else None
     file = io.StringIO()
     Console(file=file, width=width).print(table)
     return file.getvalue()
 
 
-def whole(table: Table) -> None:
+def check_whole(table: Table) -> None:
     """Checks that no letter of the table is lost at any width."""
     columns = [squeezed("".join([str(column.header), *map(str, column.cells)])) for column in table.columns]
     for width in WIDTHS:
@@ -63,7 +63,7 @@ def whole(table: Table) -> None:
 
 
 @pytest.fixture
-def printed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Table]]:
+def checked_prints(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Table]]:
     """Tables that a command prints, which are whole."""
     found: list[Table] = []
     kept = Console.print
@@ -77,7 +77,7 @@ def printed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Table]]:
     monkeypatch.undo()
     assert found
     for one in found:
-        whole(one)
+        check_whole(one)
 
 
 def test_compare() -> None:
@@ -86,9 +86,9 @@ def test_compare() -> None:
     accuracies = {"val": (0.911, 0.92), "test": (0.9, 0.91)}
     costs: dict[str, Cost | None] = dict.fromkeys(compare.WORK)
     found = [compare.Compared(f"{LONG}-{n}", "d", [lists, none][n % 2], accuracies, costs) for n in range(3)]
-    whole(compare.table(found[:2]))
-    whole(compare.table(found))
-    whole(compare.table(found * 5))
+    check_whole(compare.table(found[:2]))
+    check_whole(compare.table(found))
+    check_whole(compare.table(found * 5))
 
 
 def test_a_table_that_fits_is_a_table() -> None:
@@ -111,10 +111,10 @@ def test_tune(tmp_path: Path) -> None:
         )
     table = findings._table(study.finished(opened), plan, {"distill.lr_init": 0.75})
     assert "[flip,crop]" in squeezed(shown(table, 80))
-    whole(table)
+    check_whole(table)
 
 
-def test_ablate(printed: list[Table]) -> None:
+def test_ablate(checked_prints: list[Table]) -> None:
     experts = (Experts(0.1, 0.01, 0.5),) * 2
     seeds = {"val": (0.7, 0.8), "test": (0.7, 0.8)}
     rows = [
@@ -137,7 +137,7 @@ def test_bench(kind: str) -> None:
     found |= {"gflops": sides, "share_of_peak": sides, "peak_gflops": {"float32": 1.0}, "setting": {"precision": "float32"}}
     found |= {"gradient_error": 1e-7, "plain_gradient_error": 1e-7, "gradient_error_steps": 3, "ratio": 1.5, "processes": 2}
     found |= {name: {**sides, "ratio": 1.5, "processes": 16} for name in ("with_penalty", "without_penalty")}
-    whole(getattr(bench, kind)(found))
+    check_whole(getattr(bench, kind)(found))
 
 
 def test_plan(valid_params: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +145,7 @@ def test_plan(valid_params: dict[str, Any], tmp_path: Path, monkeypatch: pytest.
     params = parse(valid_params)
     prepare.run(params, "digits")
     subject = replace(plan_steps.subject_of(params, "ten", torch.device("cpu")), name=LONG)
-    whole(plan._table(subject, plan.Plan(10**9, True, 1.5, 2.5, 1e5, 1e6, 1e6, 1e7, 1e5, 1e4)))
+    check_whole(plan._table(subject, plan.Plan(10**9, True, 1.5, 2.5, 1e5, 1e6, 1e6, 1e7, 1e5, 1e4)))
 
 
 def test_clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +153,7 @@ def test_clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = checkpoints.folder() / "evaluate" / f"{LONG}@ConvNetD3W128" / "0123456789abcdef-000.safetensors"
     path.parent.mkdir(parents=True)
     path.write_bytes(bytes(1234567))
-    whole(clean._table([clean._leftover(path, {})]))
+    check_whole(clean._table([clean._leftover(path, {})]))
 
 
 def result(name: str) -> Result:
@@ -161,26 +161,26 @@ def result(name: str) -> Result:
     return Result(name, "digits", 10, 100, 0.1, "ast", "random", True, (1,), accuracy, accuracy, (0.9,), True, 1, 0.123)
 
 
-def test_report(printed: list[Table]) -> None:
-    report._show("A [long] title of a report that is printed above its table", [result(LONG), result("short")])
-    assert "[long]" in shown(printed[0], 80)
+def test_report(checked_prints: list[Table]) -> None:
+    report._show("A [long] title of a report that is checked_prints above its table", [result(LONG), result("short")])
+    assert "[long]" in shown(checked_prints[0], 80)
 
 
-def test_evaluate(printed: list[Table], valid_params: dict[str, Any]) -> None:
+def test_evaluate(checked_prints: list[Table], valid_params: dict[str, Any]) -> None:
     scores = {f"{split}_accuracy_{kind}": 0.91234 for split in ("val", "test") for kind in ("mean", "std")}
     params: Params = parse(valid_params)
     evaluate._show(params, "one", {"AGeneralisedConvNetOfManyChannels": scores, "D2": scores})
 
 
-def test_init(printed: list[Table]) -> None:
+def test_init(checked_prints: list[Table]) -> None:
     names = ("a class [of] images whose name goes on for more than a line", "b")
     counts = {split: dict.fromkeys(names, 123456) for split in ("train", "val", "test")}
     found = Inspection(counts, Counter({(32, 32): 5}), Counter({3: 5}), (), "0" * 64, Source(names, 255, {}, {}, {}, {}, ()))
     init._show(Dataset(source="a/long/path/of/[many]/folders/to/images.zip", size=32), found)
-    assert "[of]" in shown(printed[0], 80)
-    assert "[many]" in squeezed(shown(printed[0], 80))
+    assert "[of]" in shown(checked_prints[0], 80)
+    assert "[many]" in squeezed(shown(checked_prints[0], 80))
 
 
-def test_presets(printed: list[Table], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_presets(checked_prints: list[Table], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(presets, "FILE_WIDTH", 40)
     presets.show_all(None, None)

@@ -55,7 +55,7 @@ def answers(process: subprocess.Popen[str]) -> bool:
     return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
 
 
-def stops(process: subprocess.Popen[str], number: signal.Signals, sentence: str, group: bool = False) -> None:
+def check_stops(process: subprocess.Popen[str], number: signal.Signals, sentence: str, group: bool = False) -> None:
     """Send the signal, to the whole group as a terminal does it or to the process alone; it ends as every command must."""
     children = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, number) if group else process.send_signal(number)
@@ -132,7 +132,7 @@ def test_a_command_at_work(number: signal.Signals, group: bool, tmp_path: Path) 
     (tmp_path / "params.yaml").symlink_to(ROOT / "params.yaml")
     process = begin(tmp_path, sys.executable, "-c", IN_WORK, "clean")
     assert process.stdout is not None and process.stdout.readline() == "at work\n"
-    stops(process, number, BEGINS, group)
+    check_stops(process, number, BEGINS, group)
 
 
 # -- the mechanism, in processes of a second
@@ -261,7 +261,7 @@ def test_a_download_leaves_nothing_behind(number: signal.Signals, tmp_path: Path
     with stalling() as proxy:
         process = begin(tmp_path, *words("prepare --dataset digits"), http_proxy=proxy)
         until(lambda: bool(list(tmp_path.glob("data/*/.*.tmp/*"))) or process.poll() is not None, 60)
-        stops(process, number, BEGINS)
+        check_stops(process, number, BEGINS)
     assert not [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
     assert not list((tmp_path / "data").glob("*/.*.tmp"))
 
@@ -280,7 +280,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_bench(number: signal.Signals, group: bool, repository: Path) -> None:
     process = begin(repository, *words("bench experts --size 16 --width 16 --images 200000 --workers 2 --compile off"))
     until(lambda: len(psutil.Process(process.pid).children(recursive=True)) >= 2)  # the worker, and processes of its own
-    stops(process, number, BEGINS, group)
+    check_stops(process, number, BEGINS, group)
 
 
 def text_of_logs(folder: Path, kind: str) -> str:
@@ -292,7 +292,7 @@ def stopped_again_and_again(folder: Path, command: str, begun: Callable[[], bool
     for number, group in ((signal.SIGINT, True), (signal.SIGTERM, False)):
         process = begin(folder, *words(command))
         until(lambda process=process: (begun() and bool(workers_of(process))) or process.poll() is not None)  # type: ignore[misc]
-        stops(process, number, sentence, group)
+        check_stops(process, number, sentence, group)
 
 
 @pytest.mark.slow
@@ -328,7 +328,7 @@ def test_tune_while_its_experts_are_made(tmp_path: Path) -> None:
     process = begin(folder, *words(f"tune --run {RUN}"))
     assert process.stderr is not None
     assert any("resumed at" in line for line in process.stderr)
-    stops(process, signal.SIGTERM, sentence)
+    check_stops(process, signal.SIGTERM, sentence)
 
 
 @pytest.mark.slow
@@ -345,7 +345,7 @@ def test_ablate_goes_on(tmp_path: Path) -> None:
     for number, group in ((signal.SIGINT, True), (signal.SIGTERM, False)):
         process = begin(folder, *words(f"ablate --run {RUN} --seeds 2 --workers 2"))
         until(lambda process=process, kept=kept: len(made()) > len(kept) or process.poll() is not None)  # type: ignore[misc]
-        stops(process, number, "finished variants are kept, and the same command goes on with the others", group)
+        check_stops(process, number, "finished variants are kept, and the same command goes on with the others", group)
         assert made().items() >= kept.items()
         kept = made()
     assert "Traceback" not in text_of_logs(folder, "ablate")
