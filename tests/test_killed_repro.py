@@ -16,6 +16,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from src.io import files
+from tests.children import check_gone
 from tests.imports import ROOT
 from tests.test_pipeline import call
 from tests.test_resume import KILLS, begin, ended, tiny, write_params
@@ -76,7 +77,7 @@ def stop(process: subprocess.Popen[str], number: signal.Signals) -> None:
     members = [process, *psutil.Process(process.pid).children(recursive=True)]
     os.killpg(process.pid, number)
     process.communicate(timeout=60)
-    assert not psutil.wait_procs(members[1:], timeout=20)[1]
+    check_gone(members[1:], seconds=20)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])

@@ -18,6 +18,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from src.io import files
+from tests.children import check_gone
 from tests.imports import ROOT
 from tests.stored import client_of
 from tests.test_pipeline import call
@@ -201,8 +202,7 @@ def test_no_process_is_left_behind(number: signal.Signals, finished: Path, folde
     code, errors = ended(process)
     assert code == (-number if number == signal.SIGKILL else 128 + number), errors
     assert "Traceback" not in errors
-    _, alive = psutil.wait_procs(children, timeout=10)
-    assert not alive
+    check_gone(children)
     code, errors = ended(begin(folder, *words("experts")))
     assert code == 0, errors
     assert digests(folder, "experts") == digests(finished, "experts")
@@ -314,7 +314,7 @@ def test_through_dvc(finished: Path, folder: Path) -> None:
         code, errors = ended(process)
         assert code != 0
         assert "Traceback" not in errors
-        assert not psutil.wait_procs(children, timeout=10)[1]
+        check_gone(children)
     done = call(folder, "dvc", "repro", f"evaluate@{RUN}")
     assert done.returncode == 0, done.stderr
     assert "resumed at" in done.stderr

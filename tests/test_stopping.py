@@ -21,6 +21,7 @@ from ruamel.yaml import YAML
 from src.io import stopping
 from src.studies import study
 from tests import studying
+from tests.children import check_gone
 from tests.imports import ROOT
 from tests.studying import RUN, call
 from tests.test_tune import all_done, journal, poor, until, workers_of
@@ -65,8 +66,7 @@ def check_stops(process: subprocess.Popen[str], number: signal.Signals, sentence
     assert f"Stopped by {number.name}: {sentence}" in " ".join(errors.split())
     assert "Traceback" not in errors + output
     assert "ignored" not in errors  # Python's word for errors of destructors
-    _, alive = psutil.wait_procs(children, timeout=10)
-    assert not [one for one in alive if one.status() != psutil.STATUS_ZOMBIE]
+    check_gone(children, zombies_count=False)
 
 
 # -- every command, as it starts
