@@ -192,19 +192,23 @@ def by_hand_problem(size: int, soft: bool, **spec: Any) -> tuple[Derivatives, li
 @pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize("pooling", ["avg", "none"])
 @pytest.mark.parametrize("norm", ["instance", "layer", "group", "none"])
-def test_the_second_derivative_by_hand_is_that_of_double_differentiation(norm: str, pooling: str, soft: bool) -> None:
-    derivatives, given = by_hand_problem(8, soft, norm=norm, pooling=pooling)
+def test_derivatives_by_hand_are_those_of_autograd(norm: str, pooling: str, soft: bool) -> None:
+    check_by_hand(*by_hand_problem(8, soft, norm=norm, pooling=pooling))
+
+
+def check_by_hand(derivatives: Derivatives, given: list[Tensor]) -> None:
+    assert derivatives.first != derivatives._first
     assert derivatives.second != derivatives._second
+    first, expected_first = derivatives.first(*given[:3]), derivatives._first(*given[:3])
+    torch.testing.assert_close(first, expected_first, rtol=1e-10, atol=1e-12)
     for found, expected in zip(derivatives.second(*given), derivatives._second(*given), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize(("size", "depth"), [(28, 3), (32, 3), (8, 1)])
+@pytest.mark.parametrize(("size", "depth"), [(28, 3), (32, 3), (8, 1), (36, 3)])
 def test_by_hand_at_the_fields_sizes(size: int, depth: int) -> None:
-    """28 is padded to 32 in the first convolution."""
-    derivatives, given = by_hand_problem(size, False, depth=depth)
-    for found, expected in zip(derivatives.second(*given), derivatives._second(*given), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    """28 is padded to 32 in the first convolution; 36 is halved to 9, and that to 4."""
+    check_by_hand(*by_hand_problem(size, False, depth=depth))
 
 
 def test_by_hand_rounds_no_worse() -> None:

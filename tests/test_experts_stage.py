@@ -141,21 +141,21 @@ def predicted(params: Params) -> dict[str, list[list[int]]]:
 
 
 def test_students_do_not_depend_on_processes_or_on_each_other(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
-    together = predicted(params)
-    assert {split: len(classes) for split, classes in together.items()} == {"val": 3, "test": 3}
-    monkeypatch.setattr(protocol, "TOGETHER_FLOPS", 0)
     alone = predicted(with_runtime(params, workers=1))
+    assert {split: len(classes) for split, classes in alone.items()} == {"val": 3, "test": 3}
     assert students.parts(3, 2) == 2
     assert alone == predicted(with_runtime(params, workers=2))  # which hand a student over
     assert alone == predicted(with_runtime(params, workers=4))
     fewer = replace(params, evaluate={"mtt": params.evaluate["mtt"].model_copy(update={"students": 2})})
     assert {split: classes[:2] for split, classes in alone.items()} == predicted(fewer)
+    choose = protocol.choose
+    monkeypatch.setattr(protocol, "choose", lambda *asked: replace(choose(*asked), together=True))  # as on a GPU
+    together = predicted(params)
     same = torch.tensor(together["test"]) == torch.tensor(alone["test"])
     assert same.double().mean() > 0.99  # they round differently
 
 
 def test_students_one_by_one_go_on_where_they_were_stopped(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "TOGETHER_FLOPS", 0)
     params = with_runtime(params, workers=1, checkpoint_seconds=0)
     whole = predicted(params)
     for calls in (3, 4, 5, 6, 8):  # of derivatives and forward passes until the next stop

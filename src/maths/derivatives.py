@@ -18,6 +18,7 @@ from torch import Tensor
 
 from src.ground import runtime
 from src.maths.by_hand import Second, second_of
+from src.maths.first_by_hand import First, first_of
 
 Logits = Callable[[Tensor, Tensor], Tensor]  # (theta (P,), images (B, C, H, W)) -> (B, K)
 PASSES = 12  # work of one inner step, forward and backward, in forward passes: 3 for `first`, 9 for `second`, by hand 8
@@ -30,9 +31,9 @@ class Derivatives:
         self._network = network
         self._bfloat16 = bfloat16
         self._compiled = compiled
-        self.first: Callable[[Tensor, Tensor, Tensor], Tensor] = self._first
-        by_hand = None if compiled or bfloat16 else second_of(network)
-        self.second: Second = by_hand or self._second
+        eager = not compiled and not bfloat16
+        self.first: First = (first_of(network) if eager else None) or self._first
+        self.second: Second = (second_of(network) if eager else None) or self._second
         if compiled:
             self.first, self.second = runtime.compiled(self._first), runtime.compiled(self._second)
 
