@@ -79,6 +79,13 @@ def test_lock_is_up_to_date_with_the_stages() -> None:
     assert set(lock) == {*names, "report"}
 
 
+def test_dvc_finds_the_experts_of_a_run_without_any() -> None:
+    """DVC puts None for null into the template's path; what is there must be in git."""
+    (path,) = (path for path in paths("distill", "deps") if path.startswith("data/experts"))
+    assert Path(path.replace("${item.experts}", str(None))).parent == artifacts.NO_EXPERTS
+    assert any(one.is_file() for one in (ROOT / artifacts.NO_EXPERTS / "trajectories").iterdir())
+
+
 def test_digest_of_a_folder_is_dvcs(tmp_path: Path) -> None:
     (tmp_path / "b").write_text("two")
     (tmp_path / "a").write_text("one")

@@ -201,6 +201,25 @@ def test_all_images_cannot_be_distilled(valid_params: Raw) -> None:
     assert parse(valid_params).runs["one"].ipc == "all"
 
 
+@pytest.mark.parametrize("initialisation", ["random", "noise"])
+def test_a_baseline_needs_no_experts(initialisation: str, valid_params: Raw) -> None:
+    put(valid_params, "runs/one/experts", None)
+    put(valid_params, "runs/one/distill", {"method": "ast", "iterations": 0, "initialisation": initialisation})
+    put(valid_params, "runs/ten/experts", None)
+    put(valid_params, "runs/ten/distill", {"method": "ast", "iterations": 0, "initialisation": initialisation})
+    put(valid_params, "experts", {})
+    assert parse(valid_params).experts_of("one") is None
+
+
+@pytest.mark.parametrize("changes", [{}, {"iterations": 0, "initialisation": "representative"}])
+def test_what_asks_experts_must_name_them(changes: Raw, valid_params: Raw) -> None:
+    put(valid_params, "runs/one/experts", None)
+    put(valid_params, "runs/one/distill", {"method": "ast", **changes})
+    ((path, text),) = problems(valid_params)
+    assert path == "runs.one.experts"
+    assert "must name experts" in text
+
+
 def test_way_points_must_fit_into_the_steps(valid_params: Raw) -> None:
     changes = {"intermediate_loss": "sum", "expert_epochs": 4, "syn_steps": 3, "max_start_epoch": 1}
     valid_params["runs"]["one"]["distill"].update(changes)

@@ -71,13 +71,15 @@ def parsed(name: str) -> tuple[presets.Preset, Any]:
 def test_every_preset_is_valid_by_itself(name: str) -> None:
     preset, params = parsed(name)
     assert list(params.runs) == [name]
-    run, experts = params.runs[name], params.experts[params.runs[name].experts]
+    run, experts = params.runs[name], params.experts_of(name)
     quick = preset.family.endswith("-quick")
     assert params.prepare[run.dataset].source == preset.family.removesuffix("-quick").replace("-", "_")
     assert name.startswith(preset.family)
     assert preset.status in ("published", "ours")
     assert preset.source
+    assert bool(preset.experts) == (params.distillations[name].iterations > 0)
     if preset.experts:
+        assert experts is not None
         distil: Distillation = params.distillations[name]
         assert preset.epochs == distil.last_epoch
         expected = (100, 100, 50, 5000)
@@ -129,7 +131,7 @@ def test_a_small_variant_is_its_preset_with_fewer_experts_and_iterations(name: s
     (_, small), (_, large) = parsed(name), parsed(name.rsplit("-", 1)[0])
     run, whole, variant = name, *name.rsplit("-", 1)
     assert small.runs[run].experts == f"{large.runs[whole].experts}-{variant}"
-    few, many = (params.experts[params.runs[one].experts] for params, one in ((small, run), (large, whole)))
+    few, many = (params.matched(one)[1] for params, one in ((small, run), (large, whole)))
     assert small.runs[run].network == few.network
     changed = {"count", "stop_epoch", "gradient_penalty_axes"} | ({"network"} if variant == "w32" else set())
     assert few.model_dump(exclude=changed) == many.model_dump(exclude=changed)
@@ -148,7 +150,7 @@ def test_no_other_cell_is_called_published() -> None:
 @pytest.mark.parametrize("name", [name for name in CELLS if "-mtt" in name])
 def test_mtt_has_no_part_of_ast(name: str) -> None:
     _, params = parsed(name)
-    distil, experts = params.distillations[name], params.experts[params.runs[name].experts]
+    distil, experts = params.distillations[name], params.matched(name)[1]
     assert (distil.initialisation, distil.balanced_loss, distil.intermediate_loss) == ("random", False, "off")
     assert (distil.weight_perturbation, distil.inner_momentum) == (0, 0)
     assert (experts.optimiser, experts.lr, experts.momentum, experts.weight_decay, experts.batch_size) == (
@@ -173,7 +175,7 @@ def test_ast_student_is_mtt_with_parts_3_5_and_6(variant: str) -> None:
 @pytest.mark.parametrize("name", PARTS)
 def test_parts_of_ast(name: str) -> None:
     _, params = parsed(name)
-    distil, experts = params.distillations[name], params.experts[params.runs[name].experts]
+    distil, experts = params.distillations[name], params.matched(name)[1]
     representative = distil.initialisation == "representative"
     parts = (representative, distil.balanced_loss, distil.intermediate_loss != "off", distil.weight_perturbation == 1)
     assert parts == PARTS[name]
@@ -205,6 +207,9 @@ def test_baselines_match_no_experts() -> None:
     _, params = parsed("cifar10-whole")
     assert (params.runs["cifar10-whole"].ipc, params.distillations["cifar10-whole"].iterations) == ("all", 0)
     assert PRESETS["cifar10-whole"].experts == PRESETS["mnist-ipc1-random"].experts == 0
+    assert params.runs["cifar10-whole"].experts is None
+    assert params.experts == {}
+    assert parsed("cifar10-ipc1-k-means")[1].runs["cifar10-ipc1-k-means"].experts == "cifar10-mtt"  # which choose
 
 
 def test_the_short_whole_set_is_the_whole_set_of_fewer_epochs() -> None:

@@ -31,7 +31,8 @@ from src.ground.settings import (
 PARAMS_FILE = Path("params.yaml")
 # names become folders, stages of DVC, keys of `dvc exp run -S` and of MLflow: this is what all of these take
 LONGEST_NAME = 64  # stages put names together, and a file's name has room for 255 characters, a key of MLflow for 250
-VALUES = ("true", "false", "null", "nan", "inf")  # to `dvc exp run -S`, though the file may have them in quotes
+# to `dvc exp run -S`, though the file may have them in quotes; DVC puts None for the null of a run without experts
+VALUES = ("true", "false", "null", "none", "nan", "inf")
 DEVICES = ("con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(10)))  # of Windows
 NAME = re.compile(rf"(?!(?i:{'|'.join((*VALUES, *DEVICES))})$)[A-Za-z][A-Za-z0-9_-]{{0,{LONGEST_NAME - 1}}}")
 NAME_RULE = (
@@ -82,6 +83,17 @@ class Params:
         if name not in self.experts:
             raise UnknownNameError("set of experts", name, "experts", list(self.experts))
         return self.experts[name]
+
+    def experts_of(self, run: str) -> Experts | None:
+        """The settings of a run's experts; None of a baseline that has none."""
+        name = self.runs[run].experts
+        return None if name is None else self.experts[name]
+
+    def matched(self, run: str) -> tuple[str, Experts]:
+        """Name and settings of the experts that a run matches or has choose its images; `parse` refuses one without."""
+        name = self.runs[run].experts
+        assert name is not None
+        return name, self.experts[name]
 
     def network(self, name: str) -> Network:
         if name not in self.networks:
@@ -142,6 +154,8 @@ def parse(raw: Any, source: str = "params.yaml") -> Params:
 def _mapping(raw: Mapping[str, Any], section: str, problems: Problems) -> dict[str, Any]:
     """The section's raw values by name; a name that is refused is there too, so that it is not called absent elsewhere."""
     value = raw.get(section)
+    if section == "experts" and value == {}:
+        return {}  # where there are baselines alone
     if not isinstance(value, dict) or not value:
         problems.append((section, "must be a mapping of names to settings, with at least one name"))
         return {}
@@ -263,7 +277,7 @@ def _check_references(raw: Mapping[str, Any], named: Mapping[str, Mapping[str, A
         for name, settings in named[section].items():
             for field, target in fields.items():
                 known, value = _mapping(raw, target, []), getattr(settings, field)
-                for one in [value] if isinstance(value, str) else value:
+                for one in [value] if isinstance(value, str) else value or ():
                     if one not in known:
                         problems.append((f"{section}.{name}.{field}", _unknown(one, target, known)))
 
@@ -272,13 +286,16 @@ def _check_runs(named: Mapping[str, Mapping[str, Any]], distillations: Mapping[s
     """Contradictions between sections."""
     problems += _statistics_problems(named)
     for name, run in named["runs"].items():
-        experts: Experts | None = named["experts"].get(run.experts)
+        experts: Experts | None = named["experts"].get(run.experts or "")
         settings = distillations.get(name)
         for field, section in (("dataset", "prepare"), ("network", "networks")) if experts else ():
             mine, theirs = getattr(run, field), getattr(experts, field)
             if mine != theirs and {mine, theirs} <= set(named[section]):
                 text = f"is '{mine}', but its experts '{run.experts}' have '{theirs}': use the same"
                 problems.append((f"runs.{name}.{field}", text))
+        if settings is not None and run.experts is None and run.ipc != "all" and settings.asks_experts:
+            text = "must name experts, which the run matches or has choose its images: null is for random images and noise"
+            problems.append((f"runs.{name}.experts", text))
         if settings is not None and settings.iterations > 0:
             problems += [p for p in _matching_problems(name, run, settings, experts) if p not in problems]
 

@@ -315,6 +315,11 @@ class Distillation(Settings):
         """The last expert epoch that is matched: M epochs after the latest start."""
         return self.max_start_epoch - 1 + self.expert_epochs
 
+    @property
+    def asks_experts(self) -> bool:
+        """Whether they are matched, or choose the initial images."""
+        return self.iterations > 0 or self.initialisation not in ("random", "noise")
+
 
 SCORES: Mapping[str, str] = {"last": "last epoch", "best_test": "best epoch on the test split"}
 
@@ -438,8 +443,8 @@ class Run(Settings):
     """Data set, a key of `prepare`."""
     network: str
     """Network that is matched and evaluated, a key of `networks`."""
-    experts: str
-    """Experts whose trajectories are matched, a key of `experts`."""
+    experts: str | None
+    """Experts whose trajectories are matched, or who choose images, a key of `experts`; null for a baseline that asks none."""
     ipc: Positive | Literal["all"]
     """Images per class; all takes the whole training split (the upper reference, not distilled)."""
     distill: RunDistill

@@ -121,6 +121,10 @@ def space_file(dataset: str) -> Path:
     return dataset_folder(dataset) / "space.safetensors"
 
 
+# what DVC takes for the experts of a run without any, as it puts None for null; in git, as a stage's dependency must be there
+NO_EXPERTS = DATA / "experts" / "None"
+
+
 def trajectories_folder(experts: str) -> Path:
     return DATA / "experts" / experts / "trajectories"
 

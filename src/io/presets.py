@@ -36,8 +36,7 @@ class Preset:
     @property
     def experts(self) -> int:
         """Experts that are matched; 0 for a baseline."""
-        (settings,) = self.sections["experts"].values()
-        return int(settings["count"]) if self.epochs else 0
+        return sum(int(settings["count"]) for settings in self.sections["experts"].values()) if self.epochs else 0
 
     @property
     def epochs(self) -> int:
@@ -79,18 +78,17 @@ def compose(
     blocks = _blocks()
     kind, network, augmentation = blocks["recipes"][recipe], described["network"], described["augmentation"]
     suffix = "" if "flip" in augmentation else "-no-flip"
-    buffer, method, protocol = f"{dataset}-{kind['experts']}", kind["method"], f"{kind['evaluate']}{suffix}"
-    if variant:
-        buffer = f"{buffer}-{variant}"
+    method, protocol = kind["method"], f"{kind['evaluate']}{suffix}"
+    buffer = "-".join(filter(None, (dataset, kind["experts"], variant))) if kind["experts"] else None
     shared = blocks["methods"][method]
     if shared["iterations"]:  # a baseline augments nothing
         method, shared = f"{method}{suffix}", {**shared, "augmentation": augmentation}
-    trained = {"dataset": dataset, "network": network, **blocks["experts"][kind["experts"]], **experts}
+    trained = {"dataset": dataset, "network": network, **blocks["experts"].get(kind["experts"], {}), **experts}
     run = {"dataset": dataset, "network": network, "experts": buffer, "ipc": ipc}
     return {
         "prepare": {dataset: described["prepare"]},
         "networks": {network: blocks["networks"][network]},
-        "experts": {buffer: {**trained, "augmentation": augmentation}},
+        "experts": {buffer: {**trained, "augmentation": augmentation}} if buffer else {},
         "distill": {method: shared},
         "evaluate": {protocol: {**blocks["protocols"][kind["evaluate"]], "augmentation": augmentation}},
         "runs": {name: {**run, "distill": {"method": method, **own}, "evaluate": protocol}},

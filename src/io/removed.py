@@ -43,6 +43,7 @@ def set_aside(params: Params) -> None:
     names = {"prepare": params.prepare, "experts": params.experts, "distill": params.runs, "evaluate": params.runs}
     kept = {path for stage, own in names.items() for name in own for path in outputs(stage, name)}
     kept |= {Path(place) for own in params.prepare.values() for place in (own.source, own.path) if place}  # one's own images
+    kept.add(artifacts.NO_EXPERTS)
     found = [path for folder in FOLDERS for path in _strangers(artifacts.DATA / folder, kept)]
     if not found:
         return

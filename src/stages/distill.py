@@ -39,8 +39,9 @@ def _run(params: Params, name: str, watch: Watch) -> None:
     settings, distil = params.runs[name], params.distillations[name]
     device = work.start(params.runtime, name)
     statistics = prepared(params, settings.dataset, "train")
-    expert_settings = params.experts[settings.experts]
-    artifacts.check_trajectories(settings.experts, expert_settings.count, experts_record(params, settings.experts))
+    if settings.experts is not None:
+        count = params.experts[settings.experts].count
+        artifacts.check_trajectories(settings.experts, count, experts_record(params, settings.experts))
     record = work.whole(synthetic_record(params, name), params, "distill", device)
     images, labels = _initial_images(params, name, statistics, device)
     _check_batch(name, distil, len(labels))
@@ -92,9 +93,9 @@ def _chosen_by_expert(params: Params, name: str, statistics: Statistics, real: T
 
 def _seen_by_expert(params: Params, name: str, statistics: Statistics, real: Tensor, embeddings: bool) -> Tensor:
     """Logits (N, K) of the first expert at its last epoch, or what its last layer reads (N, F)."""
-    run = params.runs[name]
-    last = params.experts[run.experts].last_epoch
-    theta = artifacts.read_snapshots(run.experts, 0, last, last + 1)[0]
+    buffer, settings = params.matched(name)
+    last = settings.last_epoch
+    theta = artifacts.read_snapshots(buffer, 0, last, last + 1)[0]
     network = _network(params, name, statistics, torch.device("cpu"))
     look = network.features if embeddings else network
     with torch.no_grad():

@@ -95,7 +95,7 @@ def _settings(params: Params, name: str, statistics: Statistics) -> dict[str, An
         "seed": params.seed,
         "prepare": {run.dataset: dataset.model_dump(mode="json", exclude={"path"})},
         "networks": {run.network: params.networks[run.network].model_dump(mode="json")},
-        "experts": {run.experts: params.experts[run.experts].model_dump(mode="json")},
+        "experts": {} if run.experts is None else {run.experts: params.experts[run.experts].model_dump(mode="json")},
         "distill": {method: params.distillations[name].model_dump(mode="json")},
         "evaluate": {run.evaluate: params.evaluate[run.evaluate].model_dump(mode="json")},
         "runs": {name: {**run.model_dump(mode="json"), "distill": {"method": method}, "cross": []}},

@@ -150,13 +150,12 @@ def _iterate(loop: Loop, at: Distilling) -> Distilling:
 
 def _starts(loop: Loop, iteration: int) -> tuple[str, str, list[Start], torch.Generator]:
     """The experts and start epochs drawn for an iteration, in words and as snapshots, and the generator of its other draws."""
-    run, distil = loop.params.runs[loop.name], loop.distil
+    (buffer, experts_settings), distil = loop.params.matched(loop.name), loop.distil
     draws = generator(loop.params.seed, "distill", "iteration", iteration)
-    count = loop.params.experts[run.experts].count
-    drawn = [distillation.draw_start(count, distil, draws) for _ in range(distil.trajectories_per_iteration)]
+    drawn = [distillation.draw_start(experts_settings.count, distil, draws) for _ in range(distil.trajectories_per_iteration)]
     starts = []
     for expert, epoch in drawn:
-        snapshots = artifacts.read_snapshots(run.experts, expert, epoch, epoch + distil.expert_epochs + 1)
+        snapshots = artifacts.read_snapshots(buffer, expert, epoch, epoch + distil.expert_epochs + 1)
         starts.append(Start(snapshots.to(loop.labels.device), epoch))
     experts, epochs = (" ".join(str(number) for number in column) for column in zip(*drawn, strict=True))
     return experts, epochs, starts, draws

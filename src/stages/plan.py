@@ -69,7 +69,7 @@ def measure(asked: Runtime, subject: Subject) -> Plan:
         distil=iteration * distil.iterations,
         memory=loop if subject.device.type == "cuda" else max(loop, loading),
         stored=stored,
-        buffer=floats * subject.experts.count * (subject.experts.last_epoch + 1),
+        buffer=floats * subject.experts.count * (subject.experts.last_epoch + 1) if subject.experts else 0.0,
         experts=plan_steps.experts(asked, subject),
         evaluate=plan_steps.evaluate(asked, subject),
     )
@@ -84,12 +84,14 @@ def _batches(subject: Subject) -> float:
 def _table(subject: Subject, plan: Plan) -> Table:
     """The plan in words and units."""
     distil, experts, students = subject.distil, subject.experts, subject.evaluate
-    shape, last, fresh = subject.statistics.shape, experts.last_epoch, students.students * (1 + len(subject.cross))
+    shape, fresh = subject.statistics.shape, students.students * (1 + len(subject.cross))
     table = Table(f"plan of {subject.name}", "")
     table.add_row("synthetic images", f"{subject.count:,} of {shape.channels}x{shape.size}x{shape.size}")
     table.add_row("parameters, P", f"{plan.parameters:,}")
-    table.add_row("training the experts", f"{duration(plan.experts)}: {experts.count} experts, {last} epochs each")
-    table.add_row("expert buffer on disk", f"{plan.buffer:,.0f} MiB: {experts.count} x {last + 1} snapshots of 4P bytes")
+    if experts is not None:
+        count, last = experts.count, experts.last_epoch
+        table.add_row("training the experts", f"{duration(plan.experts)}: {count} experts, {last} epochs each")
+        table.add_row("expert buffer on disk", f"{plan.buffer:,.0f} MiB: {count} x {last + 1} snapshots of 4P bytes")
     if distil.iterations:
         table.add_row("compiled", "yes" if plan.compiled else "no")
         table.add_row("an inner step", duration(plan.step))

@@ -36,7 +36,7 @@ class Subject:
     name: str
     run: Run
     distil: Distillation
-    experts: Experts
+    experts: Experts | None  # of a baseline none
     evaluate: Protocol
     spec: Network
     cross: tuple[Network, ...]
@@ -80,7 +80,7 @@ def subject_of(params: Params, name: str, device: torch.device) -> Subject:
         name=name,
         run=settings,
         distil=params.distillations[name],
-        experts=params.experts[settings.experts],
+        experts=params.experts_of(name),
         evaluate=params.evaluate[settings.evaluate],
         spec=params.networks[settings.network],
         cross=tuple(params.networks[network] for network in settings.cross),
@@ -121,6 +121,8 @@ def inner_step(subject: Subject, network: FlatNetwork, derivatives: Derivatives)
 def experts(asked: Runtime, subject: Subject) -> float:
     """Seconds of the training of all experts, from two steps after two that warm up, in as many processes as they will be."""
     settings = subject.experts
+    if settings is None:
+        return 0.0
     flops = settings.count * expert_training.passes(settings, subject.real) * subject.forward_flops
     compiled, _ = runtime.compiles(asked, flops)
     count = workers.processes(asked, subject.device, settings.count, flops)
@@ -135,6 +137,7 @@ def _expert_epoch(
 ) -> float:
     """Seconds of an epoch."""
     subject = replace(subject, device=device)
+    assert subject.experts is not None
     settings = subject.experts.model_copy(update={"epochs": 2, "stop_epoch": None, "lr": LR})
     images, labels = subject.noise(min(2 * settings.batch_size, subject.real))
     module, draws = subject.module(), torch.Generator().manual_seed(index)

@@ -39,12 +39,12 @@ def experts_record(params: Params, name: str) -> Record:
 
 def synthetic_settings(params: Params, name: str, kind: str = artifacts.SYNTHETIC) -> Record:
     """What params.yaml says of a run's synthetic set; evaluation takes it without the experts at hand."""
-    run = params.run(name)
+    run, experts = params.run(name), params.experts_of(name)
     settings = {
         "seed": params.seed,
         "dataset": run.dataset,
         "network": params.networks[run.network].model_dump(),
-        "experts": params.experts[run.experts].model_dump(mode="json"),
+        "experts": None if experts is None else experts.model_dump(mode="json"),
         "ipc": run.ipc,
         "distill": params.distillations[name].model_dump(mode="json"),
     }
@@ -52,9 +52,10 @@ def synthetic_settings(params: Params, name: str, kind: str = artifacts.SYNTHETI
 
 
 def synthetic_record(params: Params, name: str) -> Record:
-    """The whole record of a run's synthetic set, with the expert buffer it is made from."""
-    buffer = artifacts.trajectories_folder(params.run(name).experts)
-    return replace(synthetic_settings(params, name), inputs={buffer.as_posix(): files.digest(buffer)})
+    """The whole record of a run's synthetic set, with the expert buffer it is made from, or else the real images."""
+    run = params.run(name)
+    made_from = artifacts.trajectories_folder(run.experts) if run.experts else artifacts.split_file(run.dataset, "train")
+    return replace(synthetic_settings(params, name), inputs={made_from.as_posix(): files.digest(made_from)})
 
 
 def iterations_record(record: Record) -> Record:

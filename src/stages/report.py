@@ -41,7 +41,7 @@ def check(params: Params, name: str) -> None:
         (artifacts.snapshots_file(name), artifacts.SNAPSHOTS),
     ):
         artifacts.check_record(path, synthetic_settings(params, name, kind), remedy)
-    if artifacts.trajectories_folder(run.experts).exists():  # the page itself takes only their curves
+    if run.experts and artifacts.trajectories_folder(run.experts).exists():  # the page itself takes only their curves
         artifacts.check_trajectories(run.experts, params.experts[run.experts].count, experts_record(params, run.experts))
 
 
@@ -49,7 +49,7 @@ def page_of(params: Params, title: str) -> Page:
     """The page about the runs of `params`, which are checked."""
     groups = results.groups(params)
     galleries = tuple(Gallery(group, tuple(_pictures(result) for result in group.results)) for group in groups)
-    used = list(dict.fromkeys(settings.experts for settings in params.runs.values()))
+    used = list(dict.fromkeys(settings.experts for settings in params.runs.values() if settings.experts))
     matched = [group for group in groups if group.distilled]
     return Page(
         title=title,

@@ -43,7 +43,7 @@ def _needs(params: Params) -> Needs:
     found: dict[str, frozenset[str]] = {f"prepare@{name}": frozenset() for name in params.prepare}
     found |= {f"experts@{name}": frozenset({f"prepare@{own.dataset}"}) for name, own in params.experts.items()}
     for name, run in params.runs.items():
-        found[f"distill@{name}"] = frozenset({f"experts@{run.experts}"})
+        found[f"distill@{name}"] = frozenset({f"experts@{run.experts}" if run.experts else f"prepare@{run.dataset}"})
     for name in params.runs:
         found[f"evaluate@{name}"] = frozenset({f"distill@{name}"})
     return {**found, REPORT: frozenset(found)}

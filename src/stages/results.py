@@ -34,7 +34,7 @@ def _result(params: Params, name: str) -> Result:
         method=run.distill.method,
         initialisation=distil.initialisation,
         distilled=distil.iterations > 0,
-        parts=() if run.ipc == "all" else _parts(params.experts[run.experts], distil),
+        parts=() if run.ipc == "all" else _parts(params.experts_of(name), distil),
         val=Accuracy(metrics["val_accuracy_mean"], metrics["val_accuracy_std"]),
         test=Accuracy(metrics["test_accuracy_mean"], metrics["test_accuracy_std"]),
         students=students,
@@ -72,13 +72,13 @@ def _network_scores(params: Params, name: str) -> dict[str, Accuracy]:
     return found
 
 
-def _parts(experts: Experts, distil: Distillation) -> tuple[int, ...]:
+def _parts(experts: Experts | None, distil: Distillation) -> tuple[int, ...]:
     """Numbers of the parts of AST that had a say in the images."""
     matched, representative = distil.iterations > 0, distil.initialisation == "representative"
-    asked = matched or representative  # an expert also chooses the representative images
+    asked = experts if distil.asks_experts else None
     on = (
-        asked and experts.clipping_loss,
-        asked and experts.gradient_penalty > 0,
+        asked is not None and asked.clipping_loss,
+        asked is not None and asked.gradient_penalty > 0,
         representative,
         matched and distil.balanced_loss,
         matched and distil.intermediate_loss != "off",

@@ -24,10 +24,12 @@ def describe(tracker: Tracker, params: Params, name: str) -> None:
     run = params.runs[name]
     distil = {"method": run.distill.method, **params.distillations[name].model_dump()}
     tracker.params({"seed": params.seed, "run": run.model_dump(exclude={"distill", "evaluate", "cross"}), "distill": distil})
-    tracker.params({"experts": params.experts[run.experts].model_dump()})
+    experts = params.experts_of(name)
+    if run.experts is not None and experts is not None:
+        tracker.params({"experts": experts.model_dump()})
+        tracker.link_experts(run.dataset, run.experts, artifacts.trajectories_folder(run.experts))
     tracker.params({"network": params.networks[run.network].model_dump()})
     tracker.dataset(run.dataset, artifacts.split_file(run.dataset, "train"), "training")
-    tracker.link_experts(run.dataset, run.experts, artifacts.trajectories_folder(run.experts))
 
 
 def log_row(tracker: Tracker, row: dict[str, Any]) -> None:
@@ -58,9 +60,10 @@ def log_outputs(tracker: Tracker, params: Params, name: str) -> None:
         tracker.file(path, "distill")
         tracker.output(path)
     tracker.tags({"ast.synthetic": files.digest(artifacts.synthetic_file(name))})
-    buffer = artifacts.trajectories_folder(params.runs[name].experts)
-    for what, path in (("experts", buffer), ("distill", artifacts.synthetic_file(name))):
-        log_cost(tracker, what, cost.lookup(path))
+    log_cost(tracker, "distill", cost.lookup(artifacts.synthetic_file(name)))
+    experts = params.runs[name].experts
+    if experts is not None:
+        log_cost(tracker, "experts", cost.lookup(artifacts.trajectories_folder(experts)))
 
 
 def log_cost(tracker: Tracker, what: str, spent: cost.Cost | None) -> None:

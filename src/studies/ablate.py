@@ -107,7 +107,7 @@ def arms(params: Params, base: str) -> tuple[Arm, ...]:
 
 def _value(params: Params, base: str, part: int) -> Any:
     section, field, _, _ = SWITCHES[part - 1]
-    return getattr(params.distillations[base] if section == "distill" else params.experts[params.runs[base].experts], field)
+    return getattr(params.distillations[base] if section == "distill" else params.matched(base)[1], field)
 
 
 def _off(params: Params, base: str, part: int) -> Any:

@@ -63,19 +63,21 @@ def _compared(params: Params, name: str) -> Compared:
     path, remedy = artifacts.students_file(name), artifacts.remake("evaluate", name)
     students = files.read_numbers(path, [f"{split}_accuracy" for split in SPLITS], remedy)
     accuracies = {split: tuple(row[f"{split}_accuracy"] for row in students) for split in SPLITS}
-    made = (artifacts.trajectories_folder(run.experts), artifacts.synthetic_file(name), artifacts.metrics_file(name))
-    costs = {stage: cost.lookup(path) for stage, path in zip(WORK, made, strict=True)}
+    made = {"distill": artifacts.synthetic_file(name), "evaluate": artifacts.metrics_file(name)}
+    if run.experts is not None:
+        made["experts"] = artifacts.trajectories_folder(run.experts)
+    costs = {stage: cost.lookup(made[stage]) if stage in made else None for stage in WORK}
     return Compared(name, run.dataset, settings(params, name), accuracies, costs)
 
 
 def settings(params: Params, name: str) -> dict[str, str]:
     """All that a run depends on, as text; what the experts or the protocol are called does not matter, what they are does."""
-    run = params.runs[name]
+    run, experts = params.runs[name], params.experts_of(name)
     nested: dict[str, Any] = {
         "network": params.networks[run.network].model_dump(),
         "ipc": run.ipc,
         "distill": params.distillations[name].model_dump(),
-        "experts": params.experts[run.experts].model_dump(exclude={"dataset", "network"}),
+        "experts": {} if experts is None else experts.model_dump(exclude={"dataset", "network"}),
         "evaluate": params.evaluate[run.evaluate].model_dump(),
     }
     return {key: _text(value) for key, value in flatten(nested)}

@@ -170,6 +170,7 @@ def _additions(params: Params, base: str, found: Changes) -> params_edit.Additio
     entry["distill"] = {"method": run.distill.method, **own}
     if not found.experts:
         return {"runs": {name: entry}}
-    experts = {**params.experts[run.experts].model_dump(exclude_defaults=True), **found.experts}
-    entry["experts"] = f"{run.experts}-tuned"
+    own_name, own_experts = params.matched(base)
+    experts = {**own_experts.model_dump(exclude_defaults=True), **found.experts}
+    entry["experts"] = f"{own_name}-tuned"
     return {"experts": {entry["experts"]: experts}, "runs": {name: entry}}

@@ -57,7 +57,7 @@ def build(params: Params, base: str, side: Side) -> Space:
     """The distributions of a side's parameters; raises UserError where a range does not fit its parameter."""
     ranges = _ranges(params, base, side)
     space = {name: _distribution(name, ranges[name], value) for name, value in start(params, base, side).items()}
-    starts, last = space.get("distill.max_start_epoch"), params.experts[params.runs[base].experts].last_epoch
+    starts, last = space.get("distill.max_start_epoch"), params.matched(base)[1].last_epoch
     if isinstance(starts, IntDistribution):
         high = min(starts.high, last)
         space["distill.max_start_epoch"] = IntDistribution(min(starts.low, high), high, log=starts.log)
@@ -66,7 +66,7 @@ def build(params: Params, base: str, side: Side) -> Space:
 
 def start(params: Params, base: str, side: Side) -> dict[str, Any]:
     """The run's present values of what a study searches."""
-    present = {"distill": params.distillations[base], "experts": params.experts[params.runs[base].experts]}
+    present = {"distill": params.distillations[base], "experts": params.matched(base)[1]}
     return {
         name: getattr(present[section], field)
         for name in _ranges(params, base, side)
@@ -110,7 +110,7 @@ def tidy(params: Params, base: str, space: Space, values: Mapping[str, Any]) -> 
     found = {name: _rounded(value, space[name]) for name, value in values.items()}
     if "distill.max_start_epoch" in found:
         epochs = found.get("distill.expert_epochs", params.distillations[base].expert_epochs)
-        last = params.experts[params.runs[base].experts].last_epoch
+        last = params.matched(base)[1].last_epoch
         found["distill.max_start_epoch"] = max(min(found["distill.max_start_epoch"], last + 1 - epochs), 1)
     return found
 

@@ -77,7 +77,7 @@ def plan_of(params: Params, base: str, side: Side) -> Study:
     run, searched = params.runs[base], space.build(params, base, side)
     artifacts.load_statistics(run.dataset)
     meaning = [
-        params.seed, side, params.distillations[base].model_dump(), params.experts[run.experts].model_dump(),
+        params.seed, side, params.distillations[base].model_dump(), params.matched(base)[1].model_dump(),
         params.networks[run.network].model_dump(), variants.protocol_of(params, base).model_dump(),
         params.tune.model_dump(exclude={"ranges", "trials"}), [distribution_to_json(one) for one in searched.values()],
         [files.digest(artifacts.split_file(run.dataset, split)) for split in ("train", "val")],

@@ -62,7 +62,7 @@ class Variant:
 
     @property
     def experts(self) -> str:
-        return self.params.runs[self.name].experts
+        return self.params.matched(self.name)[0]
 
 
 @dataclass(frozen=True)
@@ -132,10 +132,11 @@ def build(params: Params, base: str, changes: Changes, protocol: Protocol) -> Va
     run = params.runs[base]
     seed = params.seed if changes.seed is None else changes.seed
     network = params.networks[run.network].model_dump()
-    expert_settings = {**params.experts[run.experts].model_dump(), **changes.experts}
+    lender, own_experts = params.matched(base)
+    expert_settings = {**own_experts.model_dump(), **changes.experts}
     settings = {**params.distillations[base].model_dump(), **changes.distill}
     settings["snapshot_every"] = max(1, math.ceil(settings["iterations"] / params.tune.rungs))
-    buffer = f"{run.experts[:SHOWN]}-{digest([seed, network, expert_settings])}"
+    buffer = f"{lender[:SHOWN]}-{digest([seed, network, expert_settings])}"
     name = f"{base[:SHOWN]}-{digest([seed, network, buffer, run.ipc, settings])}"
     shared = {"dataset": run.dataset, "network": run.network}
     raw = {
@@ -152,7 +153,7 @@ def build(params: Params, base: str, changes: Changes, protocol: Protocol) -> Va
         },
     }
     parsed = replace(parse(raw, f"a variant of {base}"), split_seed=params.seed)
-    return Variant(parsed, name, run.experts)
+    return Variant(parsed, name, lender)
 
 
 def with_runtime(variant: Variant, asked: Runtime) -> Variant:
