@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from src.io import tracking
+from src.tracking import tracker as tracking
 
 
 @pytest.fixture(autouse=True)

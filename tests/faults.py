@@ -34,8 +34,9 @@ from ruamel.yaml import YAML
 
 from src import cli
 from src.ground.errors import InterruptedWorkError
-from src.io import files, stopping
+from src.process import stopping
 from src.stages import distill, evaluate, experts, prepare, report  # noqa: F401, as above
+from src.store import files
 from tests.imports import ROOT
 from tests.test_pipeline import call, tiny
 

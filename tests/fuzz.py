@@ -24,10 +24,11 @@ from types import FrameType
 import torch
 
 from src.ground.errors import UserError
-from src.io import artifacts
-from src.io.artifacts import Record, SyntheticSet
-from src.io.sources import reading
+from src.sources import reading
+from src.store.store import read_synthetic
+from src.store.values import Record, SyntheticSet
 from tests import pictures
+from tests.small_run import STORE
 
 SECONDS, MEMORY = 20, 6 * 2**30  # of one round; of the process's address space, libraries included
 
@@ -70,7 +71,7 @@ def damage(content: bytes, draws: random.Random) -> bytes:
 
 def read(name: str, path: Path) -> None:
     if name == SAFETENSORS:
-        artifacts.read_synthetic(path, "make it again")
+        read_synthetic(path, "make it again")
     else:
         reading.read(pictures.dataset(path, skip_broken=random.random() < 0.5), "mine")
 
@@ -80,9 +81,9 @@ def make(name: str, place: Path) -> Path:
     if name != SAFETENSORS:
         return FORMS[name](place)
     value = SyntheticSet(torch.rand(4, 3, 6, 6), torch.arange(4), torch.tensor(0.01))
-    artifacts.DATA = place
-    artifacts.save_synthetic("run", value, Record("synthetic set", {"seed": 0}))
-    return artifacts.synthetic_file("run")
+    STORE.data = place
+    STORE.save_synthetic("run", value, Record("synthetic set", {"seed": 0}))
+    return STORE.synthetic_file("run")
 
 
 def one_round(seed: int, good: dict[str, Path], scratch: Path) -> tuple[str, str]:

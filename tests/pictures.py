@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from src.ground.settings import Dataset
-from src.io.artifacts import Split
+from src.settings.datasets import Dataset
+from src.store.values import Split
 
 CLASSES = ("cat", "dog", "emu")
 PER_CLASS = {"train": 12, "val": 2, "test": 3}  # past nine, so that 10.png shows whether it sorts after 2.png

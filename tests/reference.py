@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from src.ground.settings import VGG11, ConvNet, Network, ResNet18
 from src.maths import augmentation, networks
 from src.maths.inner_loop import InnerRule, InnerStep, MatchingGradient
 from src.maths.matching import WayPoint
+from src.settings.networks import VGG11, ConvNet, Network, ResNet18
 
 
 def small_network(seed: int = 0, channels: int = 2, size: int = 8, classes: int = 5, **spec: Any) -> nn.Module:

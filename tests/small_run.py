@@ -9,8 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from src.ground.params import Params, load
+from src.settings import resolved
+from src.settings.params import Params, load
 from src.stages import distill, evaluate, experts, prepare
+from src.store.store import Store
+
+STORE = Store()
 
 
 @contextmanager
@@ -21,12 +25,12 @@ def made(folder: Path, raw: dict[str, Any]) -> Iterator[Params]:
     Path("params.yaml").write_text(json.dumps(raw), encoding="utf-8")  # JSON is YAML, too
     params = load()
     for dataset in params.prepare:
-        prepare.run(params, dataset)
+        prepare.run(STORE, resolved.data_set(params, dataset))
     for buffer in params.experts:
-        experts.run(params, buffer)
+        experts.run(STORE, resolved.buffer(params, buffer))
     for name in params.runs:
-        distill.run(params, name)
-        evaluate.run(params, name)
+        distill.run(STORE, resolved.run(params, name))
+        evaluate.run(STORE, resolved.run(params, name))
     yield params
     os.chdir(before)
     os.environ |= {k: v for k, v in {"MLFLOW_TRACKING_URI": store, "DVC_ROOT": root}.items() if v is not None}

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from src.ground.params import load
-from src.io import files
+from src.settings import resolved
+from src.settings.params import load
+from src.store import files
 from src.studies import ablate, usefulness, variants
 from src.studies.usefulness import Experts
 from tests import studying
@@ -26,17 +27,19 @@ MTT = "digits-ipc1-mtt"
 
 def test_every_arm_has_its_parts_and_nothing_else_changes() -> None:
     params = load(ROOT / "params.yaml")
-    arms = {arm.label: arm for arm in ablate.arms(params, RUN)}
+    arms = {arm.label: arm for arm in ablate.arms(resolved.run(params, RUN))}
     assert len(arms) == 1 + 7 + 1 + 7
     assert arms["the run as it is"].parts == (1, 2, 3, 4, 5, 6)
     assert arms["without balanced loss"].parts == (1, 2, 3, 5, 6)
     assert arms["without the experts' parts"].parts == (3, 4, 5, 6)
     assert arms["MTT and weight perturbation"].parts == (6,)
     assert arms["MTT and the experts' parts"].parts == (1, 2)
-    protocol = variants.protocol_of(params, RUN)
+    protocol = variants.protocol_of(resolved.run(params, RUN), params.tune)
 
     def settings(label: str) -> tuple[dict[str, Any], dict[str, Any]]:
-        built = variants.build(params, RUN, ablate.changes(params, RUN, arms[label].parts, 0), protocol)
+        built = variants.build(
+            resolved.run(params, RUN), params.tune, ablate.changes(resolved.run(params, RUN), arms[label].parts, 0), protocol
+        )
         return built.params.distillations[built.name].model_dump(), built.params.experts[built.experts].model_dump()
 
     own = settings("the run as it is")
@@ -51,7 +54,7 @@ def test_every_arm_has_its_parts_and_nothing_else_changes() -> None:
 
 
 def test_a_run_without_parts_has_nothing_to_leave_out() -> None:
-    labels = [arm.label for arm in ablate.arms(load(ROOT / "params.yaml"), MTT)]
+    labels = [arm.label for arm in ablate.arms(resolved.run(load(ROOT / "params.yaml"), MTT))]
     assert not [label for label in labels if label.startswith("without")]
     assert "MTT and clipping loss" in labels
 
@@ -60,7 +63,8 @@ def test_the_plot_has_the_arms_that_differ_in_experts_alone() -> None:
     params = load(ROOT / "params.yaml")
     experts = (Experts(0.1, 0.01, 0.5), Experts(0.2, 0.01, 0.6))
     found = [
-        ablate.Outcome(arm.label, arm.parts, {"val": (0.7, 0.8)}, experts, arm.against) for arm in ablate.arms(params, RUN)
+        ablate.Outcome(arm.label, arm.parts, {"val": (0.7, 0.8)}, experts, arm.against)
+        for arm in ablate.arms(resolved.run(params, RUN))
     ]
     found.append(ablate.Outcome("failed", (1,), {}, (), None, problem="diverged"))
     points = ablate._points(found)

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.ground.errors import UserError
-from src.ground.settings import FAMILIES, MLP, VGG11, AlexNet, ConvNet, LeNet, Network, ResNet18
 from src.maths import protocol
 from src.maths.derivatives import Derivatives
 from src.maths.networks import FlatNetwork, ImageShape, build, flatten
+from src.settings.networks import FAMILIES, MLP, VGG11, AlexNet, ConvNet, LeNet, Network, ResNet18
 
 SIZES = (8, 28, 32, 64, 128, 224)
 SMALL: dict[str, Network] = {

@@ -15,8 +15,9 @@ import pytest
 
 from src import cli
 from src.ground.errors import UserError
-from src.io import backlog, delivery, journal, mlflow_store, stores, tracking
-from src.io.tracking import Nest
+from src.tracking import backlog, delivery, journal, mlflow_store, stores
+from src.tracking import tracker as tracking
+from src.tracking.tracker import Nest
 
 DEAD = "http://127.0.0.1:9"
 

@@ -18,23 +18,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from src.ground import params as reading
 from src.ground.errors import ArtifactError, DivergenceError, InterruptedWorkError, UserError
-from src.io import artifacts, checkpoints, files, stopping
-from src.io.artifacts import Record
-from src.io.checkpoints import Work
 from src.maths import distillation, expert_training, protocol
 from src.maths.derivatives import Derivatives
 from src.maths.distillation import Figures, State
 from src.maths.expert_training import differentiate
 from src.maths.networks import FlatNetwork, flatten
 from src.maths.pixels import Normalisation
+from src.process import stopping
+from src.settings import params as reading
+from src.settings import resolved
 from src.stages import clean, experts, outer_loop, work
 from src.stages.experts import Expert
 from src.stages.outer_loop import Distilling, Loop
+from src.store import checkpoints, files
+from src.store.checkpoints import Work
+from src.store.values import Record
 from tests import test_expert_training, test_protocol
 from tests.imports import ROOT
 from tests.reference import small_network
+from tests.small_run import STORE
 
 CPU = torch.device("cpu")
 WORK = Work("experts", "e", {"record": {"lr": 0.1}, "compiled": False}, seconds=0)
@@ -58,23 +61,23 @@ def test_work_that_begins_anew_says_why(capsys: pytest.CaptureFixture[str]) -> N
     params = reading.load(ROOT / "params.yaml")
     settings = {"lr": 0.1, "network": {"width": 32}, "momentum": 0.0, "epochs": 3}
     before = Record("trajectory", settings, {"train": "1a"}, {"code": "c0", "runtime": {"threads": 2}})
-    work.of(params, "experts", "e", before, False).checkpoint().save({}, {})
-    assert work.of(params, "experts", "e", before, False).checkpoint().load() == ({}, {})
+    work.of(params.runtime, "experts", "e", before, False).checkpoint().save({}, {})
+    assert work.of(params.runtime, "experts", "e", before, False).checkpoint().load() == ({}, {})
     assert capsys.readouterr().err == "", "the same work goes on"
     changed = replace(before, settings={**settings, "lr": 0.2, "network": {"width": 64}})
-    work.of(params, "experts", "e", changed, True)
+    work.of(params.runtime, "experts", "e", changed, True)
     assert capsys.readouterr().err == (
         "experts e: earlier work is not gone on with, as its compiled was False, is True, lr was 0.1, is 0.2, "
         "network.width was 32, is 64\n"
     )
     elsewhere = replace(before, inputs={"train": "2b"}, provenance={"code": "c1", "runtime": {"threads": 1}})
-    work.of(params, "experts", "e", elsewhere, False)
+    work.of(params.runtime, "experts", "e", elsewhere, False)
     said = capsys.readouterr().err
     assert all(words in said for words in ("train was 1a, is 2b", "code was c0, is c1", "runtime.threads was 2, is 1")), said
     everything = replace(elsewhere, settings=dict.fromkeys(settings, 9))
-    work.of(params, "experts", "e", everything, False)
+    work.of(params.runtime, "experts", "e", everything, False)
     assert capsys.readouterr().err.endswith(" and 3 more\n")
-    work.of(params, "experts", "another", before, False)
+    work.of(params.runtime, "experts", "another", before, False)
     assert capsys.readouterr().err == "", "nothing of this name lies there"
 
 
@@ -282,7 +285,7 @@ def loop_of(raw: dict[str, Any], monkeypatch: pytest.MonkeyPatch, diverges: Call
     monkeypatch.setattr(outer_loop, "_starts", starts)
     monkeypatch.setattr(distillation, "iterate", iterate)
     space = Normalisation(torch.zeros(1), torch.ones(1))
-    return Loop(reading.parse(raw), "one", None, None, torch.zeros(2), space)  # type: ignore[arg-type]
+    return Loop(STORE, resolved.run(reading.parse(raw), "one"), None, None, torch.zeros(2), space)  # type: ignore[arg-type]
 
 
 def all_of(loop: Loop, at: Distilling | None = None) -> Distilling:
@@ -352,15 +355,15 @@ def test_absurd_numbers_are_divergence(loss: float, image: float, raw: dict[str,
 
 def test_a_killed_writer_leaves_nothing_in_the_folder_of_trajectories() -> None:
     code = (
-        "import os, safetensors.torch, torch; from src.io import artifacts\n"
+        "import os, safetensors.torch, torch; from src.store.store import Store; from src.store.values import Record\n"
         "safetensors.torch.save_file = lambda tensors, file, metadata: (file.write_bytes(b'x'), os.kill(os.getpid(), 9))\n"
-        "artifacts.save_trajectory('e', 0, torch.ones(2, 3), artifacts.Record('trajectory', {}))"
+        "Store().save_trajectory('e', 0, torch.ones(2, 3), Record('trajectory', {}))"
     )
-    artifacts.save_trajectory("e", 1, torch.ones(2, 3), Record("trajectory", {}))
+    STORE.save_trajectory("e", 1, torch.ones(2, 3), Record("trajectory", {}))
     subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
-    assert [path.name for path in artifacts.trajectories_folder("e").iterdir()] == ["001.safetensors"]
+    assert [path.name for path in STORE.trajectories_folder("e").iterdir()] == ["001.safetensors"]
     assert len(list(Path("data/experts/e").glob(".000.safetensors.*.tmp"))) == 1
-    artifacts.save_trajectory("e", 0, torch.ones(2, 3), Record("trajectory", {}))
+    STORE.save_trajectory("e", 0, torch.ones(2, 3), Record("trajectory", {}))
     assert [path.name for path in Path("data/experts/e").iterdir()] == ["trajectories"]
 
 
@@ -408,12 +411,12 @@ def test_clean_deletes_what_is_stale_and_no_more(
     paths["broken"] = paths["stale"].with_name("x.safetensors")
     paths["broken"].write_bytes(b"no tensors")
     os.utime(paths["stale"], (time.time() - 7200, time.time() - 7200))
-    clean.run(params, yes=False, everything=False)
+    clean.run(STORE, resolved.pipeline(params), yes=False, everything=False)
     assert all(path.exists() for path in paths.values())
     shown = capsys.readouterr()
     assert "3 of 5 files" in shown.err
     assert "2 h 0 min" in shown.out
-    clean.run(params, yes=True, everything=False)
+    clean.run(STORE, resolved.pipeline(params), yes=True, everything=False)
     assert {name for name, path in paths.items() if path.exists()} == {"current", "unknown"}
-    clean.run(params, yes=True, everything=True)
+    clean.run(STORE, resolved.pipeline(params), yes=True, everything=True)
     assert not [name for name, path in paths.items() if path.exists()]

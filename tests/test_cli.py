@@ -14,9 +14,11 @@ import pytest
 from ruamel.yaml import YAML
 
 from src import cli
-from src.ground.params import load
+from src.settings import resolved
+from src.settings.params import load
 from src.stages import prepare
 from tests.imports import ROOT
+from tests.small_run import STORE
 
 
 @pytest.fixture(autouse=True)
@@ -107,7 +109,7 @@ def test_a_stage_too_early_names_the_command_before_it(
 ) -> None:
     run = "distill --run digits-ipc1-ast"
     assert "make it with `python -m src.cli prepare --dataset digits`" in fails(run, monkeypatch, capsys)
-    prepare.run(load(), "digits")
+    prepare.run(STORE, resolved.data_set(load(), "digits"))
     assert "make it with `python -m src.cli experts --experts digits-smooth`" in fails(run, monkeypatch, capsys)
     early = fails("evaluate --run digits-ipc1-ast", monkeypatch, capsys)
     assert "make it with `python -m src.cli distill --run digits-ipc1-ast`" in early
@@ -134,8 +136,8 @@ def test_stale_experts_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     for place, value in {"count": 1, "epochs": 12, "gradient_penalty": 0.0}.items():
         change(f"experts.digits-smooth.{place}", value)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{Path.cwd() / 'mlflow.db'}")
-    prepare.run(load(), "digits")
-    experts.run(load(), "digits-smooth")
+    prepare.run(STORE, resolved.data_set(load(), "digits"))
+    experts.run(STORE, resolved.buffer(load(), "digits-smooth"))
     before = load().experts["digits-smooth"].lr
     change("experts.digits-smooth.lr", 0.02)
     error = fails("distill --run digits-ipc1-ast", monkeypatch, capsys)

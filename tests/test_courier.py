@@ -12,8 +12,9 @@ import mlflow
 import pytest
 
 from src.ground.errors import TrackingError
-from src.io import backlog, courier, delivery, journal, mlflow_store, stores, tracking
-from src.io.tracking import Nest
+from src.tracking import backlog, courier, delivery, journal, mlflow_store, stores
+from src.tracking import tracker as tracking
+from src.tracking.tracker import Nest
 from tests.imports import ROOT
 
 
@@ -86,7 +87,7 @@ def test_that_of_a_moved_checkout_does_not_make_the_old_one_again(
 
 
 def test_a_stage_imports_no_mlflow(checkout: Path) -> None:
-    code = "import sys; from src.io import courier, tracking\ncourier.ensure = lambda: None\n"
+    code = "import sys; from src.tracking import courier, tracker as tracking\ncourier.ensure = lambda: None\n"
     code += "with tracking.track('digits', 'a', 'run', {}) as tracker: tracker.metrics({'x': 1.0})\n"
     code += "print(*[name for name in ('mlflow', 'matplotlib', 'sqlalchemy') if name in sys.modules])"
     done = subprocess.run(

@@ -17,13 +17,14 @@ from torch import Tensor
 
 from src import cli
 from src.ground.errors import ArtifactError, UnknownNameError
-from src.ground.params import Params, load, parse
 from src.ground.seeding import generator
-from src.io import artifacts, files
 from src.maths import networks, protocol, scores
 from src.maths.networks import FlatNetwork, ImageShape
+from src.settings import resolved
+from src.settings.params import Params, load, parse
 from src.stages import distill, evaluate, experts, plan_steps, report, results
-from tests.small_run import made
+from src.store import files
+from tests.small_run import STORE, made
 
 CPU = torch.device("cpu")
 SHAPE = ImageShape(1, 8, 10)
@@ -77,7 +78,7 @@ def params(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Params]:
 
 
 def scored(name: str = "one") -> dict[str, dict[str, float]]:
-    rows = files.read_csv(artifacts.networks_file(name), "")
+    rows = files.read_csv(STORE.networks_file(name), "")
     return {row.pop("network"): {key: float(value) for key, value in row.items()} for row in rows}
 
 
@@ -88,11 +89,11 @@ def tracked(name: str = "one") -> list[Any]:
 
 def students_by_hand(params: Params, network: str) -> list[Any]:
     """Trained students of the run `one`, one after the other; functions of images."""
-    synthetic, settings, found = artifacts.load_synthetic("one"), params.evaluate["mtt"], []
+    synthetic, settings, found = STORE.load_synthetic("one"), params.evaluate["mtt"], []
     for student in range(settings.students):
         module = networks.build(params.networks[network], SHAPE, generator(0, "evaluate", student, "initialisation"))
         draws = generator(0, "evaluate", student, "training")
-        images = artifacts.load_space("digits").normalise(synthetic.pixels)
+        images = STORE.load_space("digits").normalise(synthetic.pixels)
         given = (images, synthetic.labels, synthetic.syn_lr.item(), settings)
         if network == "bn":
             images, labels, syn_lr, _ = given
@@ -110,7 +111,7 @@ def test_networks_come_in_order_with_the_metrics_columns(params: Params) -> None
     assert list(found) == ["D2", *CROSS]
     columns = [f"{split}_accuracy_{figure}" for split in ("val", "test") for figure in ("mean", "std")]
     assert all(list(row) == columns for row in found.values())
-    assert found["D2"] == pytest.approx(files.read_json(artifacts.metrics_file("one"), ""), rel=1e-8)
+    assert found["D2"] == pytest.approx(files.read_json(STORE.metrics_file("one"), ""), rel=1e-8)
     assert list(scored("best")) == ["D2"]
     assert len({row["test_accuracy_mean"] for row in found.values()}) == 3
 
@@ -118,7 +119,7 @@ def test_networks_come_in_order_with_the_metrics_columns(params: Params) -> None
 @pytest.mark.parametrize("network", ["D2", *CROSS])
 def test_each_networks_students_have_the_same_streams(params: Params, network: str) -> None:
     for split in ("val", "test"):
-        images, labels = artifacts.load_inputs("digits", split)
+        images, labels = STORE.load_inputs("digits", split)
         students = students_by_hand(params, network)
         accuracies = [scores.accuracy(scores.predictions(student, images), labels) for student in students]
         mean, std = scores.mean_and_std(accuracies)
@@ -129,13 +130,13 @@ def test_each_networks_students_have_the_same_streams(params: Params, network: s
 
 
 def test_cross_leaves_the_own_results_byte_for_byte(params: Params) -> None:
-    own = [file("one") for file in (artifacts.metrics_file, artifacts.students_file, artifacts.predictions_file)]
-    kept, crossed = [files.digest(path) for path in own], artifacts.networks_file("one").read_bytes()
-    evaluate.run(change("runs/one/cross", []), "one")
+    own = [file("one") for file in (STORE.metrics_file, STORE.students_file, STORE.predictions_file)]
+    kept, crossed = [files.digest(path) for path in own], STORE.networks_file("one").read_bytes()
+    evaluate.run(STORE, resolved.run(change("runs/one/cross", []), "one"))
     assert [files.digest(path) for path in own] == kept
-    assert artifacts.networks_file("one").read_bytes() == b"".join(crossed.splitlines(keepends=True)[:2])
-    evaluate.run(params, "one")
-    assert artifacts.networks_file("one").read_bytes() == crossed
+    assert STORE.networks_file("one").read_bytes() == b"".join(crossed.splitlines(keepends=True)[:2])
+    evaluate.run(STORE, resolved.run(params, "one"))
+    assert STORE.networks_file("one").read_bytes() == crossed
 
 
 def test_mlflow_holds_the_crosses_in_the_runs_row(params: Params) -> None:
@@ -178,10 +179,14 @@ def test_networks_named_on_the_command_line(
 
 def test_a_network_that_was_redefined_opens_a_new_row(params: Params) -> None:
     (first,) = tracked("best")
-    evaluate.score_networks(params, "best", ["mlp"])
+    evaluate.score_networks(STORE, resolved.run(params, "best"), {one: params.network(one) for one in ["mlp"]})
     (second,) = tracked("best")
     assert first.info.run_id == second.info.run_id
-    evaluate.score_networks(change("networks/mlp/width", 8), "best", ["mlp"])
+    evaluate.score_networks(
+        STORE,
+        resolved.run(change("networks/mlp/width", 8), "best"),
+        {one: change("networks/mlp/width", 8).network(one) for one in ["mlp"]},
+    )
     rows = tracked("best")
     assert len(rows) == 2
     assert len({row.data.metrics["cross/mlp/test_accuracy_mean"] for row in rows}) == 2
@@ -190,7 +195,7 @@ def test_a_network_that_was_redefined_opens_a_new_row(params: Params) -> None:
 def test_what_was_scored_is_not_trained_again(params: Params, capsys: pytest.CaptureFixture[str]) -> None:
     """DVC runs an evaluation again where any network of params.yaml changes."""
     before = {path: files.digest(path) for path in Path("data/evaluate/best").iterdir()}
-    evaluate.run(change("networks/mlp/width", 9), "best")
+    evaluate.run(STORE, resolved.run(change("networks/mlp/width", 9), "best"))
     assert "evaluate best: kept from before" in capsys.readouterr().err
     assert {path: files.digest(path) for path in Path("data/evaluate/best").iterdir()} == before
 
@@ -199,15 +204,15 @@ def test_unknown_networks_are_answered_with_the_known(
     params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(UnknownNameError, match="no network is named 'resnet': choose one of bn, D2, mlp, lenet"):
-        evaluate.score_networks(params, "one", ["mlp", "resnet"])
+        evaluate.score_networks(STORE, resolved.run(params, "one"), {one: params.network(one) for one in ["mlp", "resnet"]})
     assert command("evaluate --run one --networks mlp,,bn", monkeypatch) == 2
     assert "Error: no network is named ''" in capsys.readouterr().err
 
 
 def test_the_best_epoch_on_the_test_split(params: Params, capsys: pytest.CaptureFixture[str]) -> None:
     """By hand: the accuracies of the tested epochs, and the largest of them."""
-    synthetic, settings = artifacts.load_synthetic("best"), params.evaluate["best"]
-    images, real_labels = artifacts.load_inputs("digits", "test")
+    synthetic, settings = STORE.load_synthetic("best"), params.evaluate["best"]
+    images, real_labels = STORE.load_inputs("digits", "test")
     seen = []
     fresh = [networks.build(params.networks["D2"], SHAPE, generator(0, "evaluate", s, "initialisation")) for s in range(2)]
     flat, draws = FlatNetwork(fresh[0]), [generator(0, "evaluate", s, "training") for s in range(2)]
@@ -217,22 +222,29 @@ def test_the_best_epoch_on_the_test_split(params: Params, capsys: pytest.Capture
         return torch.zeros(2, dtype=torch.float64)
 
     thetas = torch.stack([networks.flatten(student) for student in fresh])
-    shown = artifacts.load_space("digits").normalise(synthetic.pixels)
+    shown = STORE.load_space("digits").normalise(synthetic.pixels)
     given = (shown, synthetic.labels, synthetic.syn_lr.item(), settings, draws)
     protocol.train_students(flat, thetas, *given, score=note)
     assert len(seen) == 3  # after epochs 5, 10 and 12
-    rows = files.read_csv(artifacts.students_file("best"), "")
+    rows = files.read_csv(STORE.students_file("best"), "")
     assert [float(row["test_accuracy"]) for row in rows] == pytest.approx([max(one) for one in zip(*seen, strict=True)])
-    evaluate.score_networks(params, "best", ["bn"])
+    evaluate.score_networks(STORE, resolved.run(params, "best"), {one: params.network(one) for one in ["bn"]})
     assert "each student's best epoch on the test split: it selects on that split" in capsys.readouterr().err
 
 
 def test_soft_labels_are_learned_by_all_kinds_of_students(params: Params) -> None:
-    synthetic, statistics = artifacts.load_synthetic("one"), artifacts.load_statistics("digits")
+    synthetic, statistics = STORE.load_synthetic("one"), STORE.load_statistics("digits")
     certain = torch.nn.functional.one_hot(synthetic.labels, 10).float()
     for network in ("D2", "bn"):
         hard, soft, vague = (
-            evaluate.predict_all(params, "one", network, replace(synthetic, labels=labels), statistics, CPU)[0]["test"]
+            evaluate.predict_all(
+                STORE,
+                resolved.run(params, "one"),
+                (network, params.networks[network]),
+                replace(synthetic, labels=labels),
+                statistics,
+                CPU,
+            )[0]["test"]
             for labels in (synthetic.labels, certain, torch.full_like(certain, 0.1))
         )
         assert (hard == soft).double().mean() > 0.99
@@ -246,16 +258,16 @@ def test_other_families_are_matched_too(params: Params) -> None:
     changed["experts"]["deep"] = changed["experts"]["short"] | {"network": "resnet", "count": 1, "batch_size": 1024}
     changed["runs"]["deep"] = changed["runs"]["best"] | {"network": "resnet", "experts": "deep"}
     deep = parse(changed)
-    experts.run(deep, "deep")
-    distill.run(deep, "deep")
-    first, *_, last = artifacts.load_snapshots("deep").pixels
+    experts.run(STORE, resolved.buffer(deep, "deep"))
+    distill.run(STORE, resolved.run(deep, "deep"))
+    first, *_, last = STORE.load_snapshots("deep").pixels
     assert last.isfinite().all()
     assert not torch.equal(first, last)
 
 
 def test_the_report_has_a_matrix_and_marks_what_was_selected(params: Params) -> None:
-    report.run(params)
-    html, markdown = (artifacts.report_file(suffix).read_text(encoding="utf-8") for suffix in ("html", "md"))
+    report.run(STORE, resolved.pipeline(params))
+    html, markdown = (STORE.report_file(suffix).read_text(encoding="utf-8") for suffix in ("html", "md"))
     own, best = scored(), scored("best")["D2"]
     cells = [f"{100 * own[n]['test_accuracy_mean']:.1f} ± {100 * own[n]['test_accuracy_std']:.1f}" for n in ("bn", "D2", "mlp")]
     (row,) = (line for line in markdown.splitlines() if line.startswith("| one") and cells[0] in line and cells[2] in line)
@@ -267,16 +279,20 @@ def test_the_report_has_a_matrix_and_marks_what_was_selected(params: Params) -> 
     assert selected.replace(" ", "&#8239;") in html
     for text in (html, markdown):
         assert "best epoch on the test split" in text.replace("&#39;", "'")
-    found = {result.run: result.selected for group in results.groups(params) for result in group.results}
+    found = {
+        result.run: result.selected
+        for group in results.groups(STORE, resolved.pipeline(params).runs)
+        for result in group.results
+    }
     assert found == {"one": False, "best": True}
 
 
 def test_a_report_of_networks_that_are_not_scored_yet_is_refused(params: Params) -> None:
     with pytest.raises(ArtifactError, match=r"networks D2, mlp, bn, not D2, lenet: make it with .*evaluate --run one"):
-        report.run(change("runs/one/cross", ["lenet"]))
+        report.run(STORE, resolved.pipeline(change("runs/one/cross", ["lenet"])))
 
 
 def test_the_plan_counts_every_network(params: Params) -> None:
-    subject = plan_steps.subject_of(params, "one", CPU)
+    subject = plan_steps.Subject(resolved.run(params, "one"), STORE.load_statistics(params.runs["one"].dataset), CPU)
     assert subject.cross == (params.networks["mlp"], params.networks["bn"])
     assert plan_steps.evaluate(params.runtime, subject) > 0

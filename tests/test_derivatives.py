@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.func import grad, jvp
 
-from src.ground.settings import MLP, ConvNet, LeNet, Network, ResNet18
 from src.maths import networks
 from src.maths.derivatives import Derivatives
 from src.maths.networks import FlatNetwork, ImageShape, flatten
+from src.settings.networks import MLP, ConvNet, LeNet, Network, ResNet18
 from tests.reference import cross_entropy, small_network
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch's own, in forward mode and inductor

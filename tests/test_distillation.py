@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from src.ground.errors import DivergenceError
-from src.ground.settings import Distillation
 from src.maths import distillation, inner_loop, matching
 from src.maths.derivatives import Derivatives
 from src.maths.distillation import Figures, Start, State
 from src.maths.inner_loop import InnerRule, InnerStep, MatchingGradient
 from src.maths.networks import FlatNetwork, flatten
+from src.settings.distillation import Distillation
 from tests.reference import small_network
 
 K, IPC = 5, 2

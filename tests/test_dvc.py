@@ -9,10 +9,11 @@ import pytest
 import typer
 from ruamel.yaml import YAML
 
-from src.cli import app
-from src.ground.params import load
-from src.io import artifacts, files, removed
+from src.cli.app import app
+from src.settings.params import load
+from src.store import files, removed
 from tests.imports import ROOT, code_of_results
+from tests.small_run import STORE
 
 PIPELINE: dict[str, Any] = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 STAGES = ("prepare", "experts", "distill", "evaluate", "report")
@@ -49,7 +50,7 @@ def test_code_dependencies_are_the_import_closure(stage: str) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_outputs_are_the_artifacts(stage: str) -> None:
-    made = removed.outputs(stage, "${key}") if stage != "report" else tuple(map(artifacts.report_file, ("html", "md")))
+    made = removed.outputs(STORE, stage, "${key}") if stage != "report" else tuple(map(STORE.report_file, ("html", "md")))
     assert paths(stage, "outs") | paths(stage, "metrics") | paths(stage, "plots") == {path.as_posix() for path in made}
 
 
@@ -82,8 +83,8 @@ def test_lock_is_up_to_date_with_the_stages() -> None:
 def test_dvc_finds_the_experts_of_a_run_without_any() -> None:
     """DVC puts None for null into the template's path; what is there must be in git."""
     (path,) = (path for path in paths("distill", "deps") if path.startswith("data/experts"))
-    assert Path(path.replace("${item.experts}", str(None))).parent == artifacts.NO_EXPERTS
-    assert any(one.is_file() for one in (ROOT / artifacts.NO_EXPERTS / "trajectories").iterdir())
+    assert Path(path.replace("${item.experts}", str(None))).parent == STORE.no_experts
+    assert any(one.is_file() for one in (ROOT / STORE.no_experts / "trajectories").iterdir())
 
 
 def test_digest_of_a_folder_is_dvcs(tmp_path: Path) -> None:

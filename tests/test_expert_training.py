@@ -13,10 +13,10 @@ from torch.optim.lr_scheduler import MultiStepLR
 
 from src.ground import runtime
 from src.ground.errors import DivergenceError
-from src.ground.settings import Experts
 from src.maths import augmentation, expert_training
 from src.maths.expert_training import Gradient
 from src.maths.networks import FlatNetwork, flatten
+from src.settings.experts import Experts
 from tests.reference import cross_entropy, small_network
 
 N, K = 22, 5

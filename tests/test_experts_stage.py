@@ -18,18 +18,21 @@ import pytest
 import torch
 from joblib.externals.loky import get_reusable_executor  # type: ignore[import-untyped]
 
-from src.ground import params as reading
 from src.ground import runtime
 from src.ground.errors import DivergenceError, InterruptedWorkError, ParamsError, UserError
-from src.ground.params import Params
-from src.ground.settings import Runtime
-from src.io import artifacts, checkpoints, files, stopping, workers
-from src.io.artifacts import Record, SyntheticSet
-from src.io.progress import Advance
 from src.maths import protocol
+from src.process import stopping, workers
+from src.process.progress import Advance
+from src.settings import params as reading
+from src.settings import resolved
+from src.settings.params import Params
+from src.settings.runtime import Runtime
 from src.stages import evaluate, experts, prepare, students
 from src.stages.records import experts_record
+from src.store import checkpoints, files
+from src.store.values import Record, SyntheticSet
 from tests.imports import ROOT
+from tests.small_run import STORE
 
 COUNT, EPOCHS = 3, 5
 CPU = torch.device("cpu")
@@ -55,8 +58,8 @@ def raw(valid_params: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture
 def params(prepared: Path, raw: dict[str, Any]) -> Params:
     found = reading.parse(raw)
-    if not artifacts.dataset_folder("digits").exists():
-        prepare.run(found, "digits")
+    if not STORE.dataset_folder("digits").exists():
+        prepare.run(STORE, resolved.data_set(found, "digits"))
     return found
 
 
@@ -66,9 +69,12 @@ def with_runtime(params: Params, **changes: Any) -> Params:
 
 def test_what_was_spent_before_counts(params: Params) -> None:
     trained(params)
-    statistics, record = artifacts.load_statistics("digits"), experts_record(params, "smooth")
+    statistics, record = STORE.load_statistics("digits"), experts_record(STORE, resolved.buffer(params, "smooth"))
     alone, side_by_side = (
-        experts.train_all(with_runtime(params, workers=count), "smooth", statistics, record, CPU)[1].seconds for count in (1, 2)
+        experts.train_all(STORE, resolved.buffer(with_runtime(params, workers=count), "smooth"), statistics, record, CPU)[
+            1
+        ].seconds
+        for count in (1, 2)
     )
     assert alone == 2 * side_by_side > 0
 
@@ -80,11 +86,11 @@ def with_experts(params: Params, **changes: Any) -> Params:
 def trained(params: Params) -> tuple[list[str], list[dict[str, Any]]]:
     """Digests of the trajectories, and the curves' rows."""
     checkpoints.forget("experts", "smooth")  # finished experts would be kept
-    statistics, record = artifacts.load_statistics("digits"), experts_record(params, "smooth")
-    rows, elsewhere = experts.train_all(params, "smooth", statistics, record, CPU)
+    statistics, record = STORE.load_statistics("digits"), experts_record(STORE, resolved.buffer(params, "smooth"))
+    rows, elsewhere = experts.train_all(STORE, resolved.buffer(params, "smooth"), statistics, record, CPU)
     assert elsewhere.peak_memory_mib > 10
     assert elsewhere.seconds == 0
-    return [files.digest(artifacts.trajectory_file("smooth", index)) for index in range(COUNT)], rows
+    return [files.digest(STORE.trajectory_file("smooth", index)) for index in range(COUNT)], rows
 
 
 def test_bytes_do_not_depend_on_the_number_of_processes(params: Params) -> None:
@@ -98,9 +104,9 @@ def test_bytes_do_not_depend_on_the_number_of_processes(params: Params) -> None:
 def test_stopped_experts_are_the_first_epochs_of_whole_ones(params: Params) -> None:
     params = with_experts(params, clipping_loss=True, clipping_epochs=3, lr_drop_factor=0.5, momentum=0.9)
     _, rows = trained(params)
-    whole = artifacts.read_snapshots("smooth", 0, 0, EPOCHS + 1)
+    whole = STORE.read_snapshots("smooth", 0, 0, EPOCHS + 1)
     _, first_rows = trained(with_experts(params, stop_epoch=4))
-    assert torch.equal(artifacts.read_snapshots("smooth", 0, 0, EPOCHS + 1), whole[:5])
+    assert torch.equal(STORE.read_snapshots("smooth", 0, 0, EPOCHS + 1), whole[:5])
     assert first_rows == [row for row in rows if row["epoch"] <= 4]
 
 
@@ -123,19 +129,21 @@ def test_stop_epoch_lies_within_the_epochs_and_beyond_what_runs_need(raw: dict[s
 
 def test_epochs_that_no_run_needs_are_said(raw: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     raw["experts"]["smooth"] |= {"epochs": 20}
-    experts.say_what_is_needed(reading.parse(raw), "smooth")
+    experts.say_what_is_needed(resolved.buffer(reading.parse(raw), "smooth"))
     assert capsys.readouterr().err == "smooth: its runs need 5 of 20 epochs: stop_epoch: 5 would save 75 %\n"
     raw["experts"]["smooth"] |= {"stop_epoch": 5}
-    experts.say_what_is_needed(reading.parse(raw), "smooth")
+    experts.say_what_is_needed(resolved.buffer(reading.parse(raw), "smooth"))
     assert capsys.readouterr().err == ""
 
 
 def predicted(params: Params) -> dict[str, list[list[int]]]:
     images = torch.randn(10, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    statistics = artifacts.load_statistics("digits")
+    statistics = STORE.load_statistics("digits")
     synthetic = SyntheticSet(images, torch.arange(10), torch.tensor(0.01))
-    artifacts.save_synthetic("one", synthetic, Record("synthetic set", {}))
-    found, _ = evaluate.predict_all(params, "one", "D2", synthetic, statistics, CPU)
+    STORE.save_synthetic("one", synthetic, Record("synthetic set", {}))
+    found, _ = evaluate.predict_all(
+        STORE, resolved.run(params, "one"), ("D2", params.networks["D2"]), synthetic, statistics, CPU
+    )
     checkpoints.forget("evaluate", "one@D2")
     return {split: classes.tolist() for split, classes in found.items()}
 
@@ -219,8 +227,8 @@ def test_a_killed_process_is_said_with_its_remedy(prepared: Path) -> None:
 
 CALLER = """
 import os, signal, threading, time
-from src.ground.settings import Runtime
-from src.io import workers
+from src.settings.runtime import Runtime
+from src.process import workers
 from tests.test_experts_stage import announced
 import psutil
 

@@ -17,13 +17,16 @@ from sklearn.datasets import load_digits
 
 from src import cli
 from src.ground.errors import UserError
-from src.ground.params import load, parse
-from src.io import artifacts, files, provenance
-from src.io.artifacts import Record, SyntheticSet
+from src.settings import resolved
+from src.settings.params import load, parse
 from src.stages import distill, evaluate, experts, prepare
 from src.stages import export as exporting
+from src.store import files, provenance, tensors
+from src.store.store import read_synthetic
+from src.store.values import Record, SyntheticSet
 from tests import pictures
 from tests.imports import ROOT
+from tests.small_run import STORE
 
 RUN = "digits-ipc1-ast"
 
@@ -51,17 +54,17 @@ def make(valid_params: dict[str, Any]) -> None:
     valid_params["runs"] = {"one": valid_params["runs"]["one"]}
     Path("params.yaml").write_text(json.dumps(valid_params), encoding="utf-8")
     params = parse(valid_params)
-    prepare.run(params, "digits")
-    experts.run(params, "smooth")
-    distill.run(params, "one")
-    evaluate.run(params, "one")
+    prepare.run(STORE, resolved.data_set(params, "digits"))
+    experts.run(STORE, resolved.buffer(params, "smooth"))
+    distill.run(STORE, resolved.run(params, "one"))
+    evaluate.run(STORE, resolved.run(params, "one"))
 
 
 def test_an_exported_set_scores_as_before(
     made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command("export --run one --to out", monkeypatch) == 0
-    metrics = json.loads(artifacts.metrics_file("one").read_text())
+    metrics = json.loads(STORE.metrics_file("one").read_text())
     card = json.loads((made / "out" / "set.json").read_text())
     assert card["accuracy"] == metrics
     before = sorted(Path("data").rglob("*"))
@@ -102,7 +105,7 @@ def test_a_released_set_scores_on_a_fresh_clone(
     shutil.copytree(made / "data" / "released", clone / "data" / "released")
     shutil.copy(ROOT / "params.yaml", clone)
     monkeypatch.chdir(clone)
-    metrics = json.loads((made / artifacts.metrics_file("one")).read_text())
+    metrics = json.loads((made / STORE.metrics_file("one")).read_text())
     mean, std = (100 * metrics[f"test_accuracy_{figure}"] for figure in ("mean", "std"))
     capsys.readouterr()
     for words in ("", " --data digits"):
@@ -171,14 +174,14 @@ def test_a_released_set_takes_its_images_from_any_place_in_any_form(
 def test_the_tensors_are_pixels(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Undistilled images are the data set's own, whatever whitening the networks saw."""
     assert command("export --run one --to out", monkeypatch) == 0
-    first = artifacts.load_snapshots("one").pixels[0]
-    real = artifacts.load_split("digits", "train").images / 16
+    first = STORE.load_snapshots("one").pixels[0]
+    real = STORE.load_split("digits", "train").images / 16
     nearest = torch.cdist(first.flatten(1), real.flatten(1), compute_mode="donot_use_mm_for_euclid_dist").min(dim=1).values
     assert nearest.max() < 1e-4
     pictures = sorted((made / "out" / "images").rglob("*.png"))
     assert [path.parent.name for path in pictures] == [f"{k:04d}" for k in range(10)]
     shown = torch.from_numpy(np.stack([np.asarray(Image.open(path)) for path in pictures])).unsqueeze(1) / 255
-    expected = artifacts.read_synthetic(made / "out" / "synthetic.safetensors", "").pixels.clamp(0, 1)
+    expected = read_synthetic(made / "out" / "synthetic.safetensors", "").pixels.clamp(0, 1)
     assert (shown - expected).abs().max() <= 0.5 / 255 + 1e-6
 
 
@@ -187,22 +190,22 @@ def test_half_precision_is_half_the_size(made: Path, monkeypatch: pytest.MonkeyP
     for words in ("--to whole", "--to half --half"):
         assert command(f"export --run one {words}", monkeypatch) == 0
     whole, half = (made / name / "synthetic.safetensors" for name in ("whole", "half"))
-    assert whole.read_bytes() == artifacts.synthetic_file("one").read_bytes()
+    assert whole.read_bytes() == STORE.synthetic_file("one").read_bytes()
     saved = whole.stat().st_size - half.stat().st_size
-    assert abs(saved - artifacts.read_synthetic(whole, "").pixels.numel() * 2) <= 16, "headers are padded"
-    before, after = (artifacts.read_synthetic(path, "") for path in (whole, half))
+    assert abs(saved - read_synthetic(whole, "").pixels.numel() * 2) <= 16, "headers are padded"
+    before, after = (read_synthetic(path, "") for path in (whole, half))
     assert after.pixels.dtype == torch.float32
     assert ((after.pixels - before.pixels).abs() <= before.pixels.abs() * 2**-11 + 2**-25).all()
     assert torch.equal(after.syn_lr, before.syn_lr)
     assert torch.equal(after.labels, before.labels)
     assert "float16" in json.loads((made / "half" / "set.json").read_text())["tensors"]["pixels"]
-    assert artifacts.differences(half, Record("synthetic set", {}), "") == artifacts.differences(
+    assert tensors.differences(half, Record("synthetic set", {}), "") == tensors.differences(
         whole, Record("synthetic set", {}), ""
     )
     assert command(f"evaluate --run one --from {half}", monkeypatch) == 0
     bright = SyntheticSet(before.pixels * 1e6, before.labels, before.syn_lr)
     with pytest.raises(UserError, match="holds pixels beyond 65,504: export it without --half"):
-        artifacts.copy_synthetic("one", bright, made / "huge.safetensors", half=True)
+        STORE.copy_synthetic("one", bright, made / "huge.safetensors", half=True)
     assert not (made / "huge.safetensors").exists()
 
 
@@ -222,8 +225,8 @@ def test_a_folder_with_files_is_left_alone(
 def test_another_data_sets_images_are_refused(
     pixels: torch.Tensor, labels: torch.Tensor, made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    artifacts.save_synthetic("other", SyntheticSet(pixels, labels, torch.tensor(0.01)), Record("synthetic set", {}))
-    assert command(f"evaluate --run one --from {artifacts.synthetic_file('other')}", monkeypatch) == 1
+    STORE.save_synthetic("other", SyntheticSet(pixels, labels, torch.tensor(0.01)), Record("synthetic set", {}))
+    assert command(f"evaluate --run one --from {STORE.synthetic_file('other')}", monkeypatch) == 1
     assert "choose a run on the set's own data" in capsys.readouterr().err
 
 
@@ -240,14 +243,14 @@ def test_what_can_not_be_scored_is_a_sentence(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("params.yaml").write_text((ROOT / "params.yaml").read_text(encoding="utf-8"), encoding="utf-8")
-    prepare.run(load(), "digits")
+    prepare.run(STORE, resolved.data_set(load(), "digits"))
     assert command(words, monkeypatch) == 1
     assert sentence in capsys.readouterr().err
 
 
 def test_an_artifact_is_verified(made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Sound and of today's settings; of other settings, which are named; damaged; and away from its place."""
-    path = artifacts.synthetic_file("one")
+    path = STORE.synthetic_file("one")
     everything = [*Path("data").rglob("*.safetensors")]
     assert len(everything) == 4 + 2 + 2
     for one in everything:
@@ -260,7 +263,7 @@ def test_an_artifact_is_verified(made: Path, monkeypatch: pytest.MonkeyPatch, ca
     assert "Its bytes may come out differently now, as its code was" in said
     assert f"packages.torch was {torch.__version__}" in said
     assert "packages.python" not in said
-    first, second = (artifacts.trajectory_file("smooth", index) for index in range(2))
+    first, second = (STORE.trajectory_file("smooth", index) for index in range(2))
     kept = first.read_bytes()
     first.write_bytes(second.read_bytes())
     assert command(f"verify {first}", monkeypatch) == 1

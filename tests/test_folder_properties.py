@@ -15,12 +15,13 @@ from pathlib import Path
 import pytest
 
 from src import cli
-from src.ground.params import load
-from src.io import artifacts, params_edit
-from src.io.sources import inspection
-from src.io.sources.words import split_of_folder
+from src.editing import params_edit
+from src.settings.params import load
+from src.sources import inspection
+from src.sources.words import split_of_folder
 from tests import pictures
 from tests.imports import ROOT
+from tests.small_run import STORE
 
 ROUNDS = 48
 ENOUGH = 10  # images of a class, whole ones
@@ -103,10 +104,10 @@ def assert_sentence(error: str) -> None:
 
 def assert_whole(given: Made) -> None:
     """Every file is an image that was prepared, or named as broken or left out; labels and splits are as the images say."""
-    statistics, found = artifacts.load_statistics("made"), inspection.inspect(load().prepare["made"], "made").source
+    statistics, found = STORE.load_statistics("made"), inspection.inspect(load().prepare["made"], "made").source
     counted = 0
     for split in ("train", "val", "test"):
-        value = artifacts.load_split("made", split)
+        value = STORE.load_split("made", split)
         counted += len(value.labels)
         for label, (own, _, part) in zip(value.labels.tolist(), pictures.codes_of(value), strict=True):
             name, said = statistics.classes[label], split_of_folder(given.parts[part])

@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from src import cli
-from src.ground.params import load
-from src.io import artifacts
+from src.settings.params import load
 from src.stages import init
 from tests import pictures
 from tests.imports import ROOT
+from tests.small_run import STORE
 
 COLOUR = (200, 30, 30)
 
@@ -81,7 +81,7 @@ def test_a_folder_becomes_a_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 
 def test_the_digest_is_that_of_prepare(monkeypatch: pytest.MonkeyPatch) -> None:
     """What init writes is what prepare checks."""
-    from src.io.sources import reading
+    from src.sources import reading
 
     write_images(Path("images"), {"a": 6, "b": 6})
     assert command("init --data images --name own --size 8", monkeypatch) == 0
@@ -215,7 +215,7 @@ def prepared(name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     monkeypatch.setattr(sys, "argv", ["src.cli", "prepare", "--dataset", name])
     assert command(f"prepare --dataset {name}", monkeypatch) == 0
     for split in ("train", "val", "test"):
-        pictures.codes(artifacts.load_split(name, split))
+        pictures.codes(STORE.load_split(name, split))
     return capsys.readouterr().err
 
 
@@ -230,8 +230,8 @@ def test_split_folders_do_not_become_classes(
     note = f"folders of splits: train is {train}, test is {test}"
     assert note in capsys.readouterr().out
     assert f"own: {note}" in prepared("own", capsys, monkeypatch)
-    assert pictures.codes(artifacts.load_split("own", "test")) == pictures.expected(4, 1)
-    counts = artifacts.load_statistics("own").counts
+    assert pictures.codes(STORE.load_split("own", "test")) == pictures.expected(4, 1)
+    counts = STORE.load_statistics("own").counts
     assert counts["train"].keys() == set(pictures.CLASSES)
     assert sum(sum(counts[split].values()) for split in ("train", "val")) == 36
     assert load().prepare["own"].splits is None
@@ -248,7 +248,7 @@ def test_a_doubt_is_answered_by_an_option(monkeypatch: pytest.MonkeyPatch, capsy
     assert command(f"{words} --splits train=part_a,test=part_b", monkeypatch) == 0
     assert load().prepare["own"].splits == {"train": "part_a", "test": "part_b"}
     prepared("own", capsys, monkeypatch)
-    assert pictures.codes(artifacts.load_split("own", "test")) == pictures.expected(4, 1)
+    assert pictures.codes(STORE.load_split("own", "test")) == pictures.expected(4, 1)
     assert command(f"{words} --ipc 2", monkeypatch) == 0  # by what params.yaml says
     assert 'prepare.own with splits {"train": "part_a", "test": "part_b"}: set prepare.own.splits: none there' in refused(
         f"{words} --splits none", monkeypatch, capsys
@@ -256,7 +256,7 @@ def test_a_doubt_is_answered_by_an_option(monkeypatch: pytest.MonkeyPatch, capsy
     assert command("init --data images --name parts --size 8 --splits none", monkeypatch) == 0
     assert load().prepare["parts"].splits == "none"
     assert command("prepare --dataset parts", monkeypatch) == 0
-    assert artifacts.load_statistics("parts").classes == ("part_a", "part_b")
+    assert STORE.load_statistics("parts").classes == ("part_a", "part_b")
 
 
 def test_all_that_is_left_out_is_counted_and_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -282,7 +282,7 @@ def test_all_that_is_left_out_is_counted_and_named(monkeypatch: pytest.MonkeyPat
     assert all(f"{line}\n" in shown for line in lines)
     said = prepared("own", capsys, monkeypatch)
     assert all(f"own: {line}\n" in said for line in lines)
-    assert artifacts.load_statistics("own").skipped == ("cat/10.heic", "cat/11.png", "dog/12.png")
+    assert STORE.load_statistics("own").skipped == ("cat/10.heic", "cat/11.png", "dog/12.png")
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -308,7 +308,7 @@ def test_image_names_that_are_no_text_go_through_prepare(
     said = prepared("own", capsys, monkeypatch)
     assert r"cat/\xe9.png (no image of a known format)" in said
     assert r"dog/a\n.txt, dog/\xe9.txt" in said
-    assert artifacts.load_statistics("own").skipped == (r"cat/\xe9.png",)
+    assert STORE.load_statistics("own").skipped == (r"cat/\xe9.png",)
 
 
 def test_a_known_data_set_from_another_place_is_the_same_artifact(
@@ -325,8 +325,8 @@ def test_a_known_data_set_from_another_place_is_the_same_artifact(
     assert (load().prepare["own"].source, load().prepare["own"].path) == ("cifar10", "here/made.npz")
     assert command("prepare --dataset own", monkeypatch) == 0
     made = {path.name: path.read_bytes() for path in Path("data/prepare/own").iterdir()}
-    assert artifacts.load_statistics("own").classes[9] == "truck"
-    train = artifacts.load_split("own", "train")
+    assert STORE.load_statistics("own").classes[9] == "truck"
+    train = STORE.load_split("own", "train")
     assert train.images[:, 0, 0, 0].tolist() == train.labels.tolist()
     assert "prepare.own with path here/made.npz: set prepare.own.path: there/made.npz there" in refused(
         f"{words} --path there/made.npz", monkeypatch, capsys

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from src.ground.settings import Distillation
 from src.maths import augmentation, inner_loop, matching
 from src.maths.derivatives import Derivatives
 from src.maths.inner_loop import InnerRule, InnerStep, MatchingGradient
 from src.maths.matching import WayPoint
 from src.maths.networks import FlatNetwork, flatten
+from src.settings.distillation import Distillation
 from tests.reference import cross_entropy, resnet18, small_network, unrolled, vgg11
 
 K, IPC, BATCH = 5, 2, 4

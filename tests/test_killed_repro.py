@@ -15,7 +15,7 @@ import psutil
 import pytest
 from ruamel.yaml import YAML
 
-from src.io import files
+from src.store import files
 from tests.children import check_gone
 from tests.imports import ROOT
 from tests.test_pipeline import call

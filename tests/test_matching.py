@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from src.ground.settings import Distillation
 from src.maths import matching
 from src.maths.networks import FlatNetwork, flatten
+from src.settings.distillation import Distillation
 from tests.reference import small_network
 
 

@@ -22,8 +22,9 @@ import pytest
 import yaml
 
 from src.ground.errors import UserError
-from src.io import backlog, journal, mlflow_store, tracking
-from src.io.files import digest
+from src.store.files import digest
+from src.tracking import backlog, journal, mlflow_store
+from src.tracking import tracker as tracking
 from tests import studying
 from tests.stored import kept
 from tests.studying import RUN, call

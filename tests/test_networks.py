@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from src.ground.errors import UserError
-from src.ground.settings import ConvNet
 from src.maths.architectures import FirstConvolution
 from src.maths.networks import FlatNetwork, ImageShape, build, flatten
+from src.settings.networks import ConvNet
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from src.ground import settings
 from src.ground.errors import ParamsError, UnknownNameError
-from src.ground.params import Params, load, parse
+from src.settings import settings
+from src.settings.params import Params, load, parse
 
 Raw = dict[str, Any]
 MODELS = [m for m in vars(settings).values() if inspect.isclass(m) and issubclass(m, BaseModel) and m is not BaseModel]

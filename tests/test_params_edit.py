@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from src.editing import params_edit
 from src.ground.errors import ParamsError, UserError
-from src.ground.params import load
-from src.io import params_edit
+from src.settings.params import load
 from tests.imports import ROOT
 
 RUN = {

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from src.ground.errors import ParamsError, UserError
-from src.ground.params import Params, load, parse
+from src.settings.params import Params, load, parse
 
 TEXT = """
 seed: 0

@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from src.ground.params import Params, parse
-from src.io import artifacts
+from src.settings import resolved
+from src.settings.params import Params, parse
 from src.stages import distill, evaluate, experts, prepare, report
+from tests.small_run import STORE
 
 PATCHES = 24  # a class
 # top, bottom, left and right edge of what a class shows, in two photographs of 427 x 640 pixels: china.jpg, flower.jpg
@@ -71,19 +72,19 @@ def test_photographs_go_through_every_stage(size: int, depth: int, tmp_path: Pat
     monkeypatch.delenv("DVC_ROOT", raising=False)
     photographs(tmp_path / "photographs")
     params = settings(size, depth)
-    prepare.run(params, "scenes")
-    statistics = artifacts.load_statistics("scenes")
+    prepare.run(STORE, resolved.data_set(params, "scenes"))
+    statistics = STORE.load_statistics("scenes")
     assert (statistics.channels, statistics.size, statistics.classes) == (3, size, tuple(sorted(SCENES)))
-    experts.run(params, "few")
+    experts.run(STORE, resolved.buffer(params, "few"))
     for name in params.runs:
-        distill.run(params, name)
-        evaluate.run(params, name)
-    report.run(params)
+        distill.run(STORE, resolved.run(params, name))
+        evaluate.run(STORE, resolved.run(params, name))
+    report.run(STORE, resolved.pipeline(params))
 
-    start, end = artifacts.load_snapshots("scenes-ast").pixels[[0, -1]]
+    start, end = STORE.load_snapshots("scenes-ast").pixels[[0, -1]]
     assert start.shape == (4, 3, size, size)
     assert not start.equal(end)
-    assert artifacts.load_snapshots("scenes-random").pixels.numel() == 0
-    accuracies = [json.loads(artifacts.metrics_file(name).read_text())["test_accuracy_mean"] for name in params.runs]
+    assert STORE.load_snapshots("scenes-random").pixels.numel() == 0
+    accuracies = [json.loads(STORE.metrics_file(name).read_text())["test_accuracy_mean"] for name in params.runs]
     assert min(accuracies) > 0.4  # chance is 0.25
-    assert all(name in artifacts.report_file("html").read_text(encoding="utf-8") for name in params.runs)
+    assert all(name in STORE.report_file("html").read_text(encoding="utf-8") for name in params.runs)

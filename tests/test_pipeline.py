@@ -13,7 +13,7 @@ import mlflow
 import pytest
 from ruamel.yaml import YAML
 
-from src.io import files
+from src.store import files
 from tests.imports import ROOT
 from tests.stored import client_of, kept
 

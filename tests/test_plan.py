@@ -11,11 +11,13 @@ import torch
 
 from src import cli
 from src.ground import runtime
-from src.ground.params import Params, load, parse
-from src.io import artifacts
 from src.maths.networks import FlatNetwork
+from src.settings import resolved
+from src.settings.params import Params, load, parse
 from src.stages import distill, evaluate, experts, plan, plan_steps, prepare
+from src.store.values import Record, SyntheticSet
 from tests.imports import ROOT
+from tests.small_run import STORE
 
 RUN = "digits-ipc10-ast"
 
@@ -44,13 +46,15 @@ def planned(raw: dict[str, Any], **distil: Any) -> tuple[Params, plan_steps.Subj
     raw["runtime"] |= {"compile": "off", "workers": 1}
     raw["runs"]["ten"]["distill"] |= distil
     params = parse(raw)
-    prepare.run(params, "digits")
-    subject = plan_steps.subject_of(params, "ten", torch.device("cpu"))
+    prepare.run(STORE, resolved.data_set(params, "digits"))
+    subject = plan_steps.Subject(
+        resolved.run(params, "ten"), STORE.load_statistics(params.runs["ten"].dataset), torch.device("cpu")
+    )
     return params, subject, plan.measure(params.runtime, subject)
 
 
 def test_the_table_of_a_real_run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    prepare.run(load(), "digits")
+    prepare.run(STORE, resolved.data_set(load(), "digits"))
     before = sorted(Path("data").rglob("*"))
     assert command(f"distill --run {RUN} --plan", monkeypatch) == 0
     shown = capsys.readouterr().out
@@ -107,11 +111,13 @@ def test_it_compiles_where_the_stages_compile(valid_params: dict[str, Any], monk
     monkeypatch.setattr(runtime, "compiles", stop)
     images, labels = subject.noise(subject.count)
     statistics, cpu, syn_lr = subject.statistics, torch.device("cpu"), torch.tensor(0.01)
-    synthetic = artifacts.SyntheticSet(images, labels, syn_lr)
+    synthetic = SyntheticSet(images, labels, syn_lr)
     stages = (
-        lambda: distill._derivatives(params, "ten", FlatNetwork(subject.module()), images),
-        lambda: experts.train_all(params, "smooth", statistics, artifacts.Record("", {}), cpu),
-        lambda: evaluate.predict_all(params, "ten", "D2", synthetic, statistics, cpu),
+        lambda: distill._derivatives(resolved.run(params, "ten"), FlatNetwork(subject.module()), images),
+        lambda: experts.train_all(STORE, resolved.buffer(params, "smooth"), statistics, Record("", {}), cpu),
+        lambda: evaluate.predict_all(
+            STORE, resolved.run(params, "ten"), ("D2", params.networks["D2"]), synthetic, statistics, cpu
+        ),
     )
     for flops, stage in zip(asked, stages, strict=True):
         with pytest.raises(AskedError) as found:
@@ -137,6 +143,6 @@ def test_what_is_missing_is_a_sentence(
 def test_what_stands_for_the_data_has_their_shape(valid_params: dict[str, Any], folder: Path) -> None:
     _, subject, _ = planned(valid_params)
     images, labels = subject.noise(13)
-    split = artifacts.load_split("digits", "train")
+    split = STORE.load_split("digits", "train")
     assert images.shape[1:] == split.images.shape[1:]
     assert labels.max() < len(subject.statistics.classes)

@@ -14,16 +14,17 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from src.bench import engine, training
 from src.bench.problem import matching_problem
 from src.bench.settings import EvaluateSetting, ExpertsSetting, MatchingSetting
-from src.ground.params import Params, parse
-from src.io import artifacts
-from src.io.artifacts import Record, Statistics, SyntheticSet
 from src.maths import inner_loop
 from src.maths.inner_loop import InnerRule
 from src.maths.matching import WayPoint
 from src.maths.networks import FlatNetwork
+from src.settings import resolved
+from src.settings.params import Params, parse
 from src.stages import distill, evaluate, experts, plan, plan_steps, prepare
 from src.stages.plan_steps import Subject
 from src.stages.records import experts_record
+from src.store.values import Record, Statistics, SyntheticSet
+from tests.small_run import STORE
 
 CPU = torch.device("cpu")
 PRODUCTS = {"convolution", "convolution_backward", "addmm", "mm", "bmm"}
@@ -57,24 +58,26 @@ def params(valid_params: dict[str, Any], tmp_path: Path, monkeypatch: pytest.Mon
     valid_params["distill"]["ast"] |= {"syn_steps": 3, "max_start_epoch": 1}
     valid_params["runs"] = {"one": {**valid_params["runs"]["one"], "cross": ["B2"]}}
     found = parse(valid_params)
-    prepare.run(found, "digits")
+    prepare.run(STORE, resolved.data_set(found, "digits"))
     return found
 
 
 def subject(params: Params) -> Subject:
-    return plan_steps.subject_of(params, "one", CPU)
+    return plan_steps.Subject(resolved.run(params, "one"), STORE.load_statistics(params.runs["one"].dataset), CPU)
 
 
 def train_experts(params: Params) -> None:
-    statistics = artifacts.load_statistics("digits")
-    experts.train_all(params, "smooth", statistics, experts_record(params, "smooth"), CPU)
+    statistics = STORE.load_statistics("digits")
+    experts.train_all(
+        STORE, resolved.buffer(params, "smooth"), statistics, experts_record(STORE, resolved.buffer(params, "smooth")), CPU
+    )
 
 
 def match(params: Params) -> None:
     """The inner loop with its second derivatives."""
     given = subject(params)
     network, (images, labels) = FlatNetwork(given.module()), given.noise(10)
-    derivatives, _ = distill._derivatives(params, "one", network, images)
+    derivatives, _ = distill._derivatives(resolved.run(params, "one"), network, images)
     steps = inner_loop.draw_steps(10, 3, 10, (), torch.Generator())
     theta = torch.zeros(network.dimension).uniform_(-0.1, 0.1)
     end = WayPoint(3, theta + 0.01, 1.0, torch.ones(()))
@@ -84,11 +87,13 @@ def match(params: Params) -> None:
 
 def train_students(network: str) -> Callable[[Params], None]:
     def train(params: Params) -> None:
-        statistics: Statistics = artifacts.load_statistics("digits")
+        statistics: Statistics = STORE.load_statistics("digits")
         images, labels = subject(params).noise(10)
         synthetic = SyntheticSet(images, labels, torch.tensor(0.01))
-        artifacts.save_synthetic("one", synthetic, Record("synthetic set", {}))
-        evaluate.predict_all(params, "one", network, synthetic, statistics, CPU)
+        STORE.save_synthetic("one", synthetic, Record("synthetic set", {}))
+        evaluate.predict_all(
+            STORE, resolved.run(params, "one"), (network, params.networks[network]), synthetic, statistics, CPU
+        )
 
     return train
 
@@ -139,10 +144,10 @@ def test_an_expert_chooses_initial_images_in_float32(params: Params) -> None:
     distil = params.distillations["one"].model_copy(update={"iterations": 0, "initialisation": "representative"})
     given, chosen = replace(params, distillations={"one": distil}), []
     thetas = torch.zeros(5, FlatNetwork(subject(given).module()).dimension).uniform_(-0.1, 0.1)
-    artifacts.save_trajectory("smooth", 0, thetas, experts_record(given, "smooth"))
+    STORE.save_trajectory("smooth", 0, thetas, experts_record(STORE, resolved.buffer(given, "smooth")))
     for precision in ("float32", "bfloat16"):
         asked = replace(given, runtime=given.runtime.model_copy(update={"precision": precision}))
-        chosen.append(distill._initial_images(asked, "one", artifacts.load_statistics("digits"), CPU)[0])
+        chosen.append(distill._initial_images(asked, "one", STORE.load_statistics("digits"), CPU)[0])
     assert torch.equal(*chosen)
 
 

@@ -11,9 +11,9 @@ import pytest
 from ruamel.yaml import YAML
 
 from src import cli
-from src.ground.params import load, parse
-from src.ground.settings import Distillation
-from src.io import params_edit, presets
+from src.editing import params_edit, presets
+from src.settings.distillation import Distillation
+from src.settings.params import load, parse
 from tests.imports import ROOT
 
 PRESETS = presets.load()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from src.ground.durations import duration
-from src.io import progress
+from src.process import progress
 
 
 @pytest.mark.parametrize(

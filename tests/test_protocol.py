@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import MultiStepLR
 
 from src.ground.errors import DivergenceError
-from src.ground.settings import Protocol, Runtime
 from src.maths import augmentation, protocol, scores
 from src.maths.derivatives import Derivatives
 from src.maths.networks import FlatNetwork, flatten
+from src.settings.protocols import Protocol
+from src.settings.runtime import Runtime
 from tests.reference import cross_entropy, small_network
 
 S, K, G = 10, 5, 3

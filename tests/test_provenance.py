@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from src.io import provenance
+from src.store import provenance
 from tests.imports import ROOT, code_of_results
 
 STAGES = ("prepare", "experts", "distill", "evaluate")

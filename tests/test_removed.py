@@ -11,8 +11,10 @@ import pytest
 from ruamel.yaml import YAML
 
 from src.ground.errors import UserError
-from src.ground.params import Params, parse
-from src.io import checkpoints, files, removed
+from src.settings import resolved
+from src.settings.params import Params, parse
+from src.store import checkpoints, files, removed
+from tests.small_run import STORE
 from tests.test_pipeline import RUNS, call, repository
 
 __all__ = ["repository"]
@@ -30,7 +32,7 @@ def params(valid_params: dict[str, Any], tmp_path: Path, monkeypatch: pytest.Mon
         ("experts", "smooth"),
         *((s, r) for s in ("distill", "evaluate") for r in found.runs),
     ):
-        for path in removed.outputs(stage, name):
+        for path in removed.outputs(STORE, stage, name):
             write(path / "000.safetensors" if path.name == "trajectories" else path)
     return found
 
@@ -49,10 +51,10 @@ def content(place: Path = Path("data")) -> dict[str, str]:
 def set_aside(params: Params) -> tuple[set[str], set[str]]:
     """Paths below data/ that stay and that were moved; every file is in one of the two, as it was."""
     before = content()
-    removed.set_aside(params)
+    removed.set_aside(STORE, resolved.pipeline(params))
     stay = content()
     moved: dict[str, str] = {}
-    for place in removed.FOLDER.glob("*"):
+    for place in (STORE.data / removed.FOLDER).glob("*"):
         moved |= content(place)
     stay = {path: text for path, text in stay.items() if not path.startswith("removed/")}
     assert stay | moved == before
@@ -62,7 +64,7 @@ def set_aside(params: Params) -> tuple[set[str], set[str]]:
 
 def test_nothing_is_moved_where_all_is_named(params: Params, capsys: pytest.CaptureFixture[str]) -> None:
     before = content()
-    removed.set_aside(params)
+    removed.set_aside(STORE, resolved.pipeline(params))
     assert content() == before
     assert capsys.readouterr().err == ""
 
@@ -70,11 +72,15 @@ def test_nothing_is_moved_where_all_is_named(params: Params, capsys: pytest.Capt
 def test_a_run_is_moved_as_a_whole(params: Params, capsys: pytest.CaptureFixture[str]) -> None:
     runs = {"one": params.runs["one"]}
     stay, moved = set_aside(replace(params, runs=runs))
-    own = [path.relative_to("data").as_posix() for stage in ("distill", "evaluate") for path in removed.outputs(stage, "ten")]
+    own = [
+        path.relative_to("data").as_posix()
+        for stage in ("distill", "evaluate")
+        for path in removed.outputs(STORE, stage, "ten")
+    ]
     assert moved == {*own}
     assert {"metrics/ten.json", "distill/ten/synthetic.safetensors"} <= moved
     assert {"metrics/one.json", "experts/smooth/trajectories/000.safetensors", "prepare/digits/train.safetensors"} <= stay
-    (place,) = removed.FOLDER.iterdir()
+    (place,) = (STORE.data / removed.FOLDER).iterdir()
     said = capsys.readouterr().err
     assert said == (
         f"moved to {place}, as no stage of params.yaml makes it: data/distill/ten, data/evaluate/ten, data/metrics/ten.json\n"
@@ -115,8 +121,8 @@ def test_what_another_process_makes_is_left_to_it(params: Params) -> None:
         checkpoints.at_work("evaluate", "ten"),
         pytest.raises(UserError, match="evaluate ten is being made by another process"),
     ):
-        removed.set_aside(fewer)
-    assert not removed.FOLDER.exists()
+        removed.set_aside(STORE, resolved.pipeline(fewer))
+    assert not (STORE.data / removed.FOLDER).exists()
     _, moved = set_aside(fewer)
     assert {"distill/ten/history.csv", "evaluate/ten/students.csv", "metrics/ten.json"} <= moved
 
@@ -124,10 +130,10 @@ def test_what_another_process_makes_is_left_to_it(params: Params) -> None:
 def test_experts_come_back_to_their_name(params: Params, capsys: pytest.CaptureFixture[str]) -> None:
     folder = Path("data/experts/smooth/trajectories")
     without = replace(params, experts={})
-    removed.set_aside(without)
+    removed.set_aside(STORE, resolved.pipeline(without))
     write(folder / "000.safetensors")
     (folder / "000.safetensors").write_text("newer")
-    removed.set_aside(without)
+    removed.set_aside(STORE, resolved.pipeline(without))
     assert not folder.exists()
     removed.take_back("smooth")
     assert (folder / "000.safetensors").read_text() == "newer"
@@ -194,7 +200,7 @@ def test_the_report_depends_on_the_runs_that_there_are(repository: Path, tmp_pat
     kept_in_git_and_remote(repository)
     with_more, named = (repository / "dvc.lock").read_bytes(), (repository / "params.yaml").read_bytes()
     made = {path: files.digest(path) for stage, name in (("experts", "more"), ("distill", "extra"), ("evaluate", "extra"))
-            for path in (repository / one for one in removed.outputs(stage, name))}  # fmt: skip
+            for path in (repository / one for one in removed.outputs(STORE, stage, name))}  # fmt: skip
 
     edit(repository, less)
     said = repro(repository)

@@ -14,12 +14,15 @@ import pytest
 import torch
 
 from src.ground.errors import ArtifactError
-from src.ground.params import Params, parse
-from src.io import artifacts, charts, files, page, sheets
-from src.io.artifacts import Snapshots, Split, Statistics, SyntheticSet
 from src.maths.pixels import Normalisation
+from src.pages import charts, page, sheets
+from src.settings import resolved
+from src.settings.params import Params, parse
 from src.stages import report, results
 from src.stages.records import experts_record, prepared_record, synthetic_record
+from src.store import files
+from src.store.values import Snapshots, Split, Statistics, SyntheticSet
+from tests.small_run import STORE
 
 ACCURACIES = {"one": 0.911, "ten": 0.953, "found": 0.642, "whole": 0.987}
 
@@ -46,53 +49,55 @@ def params(valid_params: dict[str, Any], tmp_path: Path, monkeypatch: pytest.Mon
 
 def _make_data(params: Params) -> None:
     labels = torch.tensor([0, 1, 0, 1, 0])
-    record = prepared_record(params, "digits", "0")
-    artifacts.save_split("digits", "train", Split(torch.zeros(5, 1, 4, 4, dtype=torch.uint8), labels), record)
-    artifacts.save_space("digits", Normalisation(torch.zeros(1), torch.ones(1)), record)
+    record = prepared_record(resolved.data_set(params, "digits"), "0")
+    STORE.save_split("digits", "train", Split(torch.zeros(5, 1, 4, 4, dtype=torch.uint8), labels), record)
+    STORE.save_space("digits", Normalisation(torch.zeros(1), torch.ones(1)), record)
     counts = {"train": {"a": 3, "b": 2}}
     statistics = Statistics(("a", "b"), 1, 4, 16, (0.5,), (0.25,), (0.5,), (0.25,), counts, "0", ())
-    artifacts.save_statistics("digits", statistics, record)
+    STORE.save_statistics("digits", statistics, record)
 
 
 def _make_experts(params: Params, name: str) -> None:
     settings = params.experts[name]
     for index in range(settings.count):
-        artifacts.save_trajectory(name, index, torch.zeros(settings.epochs + 1, 3), experts_record(params, name))
+        STORE.save_trajectory(
+            name, index, torch.zeros(settings.epochs + 1, 3), experts_record(STORE, resolved.buffer(params, name))
+        )
     epochs = [(expert, epoch) for expert in range(settings.count) for epoch in range(1, settings.epochs + 1)]
     rows = [{"expert": x, "epoch": e, "val_accuracy": 0.5 + e / 20, "parameter_step": (1 + x) / e} for x, e in epochs]
-    files.write_csv(artifacts.expert_curves_file(name), rows)
+    files.write_csv(STORE.expert_curves_file(name), rows)
 
 
 def _make_run(params: Params, name: str) -> None:
-    ipc, record = params.runs[name].ipc, synthetic_record(params, name)
+    ipc, record = params.runs[name].ipc, synthetic_record(STORE, resolved.run(params, name))
     labels = torch.tensor([0, 0, 0, 1, 1]) if ipc == "all" else torch.arange(2).repeat_interleave(int(ipc))
     images = torch.linspace(-3, 3, len(labels) * 16).view(-1, 1, 4, 4)
-    artifacts.save_synthetic(name, SyntheticSet(0.25 * images + 0.5, labels, torch.tensor(0.02)), record)
+    STORE.save_synthetic(name, SyntheticSet(0.25 * images + 0.5, labels, torch.tensor(0.02)), record)
     moments = torch.arange(params.distillations[name].iterations + 1)
-    artifacts.save_snapshots(name, Snapshots(moments, images.repeat(len(moments), 1, 1, 1, 1)), record)
+    STORE.save_snapshots(name, Snapshots(moments, images.repeat(len(moments), 1, 1, 1, 1)), record)
     history = [{"iteration": i, "matching_loss": 1 / (i + 1), "syn_lr": 0.01} for i in moments.tolist()[:-1]]
-    files.write_csv(artifacts.history_file(name), history, ("iteration", "matching_loss", "syn_lr"))
+    files.write_csv(STORE.history_file(name), history, ("iteration", "matching_loss", "syn_lr"))
     mean = ACCURACIES[name]
     scores = {"val_accuracy_mean": mean - 0.1, "val_accuracy_std": 0.01, "test_accuracy_mean": mean, "test_accuracy_std": 0.012}
-    files.write_json(artifacts.metrics_file(name), scores)
-    files.write_csv(artifacts.students_file(name), [{"student": i, "test_accuracy": mean} for i in range(2)])
+    files.write_json(STORE.metrics_file(name), scores)
+    files.write_csv(STORE.students_file(name), [{"student": i, "test_accuracy": mean} for i in range(2)])
 
 
 def made() -> tuple[str, str]:
     """The page and the table."""
-    html, markdown = (artifacts.report_file(suffix).read_text(encoding="utf-8") for suffix in ("html", "md"))
+    html, markdown = (STORE.report_file(suffix).read_text(encoding="utf-8") for suffix in ("html", "md"))
     return html, markdown
 
 
 def test_same_artifacts_give_the_same_bytes(params: Params) -> None:
-    report.run(params)
+    report.run(STORE, resolved.pipeline(params))
     first = made()
-    report.run(params)
+    report.run(STORE, resolved.pipeline(params))
     assert made() == first
 
 
 def test_page_needs_no_other_file(params: Params) -> None:
-    report.run(params)
+    report.run(STORE, resolved.pipeline(params))
     html, _ = made()
     places = re.findall(r"""(?:src|href)\s*=\s*["']?([^"'\s>]*)""", html)
     assert places
@@ -103,7 +108,7 @@ def test_page_needs_no_other_file(params: Params) -> None:
 
 
 def test_every_run_is_there_with_its_accuracies(params: Params) -> None:
-    report.run(params)
+    report.run(STORE, resolved.pipeline(params))
     html, markdown = made()
     rows = [line for line in markdown.splitlines() if line.startswith("|")]
     assert len(rows) == 2 + len(params.runs)
@@ -119,7 +124,7 @@ def test_every_run_is_there_with_its_accuracies(params: Params) -> None:
 
 
 def test_results_are_compared_with_their_own_group(params: Params) -> None:
-    one, ten, whole = results.groups(params)
+    one, ten, whole = results.groups(STORE, resolved.pipeline(params).runs)
     assert [(group.ipc, group.best.run) for group in (one, ten, whole)] == [(1, "one"), (10, "ten"), ("all", "whole")]
     assert one.baseline is not None
     assert (one.baseline.run, ten.baseline, whole.baseline) == ("found", None, None)
@@ -135,42 +140,42 @@ def test_runs_that_are_not_distilled_make_a_page(params: Params, valid_params: d
     only = parse(valid_params)
     for name in only.runs:
         _make_run(only, name)
-    report.run(only)
+    report.run(STORE, resolved.pipeline(only))
     assert "How they changed" not in made()[0]
 
 
 @pytest.mark.parametrize(
     ("path", "remedy"),
     [
-        (artifacts.metrics_file("ten"), "evaluate --run ten"),
-        (artifacts.students_file("one"), "evaluate --run one"),
-        (artifacts.synthetic_file("one"), "distill --run one"),
-        (artifacts.snapshots_file("ten"), "distill --run ten"),
-        (artifacts.history_file("ten"), "distill --run ten"),
-        (artifacts.expert_curves_file("plain"), "experts --experts plain"),
-        (artifacts.statistics_file("digits"), "prepare --dataset digits"),
+        (STORE.metrics_file("ten"), "evaluate --run ten"),
+        (STORE.students_file("one"), "evaluate --run one"),
+        (STORE.synthetic_file("one"), "distill --run one"),
+        (STORE.snapshots_file("ten"), "distill --run ten"),
+        (STORE.history_file("ten"), "distill --run ten"),
+        (STORE.expert_curves_file("plain"), "experts --experts plain"),
+        (STORE.statistics_file("digits"), "prepare --dataset digits"),
     ],
 )
 def test_a_missing_artifact_is_named_with_its_remedy(params: Params, path: Path, remedy: str) -> None:
     path.unlink()
     with pytest.raises(ArtifactError, match=f"{path} is missing: make it with `python -m src.cli {remedy}`"):
-        report.run(params)
+        report.run(STORE, resolved.pipeline(params))
 
 
 def test_damaged_scores_are_said(params: Params) -> None:
-    files.write_json(artifacts.metrics_file("one"), {"test_accuracy_mean": 1.0})
+    files.write_json(STORE.metrics_file("one"), {"test_accuracy_mean": 1.0})
     with pytest.raises(ArtifactError, match="evaluate --run one"):
-        report.run(params)
+        report.run(STORE, resolved.pipeline(params))
 
 
 def test_artifacts_of_other_settings_are_refused(params: Params, valid_params: dict[str, Any]) -> None:
     valid_params["runs"]["one"]["distill"]["lr_img"] = 7.0
     with pytest.raises(ArtifactError, match=r"lr_img was 100\.0, is 7\.0"):
-        report.run(parse(valid_params))
+        report.run(STORE, resolved.pipeline(parse(valid_params)))
     valid_params["runs"]["one"]["distill"].pop("lr_img")
     valid_params["experts"]["smooth"]["lr"] = 0.5
     with pytest.raises(ArtifactError, match=r"lr was 0\.01, is 0\.5"):
-        report.run(parse(valid_params))
+        report.run(STORE, resolved.pipeline(parse(valid_params)))
 
 
 def test_sheet_puts_each_class_in_its_column() -> None:

@@ -14,7 +14,7 @@ import torch
 
 from src.ground import runtime
 from src.ground.errors import UserError
-from src.ground.settings import Runtime
+from src.settings.runtime import Runtime
 from src.stages import work
 
 

@@ -18,17 +18,19 @@ from rich.console import Console
 from rich.table import Table
 
 from src.bench import tables as bench
-from src.ground.params import Params, parse
-from src.ground.settings import Dataset
-from src.io import checkpoints
-from src.io.cost import Cost
-from src.io.page import Accuracy, Result
-from src.io.sources.inspection import Inspection
-from src.io.sources.reading import Source
+from src.pages.page import Accuracy, Result
+from src.settings import resolved
+from src.settings.datasets import Dataset
+from src.settings.params import Params, parse
+from src.sources.inspection import Inspection
+from src.sources.reading import Source
 from src.stages import clean, evaluate, init, plan, plan_steps, prepare, presets, report
+from src.store import checkpoints
+from src.store.cost import Cost
 from src.studies import ablate, compare, findings, study
 from src.studies.study import Study
 from src.studies.usefulness import Experts
+from tests.small_run import STORE
 
 LONG = "cifar10-ipc10-ast-with-every-part-of-it"
 WIDTHS = (20, 40, 80)
@@ -143,8 +145,11 @@ def test_bench(kind: str) -> None:
 def test_plan(valid_params: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     params = parse(valid_params)
-    prepare.run(params, "digits")
-    subject = replace(plan_steps.subject_of(params, "ten", torch.device("cpu")), name=LONG)
+    prepare.run(STORE, resolved.data_set(params, "digits"))
+    subject = replace(
+        plan_steps.Subject(resolved.run(params, "ten"), STORE.load_statistics(params.runs["ten"].dataset), torch.device("cpu")),
+        name=LONG,
+    )
     check_whole(plan._table(subject, plan.Plan(10**9, True, 1.5, 2.5, 1e5, 1e6, 1e6, 1e7, 1e5, 1e4)))
 
 
@@ -169,7 +174,7 @@ def test_report(checked_prints: list[Table]) -> None:
 def test_evaluate(checked_prints: list[Table], valid_params: dict[str, Any]) -> None:
     scores = {f"{split}_accuracy_{kind}": 0.91234 for split in ("val", "test") for kind in ("mean", "std")}
     params: Params = parse(valid_params)
-    evaluate._show(params, "one", {"AGeneralisedConvNetOfManyChannels": scores, "D2": scores})
+    evaluate._show(resolved.run(params, "one"), {"AGeneralisedConvNetOfManyChannels": scores, "D2": scores})
 
 
 def test_init(checked_prints: list[Table]) -> None:

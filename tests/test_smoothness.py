@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from src.ground.settings import Experts
 from src.maths.derivatives import Derivatives
 from src.maths.networks import FlatNetwork, flatten
 from src.maths.smoothness import clipping_coefficient, common_logit_steps, gradient_penalty, parameter_steps
+from src.settings.experts import Experts
 from tests.reference import small_network
 
 B, C, SIDE, K = 4, 3, 2, 5

@@ -11,9 +11,10 @@ import mlflow
 import pytest
 
 from src import cli
-from src.ground.params import Params
-from src.io import artifacts, checkpoints, files
-from tests.small_run import made
+from src.settings.params import Params
+from src.store import checkpoints, files
+from src.store.store import Store
+from tests.small_run import STORE, made
 
 
 def raw_params() -> dict[str, Any]:
@@ -60,16 +61,16 @@ def curve(name: str, figure: str) -> dict[int, float]:
 
 
 def metric(name: str, figure: str) -> float:
-    return float(files.read_json(artifacts.metrics_file(name), "")[f"val_accuracy_{figure}"])
+    return float(files.read_json(STORE.metrics_file(name), "")[f"val_accuracy_{figure}"])
 
 
 @pytest.mark.parametrize("run", ["one", "best"])
 def test_ends_are_the_initial_images_and_the_set(
     run: str, params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    read, load_split, load_inputs = [], artifacts.load_split, artifacts.load_inputs
-    monkeypatch.setattr(artifacts, "load_split", lambda name, split: read.append(split) or load_split(name, split))
-    monkeypatch.setattr(artifacts, "load_inputs", lambda name, split: read.append(split) or load_inputs(name, split))
+    read, load_split, load_inputs = [], Store.load_split, Store.load_inputs
+    monkeypatch.setattr(Store, "load_split", lambda own, name, split: read.append(split) or load_split(own, name, split))
+    monkeypatch.setattr(Store, "load_inputs", lambda own, name, split: read.append(split) or load_inputs(own, name, split))
     before = {path: files.digest(path) for path in Path("data").rglob("*") if path.is_file()}
     assert command(f"evaluate --run {run} --snapshots", monkeypatch) == 0
     assert set(read) == {"val"}

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from src.ground.errors import DataError
-from src.io.sources import reading
-from src.io.sources.reading import Source
-from src.io.sources.trees import natural
+from src.sources import reading
+from src.sources.reading import Source
+from src.sources.trees import natural
 from tests import pictures
 from tests.pictures import CLASSES, dataset
 

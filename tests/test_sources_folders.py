@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from src.ground.errors import DataError, ParamsError
-from src.ground.params import Params, parse
-from src.io.sources import archives, contents, inspection, reading, splits
-from src.io.sources.reading import Source
-from src.io.sources.sentences import shown
-from src.io.sources.trees import HIDDEN, LITTERED, NO_FILE, Folder
-from src.io.sources.words import split_of_file, split_of_folder
+from src.settings import resolved
+from src.settings.params import Params, parse
+from src.sources import archives, contents, inspection, reading, splits
+from src.sources.reading import Source
+from src.sources.sentences import shown
+from src.sources.trees import HIDDEN, LITTERED, NO_FILE, Folder
+from src.sources.words import split_of_file, split_of_folder
 from src.stages import records
 from tests import pictures
 from tests.pictures import CLASSES, coded_files, codes, dataset, expected
@@ -215,9 +216,11 @@ def params_with(valid_params: dict[str, object], **own: object) -> Params:
 
 def test_records_name_the_setting_only_where_it_says_something(valid_params: dict[str, object]) -> None:
     """So that what was made before there was such a setting stays valid."""
-    plain = records.prepared_record(params_with(valid_params), "digits", "x").settings["prepare"]
+    plain = records.prepared_record(resolved.data_set(params_with(valid_params), "digits"), "x").settings["prepare"]
     assert "splits" not in plain
-    told = records.prepared_record(params_with(valid_params, splits={"train": "a"}), "digits", "x").settings["prepare"]
+    told = records.prepared_record(resolved.data_set(params_with(valid_params, splits={"train": "a"}), "digits"), "x").settings[
+        "prepare"
+    ]
     assert told == {**plain, "splits": {"train": "a"}}
     for wrong in ("some", {"test": "a"}, {"train": 1}, {"training": "a"}, ["train"]):
         with pytest.raises(ParamsError, match=r"prepare\.digits\.splits: "):

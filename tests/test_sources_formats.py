@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from src.ground.errors import DataError
-from src.io.sources import images, inspection, reading
-from src.io.sources.reading import Source
+from src.sources import images, inspection, reading
+from src.sources.reading import Source
 from tests import pictures
 from tests.pictures import dataset
 

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from src.ground.errors import DataError
-from src.io.sources import decoding, images, inspection, parquet, reading
-from src.io.sources.reading import Source
+from src.sources import decoding, images, inspection, parquet, reading
+from src.sources.reading import Source
 from tests import pictures
 from tests.pictures import dataset
 

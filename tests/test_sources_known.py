@@ -20,9 +20,9 @@ from sklearn.datasets import load_digits
 from torchvision import datasets
 
 from src.ground.errors import DataError
-from src.io.sources import imagenet, named, reading
-from src.io.sources import published as published_sets
-from src.io.sources.reading import Source
+from src.sources import imagenet, named, reading
+from src.sources import published as published_sets
+from src.sources.reading import Source
 from tests import pictures
 from tests.pictures import dataset
 

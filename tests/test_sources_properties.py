@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from src.ground.errors import UserError
-from src.ground.params import Params, load
-from src.io import artifacts
-from src.io.sources.trees import natural
+from src.settings.params import Params, load
+from src.sources.trees import natural
 from src.stages import init, prepare
 from tests import pictures
 from tests.imports import ROOT
+from tests.small_run import STORE
 
 SIZE, ROUNDS = 8, 48
 SPLITS = (("train",), ("train", "test"), ("train", "val", "test"))
@@ -124,7 +124,7 @@ def prepared() -> dict[str, list[tuple[int, int]]]:
     """(class, number) of each image of each split, where the labels are the classes'."""
     found = {}
     for split in ("train", "val", "test"):
-        value = artifacts.load_split("mine", split)
+        value = STORE.load_split("mine", split)
         assert value.images[:, 0, 0, 0].tolist() == value.labels.tolist()
         found[split] = [(int(one), int(other)) for one, other in value.images[:, :2, 0, 0].tolist()]
     return found

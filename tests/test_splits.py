@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from src.ground.params import Params, parse
-from src.io import artifacts
-from src.io.artifacts import Split
+from src.settings import resolved
+from src.settings.params import Params, parse
 from src.stages import prepare
 from src.stages.records import prepared
+from src.store.values import Split
 from src.studies import variants
 from src.studies.variants import Changes
 from tests.imports import ROOT
+from tests.small_run import STORE
 
 SPLITS = ("train", "val", "test")
 
@@ -36,8 +37,8 @@ def params(valid_params: dict[str, Any], tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def splits(params: Params, dataset: str, seed: int) -> dict[str, Split]:
-    prepare.run(replace(params, seed=seed), dataset)
-    return {split: artifacts.load_split(dataset, split) for split in SPLITS}
+    prepare.run(STORE, resolved.data_set(replace(params, seed=seed), dataset))
+    return {split: STORE.load_split(dataset, split) for split in SPLITS}
 
 
 def same(one: dict[str, Split], other: dict[str, Split]) -> set[str]:
@@ -63,9 +64,14 @@ def test_prepare_says_what_its_seed_draws(params: Params, capsys: pytest.Capture
 
 def test_a_study_keeps_the_splits_under_all_its_seeds(params: Params) -> None:
     splits(params, "digits", 0)
-    variant = variants.build(params, "one", Changes(seed=1), variants.protocol_of(params, "one"))
+    variant = variants.build(
+        resolved.run(params, "one"),
+        params.tune,
+        Changes(seed=1),
+        variants.protocol_of(resolved.run(params, "one"), params.tune),
+    )
     assert variant.params.seed == 1
-    prepared(variant.params, "digits", *SPLITS)  # accepts what was drawn with the root seed
+    prepared(STORE, variant.run.dataset, *SPLITS)  # accepts what was drawn with the root seed
 
 
 def test_the_page_on_reproducibility_says_so() -> None:

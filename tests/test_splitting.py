@@ -12,14 +12,15 @@ from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
 from src.ground.errors import DataError, UserError
-from src.ground.params import Params, load
-from src.io import artifacts
-from src.io.sources import flaws, reading
-from src.io.sources.parts import divided
 from src.maths.splitting import split
+from src.settings import resolved
+from src.settings.params import Params, load
+from src.sources import flaws, reading
+from src.sources.parts import divided
 from src.stages import init, prepare, records
 from tests import pictures
 from tests.imports import ROOT
+from tests.small_run import STORE
 
 BOTH = {"test": 0.2, "val": 0.2}
 
@@ -28,7 +29,6 @@ BOTH = {"test": 0.2, "val": 0.2}
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository with nothing but params.yaml."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(artifacts, "DATA", Path("data"))
     monkeypatch.setenv("COLUMNS", "200")
     shutil.copy(ROOT / "params.yaml", tmp_path)
     return tmp_path
@@ -167,10 +167,10 @@ def test_init_and_prepare_count_by_one_rule(
     settings = {"source": "images", "size": 8, "skip_broken": bool(broken)}
     if words is None:
         init.run("images", "mine", 8, ipc, skip_broken=bool(broken))
-        prepare.run(load(), "mine")
-        train = artifacts.load_split("mine", "train")
+        prepare.run(STORE, resolved.data_set(load(), "mine"))
+        train = STORE.load_split("mine", "train")
         assert train.images[:, 0, 0, 0].tolist() == train.labels.tolist()
-        found = {s: artifacts.load_split("mine", s).images[:, :2, 0, 0].tolist() for s in ("train", "val", "test")}
+        found = {s: STORE.load_split("mine", s).images[:, :2, 0, 0].tolist() for s in ("train", "val", "test")}
         seen = sorted(tuple(pixel) for pixels in found.values() for pixel in pixels)
         assert seen == [(k, n) for k, (c, count) in enumerate(counts.items()) for n in range(broken.get(c, 0), count)]
         return
@@ -179,7 +179,7 @@ def test_init_and_prepare_count_by_one_rule(
         init.run("images", "mine", 8, ipc, skip_broken=bool(broken))
     assert Path("params.yaml").read_bytes() == before
     with pytest.raises(DataError, match=r"^prepare\.mine: the class|^runs\.mine-run\.ipc"):
-        prepare.run(with_run("mine", ipc, **settings), "mine")
+        prepare.run(STORE, resolved.data_set(with_run("mine", ipc, **settings), "mine"))
     assert not Path("data/prepare").exists()
 
 
@@ -206,10 +206,12 @@ def test_the_label_column_is_asked_for_and_kept(capsys: pytest.CaptureFixture[st
     init.run("made.parquet", "mine", 8, 2)
     with pytest.raises(UserError, match=r"prepare\.mine with label_column kind: set prepare\.mine\.label_column: fold there"):
         init.run("made.parquet", "mine", 8, 2, label_column="fold")
-    prepare.run(load(), "mine")
-    train = artifacts.load_split("mine", "train")
+    prepare.run(STORE, resolved.data_set(load(), "mine"))
+    train = STORE.load_split("mine", "train")
     assert train.images[:, 0, 0, 0].tolist() == train.labels.tolist()
-    recorded = {name: records.prepared_record(load(), name, "").settings["prepare"] for name in ("mine", "digits")}
+    recorded = {
+        name: records.prepared_record(resolved.data_set(load(), name), "").settings["prepare"] for name in ("mine", "digits")
+    }
     assert recorded["mine"]["label_column"] == "kind"
     assert "label_column" not in recorded["digits"]
 
@@ -236,7 +238,7 @@ def test_images_in_two_splits_are_counted_and_named(capsys: pytest.CaptureFixtur
     shown = capsys.readouterr().err
     assert all(f"problem: {line}" in shown for line in lines)
     assert shown.count("byte for byte") == 3
-    prepare.run(load(), "mine")
+    prepare.run(STORE, resolved.data_set(load(), "mine"))
     shown = capsys.readouterr().err
     assert all(f"mine: warning: {line}" in shown for line in lines)
 
@@ -249,8 +251,8 @@ def test_an_image_that_is_in_a_class_twice_may_be_cut_apart(capsys: pytest.Captu
     files = {f"images/{name}/{n + 10}.png": coded(k, n) for k, name in enumerate(counts) for n in range(10)}
     pictures.write_folder(Path(), files)
     init.run("images", "twice", 8, 1)
-    prepare.run(load(), "twice")
-    splits = {s: artifacts.load_split("twice", s).images[:, :2, 0, 0].tolist() for s in ("train", "test")}
+    prepare.run(STORE, resolved.data_set(load(), "twice"))
+    splits = {s: STORE.load_split("twice", s).images[:, :2, 0, 0].tolist() for s in ("train", "test")}
     both = sum(pixel in splits["train"] for pixel in splits["test"])
     assert both > 0
     line = f"{both} image{'s' if both > 1 else ''} of the test split stand{'' if both > 1 else 's'} in the training split too"

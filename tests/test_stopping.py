@@ -18,7 +18,7 @@ import pytest
 from optuna.trial import TrialState
 from ruamel.yaml import YAML
 
-from src.io import stopping
+from src.process import stopping
 from src.studies import study
 from tests import studying
 from tests.children import check_gone
@@ -112,7 +112,7 @@ def test_the_first_second_of_every_command(number: signal.Signals, tmp_path: Pat
 
 IN_WORK = """
 import sys, time
-from src.io import stopping
+from src.process import stopping
 stopping.answer()
 from src import cli
 from src.stages import clean
@@ -139,7 +139,7 @@ def test_a_command_at_work(number: signal.Signals, group: bool, tmp_path: Path) 
 
 
 def script(text: str) -> subprocess.CompletedProcess[str]:
-    code = "\n".join(["import signal, sys, time, weakref", "from src.io import stopping", "stopping.answer()", text])
+    code = "\n".join(["import signal, sys, time, weakref", "from src.process import stopping", "stopping.answer()", text])
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
 
 

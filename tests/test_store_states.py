@@ -17,8 +17,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from src.ground.errors import UserError
-from src.io import backlog, mlflow_store, tracking
-from src.io.tracking import Nest
+from src.tracking import backlog, mlflow_store
+from src.tracking import tracker as tracking
+from src.tracking.tracker import Nest
 
 STORES = ("own", "shared", "other")
 EXPERIMENTS = ("digits", "letters")

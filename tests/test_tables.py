@@ -16,10 +16,10 @@ import pytest
 from numpy.typing import NDArray
 
 from src.ground.errors import DataError
-from src.io.sources import forms, reading
-from src.io.sources.contents import BY_NAME
-from src.io.sources.reading import Source
-from src.io.sources.trees import HIDDEN
+from src.sources import forms, reading
+from src.sources.contents import BY_NAME
+from src.sources.reading import Source
+from src.sources.trees import HIDDEN
 from tests import pictures
 from tests.pictures import dataset
 

@@ -18,8 +18,10 @@ import numpy as np
 import pytest
 
 from src.ground.errors import UserError
-from src.io import backlog, files, journal, mlflow_store, tracking
-from src.io.tracking import Nest, Tracker
+from src.store import files
+from src.tracking import backlog, journal, mlflow_store
+from src.tracking import tracker as tracking
+from src.tracking.tracker import Nest, Tracker
 from tests.imports import ROOT
 from tests.studying import RUN, environment, folder_of, raw_params
 
@@ -169,7 +171,7 @@ def test_a_delivery_that_is_killed_is_gone_on_with(server: Server) -> None:
         work(tracker, range(6))
         close(tracker)
     server.start()
-    code = "import os; from src.io import backlog, mlflow_row\ncount = 0\nknown = mlflow_row.Row.deliver\n"
+    code = "import os; from src.tracking import backlog, mlflow_row\ncount = 0\nknown = mlflow_row.Row.deliver\n"
     code += "def deliver(row, entry):\n    global count\n    count += 1\n    found = known(row, entry)\n"
     code += "    if count == LIMIT: os._exit(9)\n    return found\nmlflow_row.Row.deliver = deliver\nbacklog.sync()"
     for limit in (3, 6):
@@ -187,7 +189,7 @@ def test_a_delivery_that_is_killed_is_gone_on_with(server: Server) -> None:
 
 def test_a_stage_killed_while_the_server_was_gone_is_resumed(server: Server) -> None:
     server.kill()
-    code = "import os; from src.io import tracking; from tests.test_track_sync import work\n"
+    code = "import os; from src.tracking import tracker as tracking; from tests.test_track_sync import work\n"
     code += "with tracking.track('resumed', 'a', 'run', {'ast.fingerprint': 'f'}) as tracker:\n"
     code += "    work(tracker, range(4)); os._exit(9)"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

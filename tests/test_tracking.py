@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from src.ground.errors import TrackingError
-from src.io import backlog, journal, mlflow_row, mlflow_store, tracking
-from src.io.files import digest
+from src.store.files import digest
+from src.tracking import backlog, journal, mlflow_row, mlflow_store
+from src.tracking import tracker as tracking
 from tests.imports import ROOT
 
 
@@ -107,7 +108,7 @@ def test_an_unreachable_server_does_not_fail_the_stage(
 
 @pytest.mark.parametrize("apart", [True, False])
 def test_processes_that_meet_a_fresh_store_together(apart: bool, store: str) -> None:
-    code = f"import sys; from src.io import tracking\ntracking.apart = {apart}\n"
+    code = f"import sys; from src.tracking import tracker as tracking\ntracking.apart = {apart}\n"
     code += "with tracking.track('digits', sys.argv[1], 'run', {}): pass"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code]

@@ -23,12 +23,14 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState
 
 from src.ground.errors import ParamsError, UserError
-from src.ground.params import LONGEST_NAME, NAME, Params, load, parse
+from src.settings import resolved
+from src.settings.params import LONGEST_NAME, NAME, Params, load, parse
 from src.studies import space, study, study_log, tune, variants
 from src.studies.study import Study
 from src.studies.variants import Changes, Workspace
 from tests import studying
 from tests.imports import ROOT
+from tests.small_run import STORE
 from tests.stored import client_of, kept
 from tests.studying import RUN, call
 
@@ -45,11 +47,17 @@ def with_tune(valid: dict[str, Any], ranges: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_side_searches_its_own_parameters_around_the_present_ones(params: Params) -> None:
-    student = space.build(params, RUN, "student")
+    student = space.build(resolved.run(params, RUN), params.tune, "student")
     assert {name.split(".")[0] for name in student} == {"distill"}
-    assert set(space.build(params, RUN, "both")) == {*student, *space.build(params, RUN, "expert")}
+    assert set(space.build(resolved.run(params, RUN), params.tune, "both")) == {
+        *student,
+        *space.build(resolved.run(params, RUN), params.tune, "expert"),
+    }
     for side in ("student", "expert", "both"):
-        found, present = space.build(params, RUN, side), space.start(params, RUN, side)
+        found, present = (
+            space.build(resolved.run(params, RUN), params.tune, side),
+            space.start(resolved.run(params, RUN), params.tune, side),
+        )
         assert set(found) == set(present)
         assert all(found[name]._contains(found[name].to_internal_repr(value)) for name, value in present.items())
 
@@ -60,7 +68,12 @@ def test_a_run_of_the_longest_name_has_variants(valid_params: dict[str, Any]) ->
     valid_params["experts"] = {buffer: valid_params["experts"]["smooth"]}
     valid_params["runs"] = {run: {**valid_params["runs"]["one"], "experts": buffer}}
     found = parse(valid_params)
-    built = [variants.build(found, run, Changes(seed=seed), variants.protocol_of(found, run)) for seed in (1, 2)]
+    built = [
+        variants.build(
+            resolved.run(found, run), found.tune, Changes(seed=seed), variants.protocol_of(resolved.run(found, run), found.tune)
+        )
+        for seed in (1, 2)
+    ]
     names = [name for variant in built for name in (variant.name, variant.experts)]
     assert len(set(names)) == 4
     assert all(NAME.fullmatch(name) for name in names)
@@ -68,7 +81,9 @@ def test_a_run_of_the_longest_name_has_variants(valid_params: dict[str, Any]) ->
 
 def test_params_yaml_changes_ranges(valid_params: dict[str, Any]) -> None:
     ranges = {"distill": {"lr_img": {"low": 1, "high": 50.0}, "syn_steps": {"choices": [5, 6]}}}
-    found = space.build(parse(with_tune(valid_params, ranges)), "one", "student")
+    found = space.build(
+        resolved.run(parse(with_tune(valid_params, ranges)), "one"), parse(with_tune(valid_params, ranges)).tune, "student"
+    )
     assert found["distill.lr_img"] == FloatDistribution(1.0, 100.0)  # widened to the present value
     assert found["distill.syn_steps"] == CategoricalDistribution((5, 6, 20))
     assert isinstance(found["distill.expert_epochs"], IntDistribution)
@@ -92,17 +107,21 @@ def test_bad_ranges_are_reported_with_params_yaml(ranges: dict[str, Any], senten
 def test_a_range_that_does_not_hold_the_present_value(valid_params: dict[str, Any]) -> None:
     ranges = {"distill": {"inner_weight_decay": {"low": 1e-5, "high": 1e-2, "log": True}}}
     with pytest.raises(UserError, match=r"distill.inner_weight_decay is 0.0 now, which no logarithmic range holds"):
-        space.build(parse(with_tune(valid_params, ranges)), "one", "student")
+        space.build(
+            resolved.run(parse(with_tune(valid_params, ranges)), "one"), parse(with_tune(valid_params, ranges)).tune, "student"
+        )
     ranges = {"distill": {"syn_steps": {"low": 1.5, "high": 30}}}
     with pytest.raises(UserError, match="takes whole numbers"):
-        space.build(parse(with_tune(valid_params, ranges)), "one", "student")
+        space.build(
+            resolved.run(parse(with_tune(valid_params, ranges)), "one"), parse(with_tune(valid_params, ranges)).tune, "student"
+        )
 
 
 def test_drawn_values_are_rounded_and_reach_no_further_than_the_experts(params: Params) -> None:
-    found = space.build(params, RUN, "student")
-    drawn = {**space.start(params, RUN, "student"), "distill.lr_img": 12.3456}
+    found = space.build(resolved.run(params, RUN), params.tune, "student")
+    drawn = {**space.start(resolved.run(params, RUN), params.tune, "student"), "distill.lr_img": 12.3456}
     last = params.experts["digits-smooth"].last_epoch
-    tidy = space.tidy(params, RUN, found, {**drawn, "distill.max_start_epoch": last, "distill.expert_epochs": 4})
+    tidy = space.tidy(resolved.run(params, RUN), found, {**drawn, "distill.max_start_epoch": last, "distill.expert_epochs": 4})
     assert tidy["distill.lr_img"] == 12.3
     assert tidy["distill.max_start_epoch"] - 1 + 4 == last
 
@@ -400,4 +419,4 @@ def test_the_run_to_start_from(params: Params) -> None:
 def test_a_data_set_that_is_not_prepared(params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"make it with `python -m src\.cli prepare --dataset digits`"):
-        tune.run(params, RUN, "student", None, None, 1, False)
+        tune.run(STORE, params, RUN, "student", None, None, 1, False)

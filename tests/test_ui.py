@@ -20,8 +20,9 @@ import mlflow
 import numpy as np
 import pytest
 
-from src.io import mlflow_store, tracking
-from src.io.tracking import Nest
+from src.tracking import mlflow_store
+from src.tracking import tracker as tracking
+from src.tracking.tracker import Nest
 from tests.imports import ROOT
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -15,7 +15,7 @@ from typing import Any
 from src.bench import process
 from src.bench.settings import EvaluateSetting, ExpertsSetting, MatchingSetting, Setting, Side, Task
 from src.ground.errors import UserError
-from src.io import progress
+from src.process import progress
 
 SIDES: tuple[Side, ...] = ("engine", "plain")
 PENALTY = 2.0  # AST's weight of the gradient penalty

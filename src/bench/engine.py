@@ -10,11 +10,11 @@ from src.bench import measure
 from src.bench.problem import Problem, matching_problem
 from src.bench.settings import MatchingSetting, Setting
 from src.ground import runtime
-from src.ground.settings import Runtime
-from src.io import cost
 from src.maths import distillation, inner_loop
 from src.maths.derivatives import PASSES, Derivatives
 from src.maths.distillation import Start
+from src.settings.runtime import Runtime
+from src.store import cost
 
 REAL_ITERATIONS = 5_000  # of the papers' runs: what compile 'auto' decides by
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from src.bench import engine, measure, plain
 from src.bench.problem import build, matching_problem
 from src.bench.settings import MatchingSetting
-from src.io import cost
 from src.maths.derivatives import PASSES
+from src.store import cost
 
 PEAK_SECONDS, PEAK_CALLS = 1.0, 5  # at least, of each precision
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from src.ground.runtime import peak_memory_mib
-from src.io import cost
+from src.store import cost
 
 
 def device_of(name: str) -> torch.device:

@@ -26,9 +26,9 @@ from src.bench.settings import (
     MatchingSetting,
 )
 from src.ground.seeding import generator
-from src.io import cost
 from src.maths import augmentation
 from src.maths.derivatives import PASSES
+from src.store import cost
 
 PLAIN_PASSES = PASSES - 3  # a step's work in forward passes: forward 1, backward 2, double backward 6; no second forward pass
 

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from src.bench.settings import AUGMENTATION, MatchingSetting, Setting
 from src.ground.seeding import generator
-from src.ground.settings import ConvNet, Distillation
 from src.maths import inner_loop, matching, networks
 from src.maths.inner_loop import InnerRule, InnerStep
 from src.maths.matching import WayPoint
 from src.maths.networks import FlatNetwork, ImageShape
+from src.settings.distillation import Distillation
+from src.settings.networks import ConvNet
 
 NOISE = 1.0  # of an image, in units of its class's pattern
 EXPERT_LR, EXPERT_MOMENTUM, EXPERT_STEPS, EXPERT_BATCH = 0.02, 0.9, 10, 16  # a few steps make an epoch here

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from src.ground.settings import AugmentationKind, Positive, Settings
+from src.settings.base import AugmentationKind, Positive, Settings
 
 Side = Literal["plain", "engine"]
 Task = Literal["matching", "error", "peak", "experts", "evaluate"]

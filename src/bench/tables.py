@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from src.io.tables import Table
+from src.pages.tables import Table
 
 Figures = dict[str, Any]
 COLUMNS = ("plain", "engine")

@@ -26,15 +26,18 @@ from src.bench.settings import (
 )
 from src.ground import runtime
 from src.ground.seeding import generator
-from src.ground.settings import Experts, Protocol
-from src.io import checkpoints, cost, workers
-from src.io.checkpoints import Work
-from src.io.progress import Advance
 from src.maths import expert_training, protocol
 from src.maths.expert_training import CHUNK, Gradient
 from src.maths.networks import FlatNetwork, forward_flops
+from src.process import workers
+from src.process.progress import Advance
+from src.settings.experts import Experts
+from src.settings.protocols import Protocol
 from src.stages import students
 from src.stages.students import Training
+from src.store import checkpoints, cost
+from src.store.checkpoints import Work
+from src.store.store import Store
 
 # of the papers' runs: the stages decide by the whole work whether to compile and in how many processes to train
 REAL_EXPERTS, REAL_EXPERT_EPOCHS, REAL_STUDENT_EPOCHS = 100, 50, 1_000
@@ -111,7 +114,7 @@ def evaluate(setting: EvaluateSetting) -> dict[str, Any]:
     def train(epochs: int) -> None:
         definition = {"process": os.getpid(), "epochs": epochs}
         training = Training(
-            "", _student_settings(setting, epochs), spec(setting), shape(setting), setting.seed, way,
+            Store(), "", _student_settings(setting, epochs), spec(setting), shape(setting), setting.seed, way,
             images.numpy(), labels.numpy(), STUDENT_LR, (), None,
             Work("evaluate", "bench", definition, asked.checkpoint_seconds),
         )  # fmt: skip

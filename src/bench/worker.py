@@ -14,7 +14,7 @@ from src.bench import engine, limits, plain, training
 from src.bench.process import REMEDY
 from src.bench.settings import EvaluateSetting, ExpertsSetting, MatchingSetting
 from src.ground.errors import UserError
-from src.io import stopping
+from src.process import stopping
 
 MEASUREMENTS: Mapping[tuple[str, str], tuple[type[Any], Callable[[Any], dict[str, Any]]]] = {
     ("matching", "plain"): (MatchingSetting, plain.matching),

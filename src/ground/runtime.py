@@ -17,7 +17,7 @@ from typing import ParamSpec, TypeVar
 import torch
 
 from src.ground.errors import UserError
-from src.ground.settings import Runtime
+from src.settings.runtime import Runtime
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.ground.errors import UserError
-from src.ground.settings import MLP, VGG11, AlexNet, ConvNet, LeNet, Network, ResNet18
+from src.settings.networks import MLP, VGG11, AlexNet, ConvNet, LeNet, Network, ResNet18
 
 GROUPS: Mapping[str, Callable[[int], int]] = {
     "instance": lambda width: width,

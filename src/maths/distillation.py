@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from src.ground.errors import DivergenceError
-from src.ground.settings import Distillation
 from src.maths import inner_loop, matching
 from src.maths.derivatives import Derivatives
 from src.maths.inner_loop import InnerRule, InnerStep, MatchingGradient
 from src.maths.networks import FlatNetwork
+from src.settings.distillation import Distillation
 
 # beyond these a run is lost, though its numbers are finite
 LOSS_LIMIT = 1e3  # the student ends some thirty times as far off as the expert went

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from src.ground.errors import DivergenceError
 from src.ground.seeding import continued
-from src.ground.settings import Experts
 from src.maths import augmentation, networks, smoothness
 from src.maths.networks import FlatNetwork
+from src.settings.experts import Experts
 
 CHUNK = 64  # images differentiated at once on a CPU: they take a quarter of a usual batch's memory, and caches like them
 LOSS_LIMIT = 1e3  # mean cross-entropy of an epoch: a network that knows nothing has log K

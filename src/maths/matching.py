@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from src.ground.settings import Distillation
+from src.settings.distillation import Distillation
 
 
 @dataclass(frozen=True)

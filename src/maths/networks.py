@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from src.ground.errors import UserError
-from src.ground.settings import Network
 from src.maths import architectures
+from src.settings.networks import Network
 
 
 @dataclass(frozen=True)

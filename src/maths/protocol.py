@@ -13,9 +13,10 @@ from torch.func import grad, vmap
 from src.ground import runtime
 from src.ground.errors import DivergenceError
 from src.ground.seeding import continued
-from src.ground.settings import Protocol, Runtime
 from src.maths import augmentation, networks
 from src.maths.derivatives import Derivatives, Logits
+from src.settings.protocols import Protocol
+from src.settings.runtime import Runtime
 
 PASSES = 3  # work of one step in forward passes
 MOMENTUM = "momentum_buffer"  # torch.optim.SGD's name for it

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from src.ground.settings import Experts
 from src.maths.networks import FlatNetwork
+from src.settings.experts import Experts
 
 
 def clipping_coefficient(epoch: int, settings: Experts) -> float:

@@ -15,12 +15,14 @@ from rich.console import Console
 from src.ground import runtime
 from src.ground.durations import duration
 from src.ground.errors import UserError
-from src.ground.params import Params
-from src.io import artifacts, checkpoints
-from src.io.artifacts import Record
-from src.io.progress import say
-from src.io.tables import Table
+from src.pages.tables import Table
+from src.process.progress import say
+from src.settings.networks import Network
+from src.settings.resolved import Pipeline, Run
 from src.stages import records, work
+from src.store import checkpoints
+from src.store.store import Store
+from src.store.values import Record
 
 KIB = 2**10
 
@@ -35,9 +37,9 @@ class Leftover:
     state: str  # current, stale, or unknown where its inputs are missing
 
 
-def run(params: Params, yes: bool, everything: bool) -> None:
+def run(store: Store, pipeline: Pipeline, yes: bool, everything: bool) -> None:
     """List checkpoints; with `yes` delete what is stale, with `everything` all of it."""
-    definitions = _definitions(params)
+    definitions = _definitions(store, pipeline)
     found = [_leftover(path, definitions) for path in checkpoints.found()]
     Console(highlight=False, markup=False).print(_table(found))
     doomed = [one for one in found if everything or one.state == "stale"]
@@ -50,31 +52,31 @@ def run(params: Params, yes: bool, everything: bool) -> None:
     say(f"{len(doomed)} of {len(found)} files, {size:,.0f} KiB, are deleted")
 
 
-def _definitions(params: Params) -> dict[tuple[str, str], Mapping[str, Any] | None]:
+def _definitions(store: Store, pipeline: Pipeline) -> dict[tuple[str, str], Mapping[str, Any] | None]:
     """What defines each piece of work now; None where that can't be told, as inputs are missing."""
     makers: dict[tuple[str, str], Callable[[], Record]] = {}
-    for name in params.experts:
-        makers["experts", name] = functools.partial(records.experts_record, params, name)
-    for name, run in params.runs.items():
-        makers["distill", name] = functools.partial(_iterations_record, params, name)
-        for network in (run.network, *run.cross):
-            makers["evaluate", f"{name}@{network}"] = functools.partial(_students_record, params, name, network)
-    device = runtime.start(params.runtime)
+    for buffer in pipeline.buffers.values():
+        makers["experts", buffer.name] = functools.partial(records.experts_record, store, buffer)
+    for run in pipeline.runs.values():
+        makers["distill", run.name] = functools.partial(_iterations_record, store, run)
+        for network, spec in run.networks.items():
+            makers["evaluate", f"{run.name}@{network}"] = functools.partial(_students_record, store, run, spec)
+    device = runtime.start(pipeline.runtime)
     found: dict[tuple[str, str], Mapping[str, Any] | None] = {}
     for (stage, name), make in makers.items():
         try:
-            found[stage, name] = work.definition(work.whole(make(), params, stage, device))
+            found[stage, name] = work.definition(work.whole(make(), pipeline.runtime, stage, device))
         except (UserError, OSError):
             found[stage, name] = None
     return found
 
 
-def _iterations_record(params: Params, name: str) -> Record:
-    return records.iterations_record(records.synthetic_record(params, name))
+def _iterations_record(store: Store, run: Run) -> Record:
+    return records.iterations_record(records.synthetic_record(store, run))
 
 
-def _students_record(params: Params, name: str, network: str) -> Record:
-    return records.students_record(params, name, network, artifacts.load_synthetic(name))
+def _students_record(store: Store, run: Run, spec: Network) -> Record:
+    return records.students_record(store, run, spec, store.load_synthetic(run.name))
 
 
 def _leftover(path: Path, definitions: Mapping[tuple[str, str], Mapping[str, Any] | None]) -> Leftover:

@@ -5,7 +5,7 @@ The only stage that opens the test split: once, after training, unless the proto
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,83 +14,82 @@ import torch
 from torch import Tensor
 
 from src.ground.errors import ArtifactError
-from src.ground.params import Params
-from src.io import artifacts, checkpoints, cost, files, progress, tracking, workers
-from src.io.artifacts import Statistics, SyntheticSet
-from src.io.cost import Cost
-from src.io.tables import Table
-from src.io.tracking import Tracker
 from src.maths import protocol, scores
+from src.pages.tables import Table
+from src.process import progress, workers
+from src.settings.networks import Network
+from src.settings.resolved import Run
 from src.stages import run_log, students, work
 from src.stages.records import prepared, students_record, synthetic_settings
 from src.stages.students import Training
+from src.store import checkpoints, cost, files, tensors
+from src.store.cost import Cost
+from src.store.store import Store, read_synthetic, remake
+from src.store.values import Statistics, SyntheticSet
+from src.tracking import tracker as tracking
+from src.tracking.tracker import Tracker
 
 SPLITS = ("val", "test")
 
+Networks = Mapping[str, Network]  # by name
 Rows = list[dict[str, Any]]  # a student each: its number, and its accuracy on every split
 Predicted = dict[str, Tensor]  # split -> classes (G, N)
 
 
-def run(params: Params, name: str) -> None:
-    """Evaluate the run `name` with its own network and those of `cross`, from students' checkpoints where there are any."""
-    params.run(name)
-    with checkpoints.at_work("evaluate", name):
-        _run(params, name)
+def run(store: Store, run: Run) -> None:
+    """Evaluate a run with its own network and those of `cross`, from students' checkpoints where there are any."""
+    with checkpoints.at_work("evaluate", run.name):
+        _run(store, run)
 
 
-def _run(params: Params, name: str) -> None:
-    settings = params.runs[name]
-    device = work.start(params.runtime, name)
-    statistics, synthetic = inputs(params, name)
-    networks = [settings.network, *settings.cross]
-    with tracked(params, name, networks, statistics) as tracker:
+def _run(store: Store, run: Run) -> None:
+    name = run.name
+    device = work.start(run.runtime, name)
+    statistics, synthetic = inputs(store, run)
+    with tracked(store, run, run.networks, statistics) as tracker:
         with cost.measured(device) as spent:
-            found = {n: predict_all(params, name, n, synthetic, statistics, device) for n in networks}
+            found = {
+                network: predict_all(store, run, (network, spec), synthetic, statistics, device)
+                for network, spec in run.networks.items()
+            }
         for _, elsewhere in found.values():
             spent.add(elsewhere)
-        rows = _accuracies(params, name, {network: predicted for network, (predicted, _) in found.items()})
+        rows = _accuracies(store, run, {network: predicted for network, (predicted, _) in found.items()})
         summaries = {network: _summary(own) for network, own in rows.items()}
-        _save(params, name, rows, summaries, found[settings.network][0], statistics)
-        cost.keep(artifacts.metrics_file(name), spent)
-        _log(tracker, params, name, summaries)
-    _show(params, name, summaries)
+        _save(store, run, rows, summaries, found[run.network][0], statistics)
+        cost.keep(store.metrics_file(name), spent)
+        _log(tracker, store, run, summaries)
+    _show(run, summaries)
 
 
-def forget(place: str, networks: Sequence[str]) -> None:
+def forget(place: str, networks: Iterable[str]) -> None:
     """Delete what is kept of students where nobody will ask for them again."""
     for network in networks:
         checkpoints.forget("evaluate", f"{place}@{network}")
 
 
-def score_networks(params: Params, name: str, networks: Sequence[str]) -> None:
-    """Score the run `name` with exactly these networks: on the screen and in its MLflow run, in no artifact."""
-    params.run(name)
-    for network in networks:
-        params.network(network)
-    with checkpoints.at_work("evaluate", name):
-        device = work.start(params.runtime, name)
-        statistics, synthetic = inputs(params, name)
-        with tracked(params, name, networks, statistics) as tracker:
-            found = {network: predict_all(params, name, network, synthetic, statistics, device)[0] for network in networks}
-            summaries = {network: _summary(own) for network, own in _accuracies(params, name, found).items()}
-            _log_scores(tracker, params, name, summaries)
-    _show(params, name, summaries)
+def score_networks(store: Store, run: Run, networks: Networks) -> None:
+    """Score a run with exactly these networks: on the screen and in its MLflow run, in no artifact."""
+    with checkpoints.at_work("evaluate", run.name):
+        device = work.start(run.runtime, run.name)
+        statistics, synthetic = inputs(store, run)
+        with tracked(store, run, networks, statistics) as tracker:
+            found = {one[0]: predict_all(store, run, one, synthetic, statistics, device)[0] for one in networks.items()}
+            summaries = {network: _summary(own) for network, own in _accuracies(store, run, found).items()}
+            _log_scores(tracker, run, summaries)
+    _show(run, summaries)
 
 
-def score_file(params: Params, name: str, networks: Sequence[str], path: Path) -> None:
-    """Score the synthetic set of any file under the data set and protocol of the run `name`: on the screen alone."""
-    run = params.run(name)
-    device, statistics = work.start(params.runtime, name), prepared(params, run.dataset, *SPLITS)
-    synthetic = artifacts.read_synthetic(path, "give a file that `export` or `distill` wrote")
+def score_file(store: Store, run: Run, networks: Networks, path: Path) -> None:
+    """Score the synthetic set of any file under the data set and protocol of a run: on the screen alone."""
+    device, statistics = work.start(run.runtime, run.name), prepared(store, run.dataset, *SPLITS)
+    synthetic = read_synthetic(path, "give a file that `export` or `distill` wrote")
     _check_fit(path, synthetic, statistics)
-    for network in networks:
-        params.network(network)
-    chosen, place = networks or [run.network], f"file-{synthetic.sha256()[:16]}"
+    chosen, place = networks or {run.network: run.spec}, f"file-{synthetic.sha256()[:16]}"
     with checkpoints.at_work("evaluate", place):
-        found = {n: predict_all(params, name, n, synthetic, statistics, device, place)[0] for n in chosen}
+        found = {one[0]: predict_all(store, run, one, synthetic, statistics, device, place)[0] for one in chosen.items()}
         forget(place, chosen)
-    summaries = {network: _summary(own) for network, own in _accuracies(params, name, found).items()}
-    _show(params, name, summaries)
+    _show(run, {network: _summary(own) for network, own in _accuracies(store, run, found).items()})
 
 
 def _check_fit(path: Path, synthetic: SyntheticSet, statistics: Statistics) -> None:
@@ -105,35 +104,32 @@ def _check_fit(path: Path, synthetic: SyntheticSet, statistics: Statistics) -> N
         )
 
 
-def inputs(params: Params, name: str) -> tuple[Statistics, SyntheticSet]:
+def inputs(store: Store, run: Run) -> tuple[Statistics, SyntheticSet]:
     """What a run's students are made from; raises ArtifactError where it was made with other settings."""
-    path = artifacts.synthetic_file(name)
-    statistics = prepared(params, params.runs[name].dataset, *SPLITS)
-    artifacts.check_record(path, synthetic_settings(params, name), artifacts.remake("distill", name))
-    return statistics, artifacts.load_synthetic(name)
+    statistics = prepared(store, run.dataset, *SPLITS)
+    tensors.check_record(store.synthetic_file(run.name), synthetic_settings(run), remake("distill", run.name))
+    return statistics, store.load_synthetic(run.name)
 
 
 @contextmanager
-def tracked(params: Params, name: str, networks: Sequence[str], statistics: Statistics) -> Iterator[Tracker]:
+def tracked(store: Store, run: Run, networks: Networks, statistics: Statistics) -> Iterator[Tracker]:
     """The row of this synthetic set under this protocol. Other networks add to it; one that was redefined opens a new row."""
-    run = params.runs[name]
-    settings = params.evaluate[run.evaluate]
-    logged = {"protocol": run.evaluate, **settings.model_dump()}
-    others = {network: params.networks[network].model_dump() for network in networks if network != run.network}
-    find = {"ast.synthetic": files.digest(artifacts.synthetic_file(name))}
-    add = {"ast.evaluation": tracking.fingerprint(logged), "ast.scored": settings.scored}
+    logged = {"protocol": run.protocol, **run.evaluation.model_dump()}
+    others = {network: spec.model_dump() for network, spec in networks.items() if network != run.network}
+    find = {"ast.synthetic": files.digest(store.synthetic_file(run.name))}
+    add = {"ast.evaluation": tracking.fingerprint(logged), "ast.scored": run.evaluation.scored}
     add |= {f"ast.network.{network}": tracking.fingerprint(definition) for network, definition in others.items()}
-    with tracking.track(run.dataset, name, "run", find, add) as tracker:
+    with tracking.track(run.dataset.name, run.name, "run", find, add) as tracker:
         tracker.params({"evaluate": logged})
-        run_log.describe(tracker, params, name)
-        run_log.log_outputs(tracker, params, name)
+        run_log.describe(tracker, store, run)
+        run_log.log_outputs(tracker, store, run)
         yield tracker
 
 
 def predict_all(
-    params: Params,
-    name: str,
-    network: str,
+    store: Store,
+    run: Run,
+    network: tuple[str, Network],
     synthetic: SyntheticSet,
     statistics: Statistics,
     device: torch.device,
@@ -145,31 +141,30 @@ def predict_all(
     What students of just these settings predict is kept, under the run's name or another `place`, so that another network in
     params.yaml, at which DVC runs every evaluation again, costs no training.
     """
-    run = params.runs[name]
-    settings, spec = params.evaluate[run.evaluate], params.networks[network]
+    (called, spec), settings, asked = network, run.evaluation, run.runtime
     forward = students.forward_flops(spec, statistics.shape)
-    way = protocol.choose(params.runtime, device, settings, len(synthetic.labels), forward, spec.keeps_statistics)
+    way = protocol.choose(asked, device, settings, len(synthetic.labels), forward, spec.keeps_statistics)
     if way.note:
-        progress.say(f"{name}: {way.note}")
-    images = artifacts.load_space(run.dataset).normalise(synthetic.pixels)
-    record = work.whole(students_record(params, name, network, synthetic), params, "evaluate", device)
+        progress.say(f"{run.name}: {way.note}")
+    images = store.load_space(run.dataset.name).normalise(synthetic.pixels)
+    record = work.whole(students_record(store, run, spec, synthetic), asked, "evaluate", device)
     training = Training(
-        run.dataset, settings, spec, statistics.shape, params.seed, way,
+        store, run.dataset.name, settings, spec, statistics.shape, run.seed, way,
         images.numpy(), synthetic.labels.numpy(), synthetic.syn_lr.item(),
         splits, "test" if settings.selects_on_test else None,
-        work.of(params, "evaluate", f"{place or name}@{network}", record, way.compiled),
+        work.of(asked, "evaluate", f"{place or run.name}@{called}", record, way.compiled),
     )  # fmt: skip
     groups = 1 if way.together else settings.students
-    processes = workers.processes(params.runtime, device, groups, way.flops)
-    title = f"evaluate {name}" if network == run.network else f"evaluate {name} with {network}"
-    found, elsewhere = students.train_all(training, groups, params.runtime, processes, title)
+    processes = workers.processes(asked, device, groups, way.flops)
+    title = f"evaluate {run.name}" if called == run.network else f"evaluate {run.name} with {called}"
+    found, elsewhere = students.train_all(training, groups, asked, processes, title)
     training.work.forget_others()
     return {split: torch.cat([torch.from_numpy(group[split]) for group in found]) for split in splits}, elsewhere
 
 
-def _accuracies(params: Params, name: str, predicted: Mapping[str, Predicted]) -> dict[str, Rows]:
+def _accuracies(store: Store, run: Run, predicted: Mapping[str, Predicted]) -> dict[str, Rows]:
     """Each network's students."""
-    labels = {split: artifacts.load_split(params.runs[name].dataset, split).labels for split in SPLITS}
+    labels = {split: store.load_split(run.dataset.name, split).labels for split in SPLITS}
     return {
         network: [
             {"student": student, **{f"{s}_accuracy": scores.accuracy(classes[s][student], labels[s]) for s in SPLITS}}
@@ -189,49 +184,49 @@ def _summary(rows: Rows) -> dict[str, float]:
 
 
 def _save(
-    params: Params,
-    name: str,
+    store: Store,
+    run: Run,
     rows: Mapping[str, Rows],
     summaries: Mapping[str, dict[str, float]],
     predicted: Predicted,
     statistics: Statistics,
 ) -> None:
     """Students, metrics and predictions are the own network's; predictions its first student's, for DVC's confusion plot."""
-    own, classes = params.runs[name].network, statistics.classes
-    labels = artifacts.load_split(params.runs[name].dataset, "test").labels
+    name, classes = run.name, statistics.classes
+    labels = store.load_split(run.dataset.name, "test").labels
     pairs = zip(labels.tolist(), predicted["test"][0].tolist(), strict=True)
-    files.write_csv(artifacts.predictions_file(name), [{"actual": classes[a], "predicted": classes[p]} for a, p in pairs])
-    files.write_csv(artifacts.students_file(name), rows[own])
-    files.write_csv(artifacts.networks_file(name), [{"network": network, **summaries[network]} for network in summaries])
-    files.write_json(artifacts.metrics_file(name), summaries[own])
+    files.write_csv(store.predictions_file(name), [{"actual": classes[a], "predicted": classes[p]} for a, p in pairs])
+    files.write_csv(store.students_file(name), rows[run.network])
+    files.write_csv(store.networks_file(name), [{"network": network, **summaries[network]} for network in summaries])
+    files.write_json(store.metrics_file(name), summaries[run.network])
 
 
-def _log(tracker: Tracker, params: Params, name: str, summaries: Mapping[str, dict[str, float]]) -> None:
+def _log(tracker: Tracker, store: Store, run: Run, summaries: Mapping[str, dict[str, float]]) -> None:
     """What `run` has found and written."""
-    _log_scores(tracker, params, name, summaries)
-    run_log.log_cost(tracker, "evaluate", cost.lookup(artifacts.metrics_file(name)))
-    tracker.dataset(params.runs[name].dataset, artifacts.split_file(params.runs[name].dataset, "test"), "testing")
-    made = (artifacts.metrics_file, artifacts.students_file, artifacts.networks_file, artifacts.predictions_file)
-    for path in (file(name) for file in made):
+    dataset = run.dataset.name
+    _log_scores(tracker, run, summaries)
+    run_log.log_cost(tracker, "evaluate", cost.lookup(store.metrics_file(run.name)))
+    tracker.dataset(dataset, store.split_file(dataset, "test"), "testing")
+    made = (store.metrics_file, store.students_file, store.networks_file, store.predictions_file)
+    for path in (file(run.name) for file in made):
         tracker.file(path, "evaluate")
         tracker.output(path)
 
 
-def _log_scores(tracker: Tracker, params: Params, name: str, summaries: Mapping[str, dict[str, float]]) -> None:
+def _log_scores(tracker: Tracker, run: Run, summaries: Mapping[str, dict[str, float]]) -> None:
     """The own network's scores under their plain names, others' as cross/NETWORK/..."""
     for network, summary in summaries.items():
-        prefix = "" if network == params.runs[name].network else f"cross/{network}/"
+        prefix = "" if network == run.network else f"cross/{network}/"
         tracker.metrics({f"{prefix}{key}": value for key, value in summary.items()})
 
 
-def _show(params: Params, name: str, summaries: Mapping[str, dict[str, float]]) -> None:
+def _show(run: Run, summaries: Mapping[str, dict[str, float]]) -> None:
     """A row a network."""
-    protocol_name = params.runs[name].evaluate
-    settings = params.evaluate[protocol_name]
-    table = Table("network", "validation, %", "test, %", title=name)
+    settings = run.evaluation
+    table = Table("network", "validation, %", "test, %", title=run.name)
     for network, summary in summaries.items():
         cells = (f"{100 * summary[f'{s}_accuracy_mean']:.1f} ± {100 * summary[f'{s}_accuracy_std']:.1f}" for s in SPLITS)
         table.add_row(network, *cells)
     progress.console.print(table)
     if settings.selects_on_test:
-        progress.say(f"{name}: protocol {protocol_name} scores each student's {settings.scored}: it selects on that split")
+        progress.say(f"{run.name}: protocol {run.protocol} scores each student's {settings.scored}: it selects on that split")

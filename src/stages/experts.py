@@ -13,20 +13,24 @@ from torch import Tensor
 
 from src.ground import runtime
 from src.ground.errors import DivergenceError
-from src.ground.params import Params
 from src.ground.seeding import generator
-from src.ground.settings import Experts, Network
-from src.io import artifacts, checkpoints, cost, files, progress, removed, stopping, tracking, workers
-from src.io.artifacts import Record, Statistics
-from src.io.checkpoints import Checkpoint, Stored, Work
-from src.io.cost import Cost
-from src.io.progress import Advance
-from src.io.workers import Array
 from src.maths import expert_training, networks, scores, smoothness
 from src.maths.expert_training import Gradient, State
 from src.maths.networks import FlatNetwork, ImageShape
+from src.process import progress, stopping, workers
+from src.process.progress import Advance
+from src.process.workers import Array
+from src.settings.experts import Experts
+from src.settings.networks import Network
+from src.settings.resolved import Buffer
 from src.stages import run_log, work
 from src.stages.records import experts_record, prepared
+from src.store import checkpoints, cost, files, removed
+from src.store.checkpoints import Checkpoint, Stored, Work
+from src.store.cost import Cost
+from src.store.store import Store
+from src.store.values import Record, Statistics
+from src.tracking import tracker as tracking
 
 Row = dict[str, Any]
 
@@ -35,6 +39,7 @@ Row = dict[str, Any]
 class Training:
     """What the training of every expert takes, in whatever process."""
 
+    store: Store
     name: str
     settings: Experts
     spec: Network
@@ -73,74 +78,69 @@ def restored(stored: Stored, device: torch.device) -> Expert:
     return Expert(state, tensors["thetas"].unbind(), tuple(facts["rows"]))
 
 
-def run(params: Params, name: str) -> None:
-    """Train the experts `name`, or those that are not there yet."""
-    params.expert_set(name)
-    with checkpoints.at_work("experts", name):
-        removed.take_back(name)
-        _run(params, name)
+def run(store: Store, buffer: Buffer) -> None:
+    """Train the experts of a buffer, or those that are not there yet."""
+    with checkpoints.at_work("experts", buffer.name):
+        removed.take_back(store, buffer.name)
+        _run(store, buffer)
 
 
-def _run(params: Params, name: str) -> None:
-    settings = params.experts[name]
-    device = work.start(params.runtime, name)
-    statistics = prepared(params, settings.dataset, "train", "val")
-    record = work.whole(experts_record(params, name), params, "experts", device)
-    say_what_is_needed(params, name)
+def _run(store: Store, buffer: Buffer) -> None:
+    name, dataset, settings = buffer.name, buffer.dataset.name, buffer.settings
+    device = work.start(buffer.runtime, name)
+    statistics = prepared(store, buffer.dataset, "train", "val")
+    record = work.whole(experts_record(store, buffer), buffer.runtime, "experts", device)
+    say_what_is_needed(buffer)
     find = {"ast.fingerprint": tracking.fingerprint({**vars(record), "count": settings.count})}
-    with tracking.track(settings.dataset, f"experts/{name}", "experts", find) as tracker:
-        tracker.params({"experts": settings.model_dump(), "network": params.networks[settings.network].model_dump()})
-        tracker.dataset(settings.dataset, artifacts.split_file(settings.dataset, "train"), "training")
+    with tracking.track(dataset, f"experts/{name}", "experts", find) as tracker:
+        tracker.params({"experts": settings.model_dump(), "network": buffer.spec.model_dump()})
+        tracker.dataset(dataset, store.split_file(dataset, "train"), "training")
         with cost.measured(device) as spent:
-            rows, elsewhere = train_all(params, name, statistics, record, device)
+            rows, elsewhere = train_all(store, buffer, statistics, record, device)
         spent.add(elsewhere)
-        files.write_csv(artifacts.expert_curves_file(name), rows)
-        _forget_others(name, settings.count)
-        cost.keep(artifacts.trajectories_folder(name), spent)
-        run_log.log_experts(tracker, name, rows, spent)
+        files.write_csv(store.expert_curves_file(name), rows)
+        _forget_others(store, name, settings.count)
+        cost.keep(store.trajectories_folder(name), spent)
+        run_log.log_experts(tracker, store, name, rows, spent)
     final = [row["val_accuracy"] for row in rows if row["epoch"] == settings.last_epoch]
     progress.say(f"{name}: {settings.count} experts, validation accuracy {numbers.mean(final):.1%}")
 
 
-def say_what_is_needed(params: Params, name: str) -> None:
+def say_what_is_needed(buffer: Buffer) -> None:
     """Experts are the dearest part: say where the runs of params.yaml match to fewer epochs than are trained."""
-    distillations = [params.distillations[key] for key, run in params.runs.items() if run.experts == name]
-    needed = [one.last_epoch for one in distillations if one.iterations]
-    last = params.experts[name].last_epoch
-    if needed and max(needed) < last:
-        saved = 1 - max(needed) / last
-        progress.say(
-            f"{name}: its runs need {max(needed)} of {last} epochs: stop_epoch: {max(needed)} would save {100 * saved:.0f} %"
-        )
+    needed, last = buffer.needed, buffer.settings.last_epoch
+    if needed is not None and needed < last:
+        saved = f"stop_epoch: {needed} would save {100 * (1 - needed / last):.0f} %"
+        progress.say(f"{buffer.name}: its runs need {needed} of {last} epochs: {saved}")
 
 
 def train_all(
-    params: Params, name: str, statistics: Statistics, record: Record, device: torch.device
+    store: Store, buffer: Buffer, statistics: Statistics, record: Record, device: torch.device
 ) -> tuple[list[dict[str, Any]], Cost]:
     """Train every expert; the curves' rows by expert and epoch, and the cost of other processes, earlier ones included."""
-    settings, spec, shape = params.experts[name], params.networks[params.experts[name].network], statistics.shape
-    train, val = (_arrays(settings.dataset, split) for split in ("train", "val"))
+    name, settings, spec, shape, asked = buffer.name, buffer.settings, buffer.spec, statistics.shape, buffer.runtime
+    train, val = (_arrays(store, buffer.dataset.name, split) for split in ("train", "val"))
     flops = settings.count * _flops(settings, spec, shape, len(train[1]))
-    compiled, reason = runtime.compiles(params.runtime, flops)
+    compiled, reason = runtime.compiles(asked, flops)
     if reason:
         progress.say(f"{name}: {reason}")
     training = Training(
-        name, settings, spec, shape, record, work.of(params, "experts", name, record, compiled), params.seed,
-        params.runtime.precision == "bfloat16", compiled, train, val,
+        store, name, settings, spec, shape, record, work.of(asked, "experts", name, record, compiled), buffer.seed,
+        asked.precision == "bfloat16", compiled, train, val,
     )  # fmt: skip
-    processes = workers.processes(params.runtime, device, settings.count, flops)
+    processes = workers.processes(asked, device, settings.count, flops)
     units, earlier = settings.count * settings.last_epoch, [training.work.checkpoint(i).facts() for i in range(settings.count)]
     before = sum(len(facts["rows"]) for facts in earlier if facts)
     if any(earlier):
         progress.say(f"{name}: resumed at {before} of {units} epochs of {settings.count} experts")
     train_one = functools.partial(_train_one, training)
     seconds = training.work.seconds_spent(settings.count) / processes
-    found, peak = workers.each(train_one, settings.count, params.runtime, processes, f"experts {name}", units, before)
+    found, peak = workers.each(train_one, settings.count, asked, processes, f"experts {name}", units, before)
     return [row for rows in found for row in rows], Cost(seconds, peak)
 
 
-def _arrays(dataset: str, split: str) -> tuple[Array, Array]:
-    images, labels = artifacts.load_inputs(dataset, split)
+def _arrays(store: Store, dataset: str, split: str) -> tuple[Array, Array]:
+    images, labels = store.load_inputs(dataset, split)
     return images.numpy(), labels.numpy()
 
 
@@ -156,7 +156,8 @@ def _train_one(training: Training, index: int, device: torch.device, advance: Ad
 
     A trajectory of the same work that lies there already is kept, and what an earlier process began is continued.
     """
-    path, checkpoint = artifacts.trajectory_file(training.name, index), training.work.checkpoint(index)
+    store, checkpoint = training.store, training.work.checkpoint(index)
+    path = store.trajectory_file(training.name, index)
     stored = checkpoint.load()
     if stored is not None and "trajectory" in stored[1]:
         if path.exists() and files.digest(path) == stored[1]["trajectory"]:
@@ -164,7 +165,7 @@ def _train_one(training: Training, index: int, device: torch.device, advance: Ad
         stored = None  # gone or changed since
     expert = _trained(training, index, device, checkpoint, stored, advance)
     trajectory = torch.stack(expert.thetas)  # (T + 1, P)
-    artifacts.save_trajectory(training.name, index, trajectory, training.record)
+    store.save_trajectory(training.name, index, trajectory, training.record)
     network = FlatNetwork(networks.build(training.spec, training.shape, torch.Generator()))
     steps = smoothness.parameter_steps(trajectory).tolist(), smoothness.common_logit_steps(trajectory, network).tolist()
     rows = [
@@ -232,9 +233,9 @@ def _derivative(
     return network, runtime.compiled(gradient) if compiled else gradient
 
 
-def _forget_others(name: str, count: int) -> None:
+def _forget_others(store: Store, name: str, count: int) -> None:
     """Delete what an earlier, larger buffer of this name left behind: DVC keeps the folder as it is between two runs."""
-    keep = {artifacts.trajectory_file(name, index) for index in range(count)}
-    for path in artifacts.trajectories_folder(name).iterdir():
+    keep = {store.trajectory_file(name, index) for index in range(count)}
+    for path in store.trajectories_folder(name).iterdir():
         if path not in keep:
             path.unlink()

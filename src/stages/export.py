@@ -14,12 +14,15 @@ from PIL import Image
 from torch import Tensor
 
 from src.ground.errors import UserError
-from src.ground.params import Params
-from src.io import artifacts, files, page, pictures, progress
-from src.io.artifacts import Statistics
-from src.io.page import Accuracy
+from src.pages import page, pictures
+from src.pages.page import Accuracy
+from src.process import progress
+from src.settings.resolved import Run
 from src.stages.evaluate import SPLITS
 from src.stages.records import synthetic_settings
+from src.store import files, tensors
+from src.store.store import Store, remake
+from src.store.values import Statistics
 
 USE = """`synthetic.safetensors` holds `pixels` (S, C, H, W), 0 black and 1 white but not bound to either, `labels` and
 `syn_lr`, the students' learning rate; `set.json` says how they were made and how students are trained on them. Normalise the
@@ -33,19 +36,19 @@ pixels = synthetic["pixels"].float()
 ```"""
 
 
-def run(params: Params, name: str, folder: Path, half: bool = False) -> None:
-    """Write the run `name` to `folder`: its tensors, a picture file an image, and what there is to know about them.
+def run(store: Store, run: Run, folder: Path, half: bool = False) -> None:
+    """Write a run to `folder`: its tensors, a picture file an image, and what there is to know about them.
 
     With `half` the pixels are float16, half the size: from 0 to 1 they are off by a sixteenth of a step of 8 bits at most.
     """
-    path, dataset = artifacts.synthetic_file(name), params.run(name).dataset
-    artifacts.check_record(path, synthetic_settings(params, name), artifacts.remake("distill", name))
-    synthetic, statistics = artifacts.load_synthetic(name), artifacts.load_statistics(dataset)
+    name = run.name
+    tensors.check_record(store.synthetic_file(name), synthetic_settings(run), remake("distill", name))
+    synthetic, statistics = store.load_synthetic(name), store.load_statistics(run.dataset.name)
     if folder.exists() and (not folder.is_dir() or not files.is_empty(folder)):
         raise UserError(f"--to {folder}: is there already and is not an empty folder: name another one, or delete it")
-    card = _card(params, name, statistics, synthetic.syn_lr.item(), len(synthetic.labels), half)
+    card = _card(store, run, statistics, synthetic.syn_lr.item(), len(synthetic.labels), half)
     with files.filled(folder) as place:
-        artifacts.copy_synthetic(name, synthetic, place / "synthetic.safetensors", half)
+        store.copy_synthetic(name, synthetic, place / "synthetic.safetensors", half)
         _save_pictures(place, synthetic.pixels, synthetic.classes)
         Image.fromarray(pictures.grid(synthetic.pixels, synthetic.classes)).save(place / "images.png")
         files.write_json(place / "set.json", card)
@@ -64,41 +67,45 @@ def _save_pictures(folder: Path, pixels: Tensor, labels: Tensor) -> None:
         Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(place)
 
 
-def _card(params: Params, name: str, statistics: Statistics, syn_lr: float, count: int, half: bool) -> dict[str, Any]:
+def _card(store: Store, run: Run, statistics: Statistics, syn_lr: float, count: int, half: bool) -> dict[str, Any]:
     """What a reader of the tensors needs: their meaning, the students' recipe and, where it is measured, the accuracy."""
-    run, metrics = params.runs[name], artifacts.metrics_file(name)
+    name, dataset, metrics = run.name, run.dataset, store.metrics_file(run.name)
     shape = (count, statistics.channels, statistics.size, statistics.size)
     return {
         "run": name,
-        "dataset": {"name": run.dataset, "classes": statistics.classes, "mean": statistics.mean, "std": statistics.std},
+        "dataset": {"name": dataset.name, "classes": statistics.classes, "mean": statistics.mean, "std": statistics.std},
         "tensors": {
             "pixels": f"{shape} {'float16' if half else 'float32'}, 0 black, 1 white, not bound to either",
             "labels": f"({count},) int64, indices of the classes; or ({count}, K) float32, their probabilities",
             "syn_lr": "() float32, the students' learning rate",
         },
         "syn_lr": syn_lr,
-        "distilled": params.distillations[name].iterations > 0,
-        "whitening": params.prepare[run.dataset].whitening,
-        "network": params.networks[run.network].model_dump(),
-        "evaluation": params.evaluate[run.evaluate].model_dump(mode="json"),
-        "settings": _settings(params, name, statistics),
-        "accuracy": files.read_json(metrics, artifacts.remake("evaluate", name)) if metrics.exists() else None,
+        "distilled": run.distillation.iterations > 0,
+        "whitening": dataset.settings.whitening,
+        "network": run.spec.model_dump(),
+        "evaluation": run.evaluation.model_dump(mode="json"),
+        "settings": _settings(run, statistics),
+        "accuracy": files.read_json(metrics, remake("evaluate", name)) if metrics.exists() else None,
     }
 
 
-def _settings(params: Params, name: str, statistics: Statistics) -> dict[str, Any]:
+def _settings(run: Run, statistics: Statistics) -> dict[str, Any]:
     """The sections of params.yaml for this run alone, tied to the very images that it was distilled from."""
-    run = params.runs[name]
-    dataset = params.prepare[run.dataset].model_copy(update={"sha256": statistics.source_sha256})
-    method = run.distill.method
+    dataset, buffer = run.dataset.settings.model_copy(update={"sha256": statistics.source_sha256}), run.buffer
+    own: dict[str, Any] = {
+        "dataset": run.dataset.name,
+        "network": run.network,
+        "experts": None if buffer is None else buffer.name,
+    }
+    own |= {"ipc": run.ipc, "distill": {"method": run.method}, "evaluate": run.protocol, "cross": []}
     return {
-        "seed": params.seed,
-        "prepare": {run.dataset: dataset.model_dump(mode="json", exclude={"path"})},
-        "networks": {run.network: params.networks[run.network].model_dump(mode="json")},
-        "experts": {} if run.experts is None else {run.experts: params.experts[run.experts].model_dump(mode="json")},
-        "distill": {method: params.distillations[name].model_dump(mode="json")},
-        "evaluate": {run.evaluate: params.evaluate[run.evaluate].model_dump(mode="json")},
-        "runs": {name: {**run.model_dump(mode="json"), "distill": {"method": method}, "cross": []}},
+        "seed": run.seed,
+        "prepare": {run.dataset.name: dataset.model_dump(mode="json", exclude={"path"})},
+        "networks": {run.network: run.spec.model_dump(mode="json")},
+        "experts": {} if buffer is None else {buffer.name: buffer.settings.model_dump(mode="json")},
+        "distill": {run.method: run.distillation.model_dump(mode="json")},
+        "evaluate": {run.protocol: run.evaluation.model_dump(mode="json")},
+        "runs": {run.name: own},
     }
 
 

@@ -10,20 +10,21 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
+from src.editing import params_edit, presets
+from src.editing.presets import Sections, Tree
 from src.ground.counting import counted
 from src.ground.errors import DataError, UserError
-from src.ground.params import Params, load
-from src.ground.settings import Dataset, SplitFolders
-from src.io import params_edit, presets, progress
-from src.io.presets import Sections, Tree
-from src.io.sources import flaws, sentences
-from src.io.sources.inspection import Inspection, inspect
-from src.io.sources.named import KNOWN
-from src.io.sources.parts import divided, fractions
-from src.io.sources.reading import Source
-from src.io.sources.sentences import shown
-from src.io.tables import Table
 from src.maths.initialisation import check_ipc
+from src.pages.tables import Table
+from src.process import progress
+from src.settings.datasets import Dataset, SplitFolders
+from src.settings.params import Params, load
+from src.sources import flaws, sentences
+from src.sources.inspection import Inspection, inspect
+from src.sources.named import KNOWN
+from src.sources.parts import divided, fractions
+from src.sources.reading import Source
+from src.sources.sentences import shown
 from src.stages.presets import report_added
 
 DEPTHS = ((15, 2), (48, 3), (95, 4), (191, 5))  # largest side in pixels, blocks: pooling ends at 2x2 to 6x6; then 6

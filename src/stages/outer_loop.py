@@ -10,19 +10,20 @@ import torch
 from torch import Tensor
 
 from src.ground.errors import DivergenceError
-from src.ground.params import Params
 from src.ground.seeding import generator
-from src.ground.settings import Distillation
-from src.io import artifacts, progress
-from src.io.artifacts import SyntheticSet
-from src.io.checkpoints import Checkpoint, Stored
-from src.io.tracking import Tracker
 from src.maths import distillation
 from src.maths.derivatives import Derivatives
 from src.maths.distillation import Figures, Start, State
 from src.maths.networks import FlatNetwork
 from src.maths.pixels import Space
+from src.process import progress
+from src.settings.distillation import Distillation
+from src.settings.resolved import Run
 from src.stages import run_log
+from src.store.checkpoints import Checkpoint, Stored
+from src.store.store import Store
+from src.store.values import SyntheticSet
+from src.tracking.tracker import Tracker
 
 ANCHOR_ITERATIONS = 100  # between two states to restore: a fixed number, so that the same bytes come again
 RESTORES = 3  # at most, each halves lr_img
@@ -58,16 +59,20 @@ class Distilling:
 class Loop:
     """What every iteration takes."""
 
-    params: Params
-    name: str
+    store: Store
+    run: Run
     network: FlatNetwork
     derivatives: Derivatives
     labels: Tensor  # (S,)
     space: Space
 
     @property
+    def name(self) -> str:
+        return self.run.name
+
+    @property
     def distil(self) -> Distillation:
-        return self.params.distillations[self.name]
+        return self.run.distillation
 
     @property
     def moments(self) -> frozenset[int]:
@@ -150,12 +155,12 @@ def _iterate(loop: Loop, at: Distilling) -> Distilling:
 
 def _starts(loop: Loop, iteration: int) -> tuple[str, str, list[Start], torch.Generator]:
     """The experts and start epochs drawn for an iteration, in words and as snapshots, and the generator of its other draws."""
-    (buffer, experts_settings), distil = loop.params.matched(loop.name), loop.distil
-    draws = generator(loop.params.seed, "distill", "iteration", iteration)
-    drawn = [distillation.draw_start(experts_settings.count, distil, draws) for _ in range(distil.trajectories_per_iteration)]
+    buffer, distil = loop.run.experts, loop.distil
+    draws = generator(loop.run.seed, "distill", "iteration", iteration)
+    drawn = [distillation.draw_start(buffer.settings.count, distil, draws) for _ in range(distil.trajectories_per_iteration)]
     starts = []
     for expert, epoch in drawn:
-        snapshots = artifacts.read_snapshots(buffer, expert, epoch, epoch + distil.expert_epochs + 1)
+        snapshots = loop.store.read_snapshots(buffer.name, expert, epoch, epoch + distil.expert_epochs + 1)
         starts.append(Start(snapshots.to(loop.labels.device), epoch))
     experts, epochs = (" ".join(str(number) for number in column) for column in zip(*drawn, strict=True))
     return experts, epochs, starts, draws

@@ -12,14 +12,15 @@ from rich.console import Console
 
 from src.ground import runtime
 from src.ground.durations import duration
-from src.ground.params import Params
-from src.ground.settings import Runtime
-from src.io import mlflow_store, stores
-from src.io.tables import Table
 from src.maths import inner_loop
 from src.maths.networks import FlatNetwork
+from src.pages.tables import Table
+from src.settings.resolved import Run
+from src.settings.runtime import Runtime
 from src.stages import plan_steps, work
 from src.stages.plan_steps import TIMED_STEPS, Subject
+from src.store.store import Store
+from src.tracking import mlflow_store, stores
 
 LOADING_COPIES = 3  # of the training images as real numbers, which normalising them holds at once
 MIB, FLOAT = 2**20, 4  # bytes
@@ -41,11 +42,10 @@ class Plan:
     evaluate: float
 
 
-def run(params: Params, name: str) -> None:
-    """Print the plan of the run `name`."""
-    params.run(name)
-    subject = plan_steps.subject_of(params, name, work.start(params.runtime, name))
-    Console(highlight=False, markup=False).print(_table(subject, measure(params.runtime, subject)))
+def run(store: Store, run: Run) -> None:
+    """Print the plan of a run."""
+    subject = Subject(run, store.load_statistics(run.dataset.name), work.start(run.runtime, run.name))
+    Console(highlight=False, markup=False).print(_table(subject, measure(run.runtime, subject)))
 
 
 def measure(asked: Runtime, subject: Subject) -> Plan:

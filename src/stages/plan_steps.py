@@ -13,17 +13,22 @@ import torch
 from torch import Tensor, nn
 
 from src.ground import runtime
-from src.ground.params import Params
-from src.ground.settings import Distillation, Experts, Network, Protocol, Run, Runtime
-from src.io import artifacts, cost, progress, workers
-from src.io.artifacts import Statistics
-from src.io.progress import Advance
 from src.maths import augmentation, expert_training, inner_loop, networks, protocol
 from src.maths.derivatives import PASSES, Derivatives
 from src.maths.inner_loop import InnerRule, InnerStep
 from src.maths.matching import WayPoint
 from src.maths.networks import FlatNetwork
 from src.maths.protocol import ModuleStudent, Way
+from src.process import progress, workers
+from src.process.progress import Advance
+from src.settings.distillation import Distillation
+from src.settings.experts import Experts
+from src.settings.networks import Network
+from src.settings.protocols import Protocol
+from src.settings.resolved import Run
+from src.settings.runtime import Runtime
+from src.store import cost
+from src.store.values import Statistics
 
 TIMED_STEPS = 2  # after some that warm up and compile
 LR = 1e-6  # low enough for training on noise not to diverge
@@ -31,17 +36,36 @@ LR = 1e-6  # low enough for training on noise not to diverge
 
 @dataclass(frozen=True)
 class Subject:
-    """A run with all that it points to."""
+    """A run on its data set."""
 
-    name: str
     run: Run
-    distil: Distillation
-    experts: Experts | None  # of a baseline none
-    evaluate: Protocol
-    spec: Network
-    cross: tuple[Network, ...]
     statistics: Statistics
     device: torch.device
+
+    @property
+    def name(self) -> str:
+        return self.run.name
+
+    @property
+    def distil(self) -> Distillation:
+        return self.run.distillation
+
+    @property
+    def experts(self) -> Experts | None:
+        """Of a baseline none."""
+        return None if self.run.buffer is None else self.run.buffer.settings
+
+    @property
+    def evaluate(self) -> Protocol:
+        return self.run.evaluation
+
+    @property
+    def spec(self) -> Network:
+        return self.run.spec
+
+    @property
+    def cross(self) -> tuple[Network, ...]:
+        return tuple(self.run.cross.values())
 
     @property
     def real(self) -> int:
@@ -71,22 +95,6 @@ class Subject:
         shape = self.statistics.shape
         images = torch.randn(count, shape.channels, shape.size, shape.size, generator=torch.Generator().manual_seed(0))
         return images.to(self.device), (torch.arange(count) % shape.classes).to(self.device)
-
-
-def subject_of(params: Params, name: str, device: torch.device) -> Subject:
-    """The run with its sections and its data set's statistics; raises ArtifactError where these are not prepared."""
-    settings = params.runs[name]
-    return Subject(
-        name=name,
-        run=settings,
-        distil=params.distillations[name],
-        experts=params.experts_of(name),
-        evaluate=params.evaluate[settings.evaluate],
-        spec=params.networks[settings.network],
-        cross=tuple(params.networks[network] for network in settings.cross),
-        statistics=artifacts.load_statistics(settings.dataset),
-        device=device,
-    )
 
 
 def derivatives(asked: Runtime, subject: Subject, network: FlatNetwork) -> tuple[Derivatives, bool]:
@@ -154,7 +162,9 @@ def _expert_epoch(
 
 def evaluate(asked: Runtime, subject: Subject) -> float:
     """Seconds of the training of all students of all networks."""
-    return sum(_students(asked, replace(subject, spec=spec)) for spec in (subject.spec, *subject.cross))
+    return sum(
+        _students(asked, replace(subject, run=replace(subject.run, spec=spec))) for spec in (subject.spec, *subject.cross)
+    )
 
 
 def _students(asked: Runtime, subject: Subject) -> float:

@@ -7,33 +7,35 @@ from dataclasses import replace
 
 import torch
 
-from src.ground.params import Params
-from src.ground.settings import Dataset
-from src.io import artifacts, progress, provenance
-from src.io.artifacts import Split, Statistics
-from src.io.sources import flaws, reading, sentences
-from src.io.sources.parts import divided
-from src.io.sources.reading import Source
 from src.maths import initialisation, pixels
 from src.maths.pixels import Space
+from src.process import progress
+from src.settings.datasets import Dataset
+from src.settings.resolved import DataSet
+from src.sources import flaws, reading, sentences
+from src.sources.parts import divided
+from src.sources.reading import Source
 from src.stages.records import prepared_record
+from src.store import provenance
+from src.store.store import Store
+from src.store.values import Split, Statistics
 
 
-def run(params: Params, name: str) -> None:
-    """Prepare the data set `name`."""
-    settings = params.dataset(name)
+def run(store: Store, dataset: DataSet) -> None:
+    """Prepare a data set."""
+    name, settings = dataset.name, dataset.settings
     source = reading.read(settings, name)
-    parts = divided(source, settings, name, params.seed)
+    parts = divided(source, settings, name, dataset.seed)
     splits = {split: part.of(source) for split, part in parts.items()}
     statistics = _statistics(source, splits)
-    _check_runs(params, name, statistics)
+    _check_runs(dataset, statistics)
     space = _space(settings, splits["train"], source.pixel_max)
-    record = replace(prepared_record(params, name, statistics.source_sha256), provenance=provenance.of("prepare"))
+    record = replace(prepared_record(dataset, statistics.source_sha256), provenance=provenance.of("prepare"))
     for split, value in splits.items():
-        artifacts.save_split(name, split, value, record)
-    artifacts.save_space(name, space, record)
-    artifacts.save_statistics(name, statistics, record)
-    _say(name, statistics, source, params.seed)
+        store.save_split(name, split, value, record)
+    store.save_space(name, space, record)
+    store.save_statistics(name, statistics, record)
+    _say(name, statistics, source, dataset.seed)
     for problem in flaws.problems(source, parts):
         progress.say(f"{name}: warning: {problem}")
 
@@ -66,11 +68,10 @@ def _statistics(source: Source, splits: Mapping[str, Split]) -> Statistics:
     )
 
 
-def _check_runs(params: Params, name: str, statistics: Statistics) -> None:
+def _check_runs(dataset: DataSet, statistics: Statistics) -> None:
     """A run that asks for too many images per class is told now, not after hours of expert training."""
-    for run_name, settings in params.runs.items():
-        if settings.dataset == name and settings.ipc != "all":
-            initialisation.check_ipc(settings.ipc, statistics.counts["train"], f"runs.{run_name}.ipc")
+    for name, ipc in dataset.asked.items():
+        initialisation.check_ipc(ipc, statistics.counts["train"], f"runs.{name}.ipc")
 
 
 def _say(name: str, statistics: Statistics, source: Source, seed: int) -> None:

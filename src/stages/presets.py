@@ -9,10 +9,10 @@ from textwrap import wrap
 from rich import box
 from rich.console import Console
 
+from src.editing import params_edit, presets
+from src.editing.presets import Preset, Sections
 from src.ground.errors import UserError
-from src.io import params_edit, presets
-from src.io.presets import Preset, Sections
-from src.io.tables import Table
+from src.pages.tables import Table
 
 LIST = "`python -m src.cli preset list` shows all"
 FILE_WIDTH = 120  # characters of the table where it is not shown on a terminal

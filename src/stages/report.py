@@ -3,67 +3,68 @@
 from __future__ import annotations
 
 import statistics as numbers
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from src.ground.params import Params
-from src.io import artifacts, charts, cost, files, page, progress, removed
-from src.io.charts import Chart, Series
-from src.io.page import Curves, Film, Gallery, Group, Page, Panel, Pictures, Result, Spent
-from src.io.sheets import out_of_range, sheets
-from src.io.tables import Table
+from src.pages import charts, page
+from src.pages.charts import Chart, Series
+from src.pages.page import Curves, Film, Gallery, Group, Page, Panel, Pictures, Result, Spent
+from src.pages.sheets import out_of_range, sheets
+from src.pages.tables import Table
+from src.process import progress
+from src.settings.resolved import Buffer, Pipeline, Run
 from src.stages import results
 from src.stages.records import experts_record, prepared, synthetic_settings
+from src.store import cost, files, removed, tensors, values
+from src.store.store import Store, remake
 
 WINDOWS = 15  # so many running means fit into a curve side by side
 
 
-def run(params: Params) -> None:
+def run(store: Store, pipeline: Pipeline) -> None:
     """Write data/report/report.html and report.md from what the other stages left on disk.
 
-    What they left of names that params.yaml has no more is set aside then.
+    What they left of names that the pipeline has no more is set aside then.
     """
-    for name in params.runs:
-        check(params, name)
-    content = page_of(params, params.report.title)
-    files.write_text(artifacts.report_file("html"), page.html(content))
-    files.write_text(artifacts.report_file("md"), page.markdown(params.report.title, content.results, content.matrix))
-    _show(params.report.title, content.results)
-    progress.say(f"page: {artifacts.report_file('html')}")
-    removed.set_aside(params)
+    for one in pipeline.runs.values():
+        check(store, one)
+    content = page_of(store, pipeline.runs, pipeline.networks, pipeline.title)
+    files.write_text(store.report_file("html"), page.html(content))
+    files.write_text(store.report_file("md"), page.markdown(pipeline.title, content.results, content.matrix))
+    _show(pipeline.title, content.results)
+    progress.say(f"page: {store.report_file('html')}")
+    removed.set_aside(store, pipeline)
 
 
-def check(params: Params, name: str) -> None:
+def check(store: Store, run: Run) -> None:
     """Raises ArtifactError where an artifact was made with other settings: the page would name today's."""
-    run, remedy = params.runs[name], artifacts.remake("distill", name)
-    prepared(params, run.dataset)
-    for path, kind in (
-        (artifacts.synthetic_file(name), artifacts.SYNTHETIC),
-        (artifacts.snapshots_file(name), artifacts.SNAPSHOTS),
-    ):
-        artifacts.check_record(path, synthetic_settings(params, name, kind), remedy)
-    if run.experts and artifacts.trajectories_folder(run.experts).exists():  # the page itself takes only their curves
-        artifacts.check_trajectories(run.experts, params.experts[run.experts].count, experts_record(params, run.experts))
+    name, buffer, remedy = run.name, run.buffer, remake("distill", run.name)
+    prepared(store, run.dataset)
+    made = {store.synthetic_file(name): values.SYNTHETIC, store.snapshots_file(name): values.SNAPSHOTS}
+    for path, kind in made.items():
+        tensors.check_record(path, synthetic_settings(run, kind), remedy)
+    if buffer is not None and store.trajectories_folder(buffer.name).exists():  # the page itself takes only their curves
+        store.check_trajectories(buffer.name, buffer.settings.count, experts_record(store, buffer))
 
 
-def page_of(params: Params, title: str) -> Page:
-    """The page about the runs of `params`, which are checked."""
-    groups = results.groups(params)
-    galleries = tuple(Gallery(group, tuple(_pictures(result) for result in group.results)) for group in groups)
-    used = list(dict.fromkeys(settings.experts for settings in params.runs.values() if settings.experts))
+def page_of(store: Store, runs: Mapping[str, Run], networks: Sequence[str], title: str) -> Page:
+    """The page about these runs, which are checked; networks in this order."""
+    groups = results.groups(store, runs)
+    galleries = tuple(Gallery(group, tuple(_pictures(store, result) for result in group.results)) for group in groups)
+    used = list({run.buffer.name: run.buffer for run in runs.values() if run.buffer is not None}.values())
     matched = [group for group in groups if group.distilled]
     return Page(
         title=title,
-        params=params,
+        runs=runs,
         groups=groups,
         panels=_panels(groups),
-        matrix=results.matrix(params, [result for group in groups for result in group.results]),
+        matrix=results.matrix(store, runs, networks, [result for group in groups for result in group.results]),
         galleries=galleries,
-        films=tuple(_film(result) for group in matched for result in group.distilled),
-        matching=tuple(_matching(group) for group in matched),
-        experts=_experts(params, used),
-        experts_spent=tuple(_experts_spent(params, name) for name in used),
-        runs_spent=tuple(_run_spent(params, name) for name in params.runs),
-        learned_rates={name: artifacts.load_synthetic(name).syn_lr.item() for name in params.runs},
+        films=tuple(_film(store, result) for group in matched for result in group.distilled),
+        matching=tuple(_matching(store, group) for group in matched),
+        experts=_experts(store, used),
+        experts_spent=tuple(_experts_spent(store, one) for one in used),
+        runs_spent=tuple(_run_spent(store, one) for one in runs.values()),
+        learned_rates={name: store.load_synthetic(name).syn_lr.item() for name in runs},
     )
 
 
@@ -82,16 +83,16 @@ def _panels(groups: Sequence[Group]) -> tuple[Panel, ...]:
 # -- images
 
 
-def _pictures(result: Result) -> Pictures:
-    synthetic, classes = artifacts.load_synthetic(result.run), artifacts.load_statistics(result.dataset).classes
+def _pictures(store: Store, result: Result) -> Pictures:
+    synthetic, classes = store.load_synthetic(result.run), store.load_statistics(result.dataset).classes
     shown = sheets(synthetic.pixels, synthetic.classes, classes)
     return Pictures(result, shown, out_of_range(synthetic.pixels), len(classes))
 
 
-def _film(result: Result) -> Film:
+def _film(store: Store, result: Result) -> Film:
     """The first image of each class; of many classes, those of the first sheet."""
-    synthetic, classes = artifacts.load_synthetic(result.run), artifacts.load_statistics(result.dataset).classes
-    snapshots = artifacts.load_snapshots(result.run)
+    synthetic, classes = store.load_synthetic(result.run), store.load_statistics(result.dataset).classes
+    snapshots = store.load_snapshots(result.run)
     frames = tuple(sheets(pixels, synthetic.classes, classes, rows=1)[0] for pixels in snapshots.pixels)
     return Film(result, tuple(snapshots.iterations.tolist()), frames)
 
@@ -99,13 +100,10 @@ def _film(result: Result) -> Film:
 # -- curves
 
 
-def _matching(group: Group) -> Curves:
+def _matching(store: Store, group: Group) -> Curves:
     """Matching loss and learned step size of the distilled runs of a group."""
     columns = ("iteration", "matching_loss", "syn_lr")
-    history = {
-        r.run: files.read_numbers(artifacts.history_file(r.run), columns, artifacts.remake("distill", r.run))
-        for r in group.distilled
-    }
+    history = {r.run: files.read_numbers(store.history_file(r.run), columns, remake("distill", r.run)) for r in group.distilled}
     window = max(len(rows) for rows in history.values()) // WINDOWS | 1
 
     def series(column: str, window: int) -> list[Series]:
@@ -125,22 +123,24 @@ def _matching(group: Group) -> Curves:
     return Curves(f"{group.dataset}, {page.per_class(group.ipc)}", (loss, rate), window)
 
 
-def _experts(params: Params, used: Sequence[str]) -> tuple[Curves, ...]:
+def _experts(store: Store, used: Sequence[Buffer]) -> tuple[Curves, ...]:
     """Smoothness and accuracy of the sets of experts of each data set."""
     found = []
-    for dataset in dict.fromkeys(params.experts[name].dataset for name in used):
-        names = [name for name in used if params.experts[name].dataset == dataset]
-        step = _expert_chart("Squared parameter step of an epoch", "parameter_step", names, log=True)
-        accuracy = _expert_chart("Validation accuracy, %", "val_accuracy", names, percent=True)
+    for dataset in dict.fromkeys(one.dataset.name for one in used):
+        names = [one.name for one in used if one.dataset.name == dataset]
+        step = _expert_chart(store, "Squared parameter step of an epoch", "parameter_step", names, log=True)
+        accuracy = _expert_chart(store, "Validation accuracy, %", "val_accuracy", names, percent=True)
         found.append(Curves(dataset, (step, accuracy)))
     return tuple(found)
 
 
-def _expert_chart(title: str, column: str, names: Sequence[str], log: bool = False, percent: bool = False) -> Chart:
+def _expert_chart(
+    store: Store, title: str, column: str, names: Sequence[str], log: bool = False, percent: bool = False
+) -> Chart:
     series = []
     for colour, name in enumerate(names):
         by_epoch: dict[int, list[float]] = {}
-        path, remedy = artifacts.expert_curves_file(name), artifacts.remake("experts", name)
+        path, remedy = store.expert_curves_file(name), remake("experts", name)
         for row in files.read_numbers(path, ("epoch", column), remedy):
             by_epoch.setdefault(int(row["epoch"]), []).append(row[column])
         values = list(by_epoch.values())
@@ -160,18 +160,17 @@ def _expert_chart(title: str, column: str, names: Sequence[str], log: bool = Fal
 # -- cost
 
 
-def _experts_spent(params: Params, name: str) -> Spent:
-    settings = params.experts[name]
-    found = cost.lookup(artifacts.trajectories_folder(name))
-    return Spent(name, f"{settings.count} experts of {settings.epochs} epochs", (found,))
+def _experts_spent(store: Store, buffer: Buffer) -> Spent:
+    settings, found = buffer.settings, cost.lookup(store.trajectories_folder(buffer.name))
+    return Spent(buffer.name, f"{settings.count} experts of {settings.epochs} epochs", (found,))
 
 
-def _run_spent(params: Params, name: str) -> Spent:
-    settings, protocol = params.distillations[name], params.evaluate[params.runs[name].evaluate]
-    work = f"{settings.iterations:,} iterations" if settings.iterations else "not distilled"
+def _run_spent(store: Store, run: Run) -> Spent:
+    iterations, protocol = run.distillation.iterations, run.evaluation
+    work = f"{iterations:,} iterations" if iterations else "not distilled"
     detail = f"{work}; {protocol.students} students of {protocol.epochs:,} epochs"
-    made = (artifacts.synthetic_file(name), artifacts.metrics_file(name))
-    return Spent(name, detail, tuple(cost.lookup(path) for path in made))
+    made = (store.synthetic_file(run.name), store.metrics_file(run.name))
+    return Spent(run.name, detail, tuple(cost.lookup(path) for path in made))
 
 
 def _show(title: str, found: Sequence[Result]) -> None:

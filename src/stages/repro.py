@@ -15,19 +15,19 @@ from functools import partial
 from src.ground import runtime
 from src.ground.counting import counted
 from src.ground.errors import InterruptedWorkError, UserError
-from src.ground.params import Params
-from src.io.progress import say
+from src.process.progress import say
+from src.settings.resolved import Pipeline
 
 REPORT = "report"
 
 Needs = Mapping[str, frozenset[str]]  # stage -> stages that go before it
 
 
-def run(params: Params, jobs: int | None) -> None:
+def run(pipeline: Pipeline, jobs: int | None) -> None:
     """Run all that is out of date. Raises UserError with the stages that failed, after the others have ended."""
     cores = runtime.cores()
-    count = jobs or max(1, cores // (params.runtime.threads or cores))
-    needs = _needs(params)
+    count = jobs or max(1, cores // (pipeline.runtime.threads or cores))
+    needs = _needs(pipeline)
     left = _outdated(needs)
     if not left:
         return say("Data and pipelines are up to date")
@@ -38,13 +38,14 @@ def run(params: Params, jobs: int | None) -> None:
     return None
 
 
-def _needs(params: Params) -> Needs:
+def _needs(pipeline: Pipeline) -> Needs:
     """The pipeline of dvc.yaml, in the order of params.yaml."""
-    found: dict[str, frozenset[str]] = {f"prepare@{name}": frozenset() for name in params.prepare}
-    found |= {f"experts@{name}": frozenset({f"prepare@{own.dataset}"}) for name, own in params.experts.items()}
-    for name, run in params.runs.items():
-        found[f"distill@{name}"] = frozenset({f"experts@{run.experts}" if run.experts else f"prepare@{run.dataset}"})
-    for name in params.runs:
+    found: dict[str, frozenset[str]] = {f"prepare@{name}": frozenset() for name in pipeline.data_sets}
+    found |= {f"experts@{name}": frozenset({f"prepare@{own.dataset.name}"}) for name, own in pipeline.buffers.items()}
+    for name, run in pipeline.runs.items():
+        before = f"prepare@{run.dataset.name}" if run.buffer is None else f"experts@{run.buffer.name}"
+        found[f"distill@{name}"] = frozenset({before})
+    for name in pipeline.runs:
         found[f"evaluate@{name}"] = frozenset({f"distill@{name}"})
     return {**found, REPORT: frozenset(found)}
 

@@ -2,80 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from src.ground.errors import ArtifactError
-from src.ground.params import Params
-from src.ground.settings import Distillation, Experts
-from src.io import artifacts, files
-from src.io.page import Accuracy, Group, Matrix, Result
+from src.pages.page import Accuracy, Group, Matrix, Result
+from src.settings.resolved import Run
+from src.store import files
+from src.store.store import Store, remake
 
 METRICS = ("val_accuracy_mean", "val_accuracy_std", "test_accuracy_mean", "test_accuracy_std")
 
 
-def groups(params: Params) -> tuple[Group, ...]:
-    """All runs of params.yaml, grouped by data set and images per class; raises ArtifactError where one is not made."""
-    results = _coloured([_result(params, name) for name in params.runs])
+def groups(store: Store, runs: Mapping[str, Run]) -> tuple[Group, ...]:
+    """All these runs, grouped by data set and images per class; raises ArtifactError where one is not made."""
+    results = _coloured([_result(store, run) for run in runs.values()])
     keys = dict.fromkeys((result.dataset, result.ipc) for result in results)
     return tuple(_group([r for r in results if (r.dataset, r.ipc) == key], results) for key in keys)
 
 
-def _result(params: Params, name: str) -> Result:
-    run, distil = params.runs[name], params.distillations[name]
-    metrics, students = _scores(name)
-    images = len(artifacts.load_synthetic(name).labels)
+def _result(store: Store, run: Run) -> Result:
+    name, dataset, distil = run.name, run.dataset.name, run.distillation
+    metrics, students = _scores(store, name)
+    images = len(store.load_synthetic(name).labels)
     return Result(
         run=name,
-        dataset=run.dataset,
+        dataset=dataset,
         ipc=run.ipc,
         images=images,
-        share=images / sum(artifacts.load_statistics(run.dataset).counts["train"].values()),
-        method=run.distill.method,
+        share=images / sum(store.load_statistics(dataset).counts["train"].values()),
+        method=run.method,
         initialisation=distil.initialisation,
         distilled=distil.iterations > 0,
-        parts=() if run.ipc == "all" else _parts(params.experts_of(name), distil),
+        parts=() if run.ipc == "all" else _parts(run),
         val=Accuracy(metrics["val_accuracy_mean"], metrics["val_accuracy_std"]),
         test=Accuracy(metrics["test_accuracy_mean"], metrics["test_accuracy_std"]),
         students=students,
-        selected=params.evaluate[run.evaluate].selects_on_test,
+        selected=run.evaluation.selects_on_test,
     )
 
 
-def _scores(name: str) -> tuple[dict[str, float], tuple[float, ...]]:
+def _scores(store: Store, name: str) -> tuple[dict[str, float], tuple[float, ...]]:
     """A run's metrics, and the test accuracy of each of its students."""
-    remedy = artifacts.remake("evaluate", name)
-    metrics = files.read_json(artifacts.metrics_file(name), remedy)
-    students = files.read_numbers(artifacts.students_file(name), ["test_accuracy"], remedy)
-    with files.understood(artifacts.metrics_file(name), remedy):
+    remedy = remake("evaluate", name)
+    metrics = files.read_json(store.metrics_file(name), remedy)
+    students = files.read_numbers(store.students_file(name), ["test_accuracy"], remedy)
+    with files.understood(store.metrics_file(name), remedy):
         return {key: float(metrics[key]) for key in METRICS}, tuple(row["test_accuracy"] for row in students)
 
 
-def matrix(params: Params, results: Sequence[Result]) -> Matrix | None:
-    """Test accuracy of every network that a run with `cross` is scored with; None where there is no such run."""
-    crossed = {result: _network_scores(params, result.run) for result in results if params.runs[result.run].cross}
+def matrix(store: Store, runs: Mapping[str, Run], order: Sequence[str], results: Sequence[Result]) -> Matrix | None:
+    """Test accuracy of every network, in this order, that a run with `cross` is scored with; None without such a run."""
+    crossed = {result: _network_scores(store, runs[result.run]) for result in results if runs[result.run].cross}
     used = {network for scores in crossed.values() for network in scores}
-    networks = tuple(network for network in params.networks if network in used)
+    networks = tuple(network for network in order if network in used)
     rows = tuple((result, tuple(scores.get(network) for network in networks)) for result, scores in crossed.items())
     return Matrix(networks, rows) if crossed else None
 
 
-def _network_scores(params: Params, name: str) -> dict[str, Accuracy]:
+def _network_scores(store: Store, run: Run) -> dict[str, Accuracy]:
     """A run's test accuracies by network; raises ArtifactError where they are not those of the networks it has now."""
-    path, remedy = artifacts.networks_file(name), artifacts.remake("evaluate", name)
-    rows, run = files.read_csv(path, remedy), params.runs[name]
+    path, remedy = store.networks_file(run.name), remake("evaluate", run.name)
+    rows = files.read_csv(path, remedy)
     with files.understood(path, remedy):
         found = {row["network"]: Accuracy(float(row["test_accuracy_mean"]), float(row["test_accuracy_std"])) for row in rows}
-    wanted = [run.network, *run.cross]
+    wanted = list(run.networks)
     if list(found) != wanted:
         raise ArtifactError(f"{path} holds the networks {', '.join(found)}, not {', '.join(wanted)}: {remedy}")
     return found
 
 
-def _parts(experts: Experts | None, distil: Distillation) -> tuple[int, ...]:
+def _parts(run: Run) -> tuple[int, ...]:
     """Numbers of the parts of AST that had a say in the images."""
+    distil = run.distillation
     matched, representative = distil.iterations > 0, distil.initialisation == "representative"
-    asked = experts if distil.asks_experts else None
+    asked = run.experts.settings if distil.asks_experts else None
     on = (
         asked is not None and asked.clipping_loss,
         asked is not None and asked.gradient_penalty > 0,

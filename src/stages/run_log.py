@@ -11,25 +11,26 @@ from typing import Any
 
 from torch import Tensor
 
-from src.ground.params import Params
-from src.io import artifacts, cost, files, pictures
-from src.io.tracking import Tracker
+from src.pages import pictures
+from src.settings.resolved import Run
+from src.store import cost, files
+from src.store.store import Store, remake
+from src.tracking.tracker import Tracker
 
 NOT_CURVES = ("iteration", "expert", "start_epoch")
 EXPERT_CURVES = ("train_loss", "gradient_penalty", "val_accuracy", "parameter_step", "common_logit_step")
 
 
-def describe(tracker: Tracker, params: Params, name: str) -> None:
+def describe(tracker: Tracker, store: Store, run: Run) -> None:
     """Parameters of everything up to the synthetic set, inputs and links."""
-    run = params.runs[name]
-    distil = {"method": run.distill.method, **params.distillations[name].model_dump()}
-    tracker.params({"seed": params.seed, "run": run.model_dump(exclude={"distill", "evaluate", "cross"}), "distill": distil})
-    experts = params.experts_of(name)
-    if run.experts is not None and experts is not None:
-        tracker.params({"experts": experts.model_dump()})
-        tracker.link_experts(run.dataset, run.experts, artifacts.trajectories_folder(run.experts))
-    tracker.params({"network": params.networks[run.network].model_dump()})
-    tracker.dataset(run.dataset, artifacts.split_file(run.dataset, "train"), "training")
+    dataset, buffer = run.dataset.name, run.buffer
+    own = {"dataset": dataset, "network": run.network, "experts": None if buffer is None else buffer.name, "ipc": run.ipc}
+    tracker.params({"seed": run.seed, "run": own, "distill": {"method": run.method, **run.distillation.model_dump()}})
+    if buffer is not None:
+        tracker.params({"experts": buffer.settings.model_dump()})
+        tracker.link_experts(dataset, buffer.name, store.trajectories_folder(buffer.name))
+    tracker.params({"network": run.spec.model_dump()})
+    tracker.dataset(dataset, store.split_file(dataset, "train"), "training")
 
 
 def log_row(tracker: Tracker, row: dict[str, Any]) -> None:
@@ -43,27 +44,27 @@ def log_images(tracker: Tracker, pixels: Tensor, labels: Tensor, iteration: int)
     tracker.image("synthetic", pictures.grid(pixels, labels.cpu(), square=True), iteration)
 
 
-def log_outputs(tracker: Tracker, params: Params, name: str) -> None:
+def log_outputs(tracker: Tracker, store: Store, run: Run) -> None:
     """Whatever `distill` left on disk: curves, pictures, files with their digests, cost."""
-    path, remedy = artifacts.history_file(name), artifacts.remake("distill", name)
+    name = run.name
+    path, remedy = store.history_file(name), remake("distill", name)
     rows = files.read_csv(path, remedy)
     with files.understood(path, remedy):
         for row in rows:
             log_row(tracker, row)
-    snapshots, synthetic = artifacts.load_snapshots(name), artifacts.load_synthetic(name)
+    snapshots, synthetic = store.load_snapshots(name), store.load_synthetic(name)
     moments = list(zip(snapshots.iterations.tolist(), snapshots.pixels, strict=True))
     for iteration, pixels in moments or [(0, synthetic.pixels)]:
         log_images(tracker, pixels, synthetic.classes, iteration)
     if rows:
         _log_figure(tracker, rows)
-    for path in (artifacts.synthetic_file(name), artifacts.snapshots_file(name), artifacts.history_file(name)):
+    for path in (store.synthetic_file(name), store.snapshots_file(name), store.history_file(name)):
         tracker.file(path, "distill")
         tracker.output(path)
-    tracker.tags({"ast.synthetic": files.digest(artifacts.synthetic_file(name))})
-    log_cost(tracker, "distill", cost.lookup(artifacts.synthetic_file(name)))
-    experts = params.runs[name].experts
-    if experts is not None:
-        log_cost(tracker, "experts", cost.lookup(artifacts.trajectories_folder(experts)))
+    tracker.tags({"ast.synthetic": files.digest(store.synthetic_file(name))})
+    log_cost(tracker, "distill", cost.lookup(store.synthetic_file(name)))
+    if run.buffer is not None:
+        log_cost(tracker, "experts", cost.lookup(store.trajectories_folder(run.buffer.name)))
 
 
 def log_cost(tracker: Tracker, what: str, spent: cost.Cost | None) -> None:
@@ -77,7 +78,7 @@ def _log_figure(tracker: Tracker, rows: list[dict[str, str]]) -> None:
     tracker.curve("figures/matching_loss.png", iterations, lines, ("iteration", "matching loss"))
 
 
-def log_experts(tracker: Tracker, name: str, rows: list[dict[str, Any]], spent: cost.Cost) -> None:
+def log_experts(tracker: Tracker, store: Store, name: str, rows: list[dict[str, Any]], spent: cost.Cost) -> None:
     """Curves of every expert and of their mean, the smoothness figure, the buffer's digest, cost."""
     epochs = sorted({row["epoch"] for row in rows})
     means = {
@@ -89,7 +90,7 @@ def log_experts(tracker: Tracker, name: str, rows: list[dict[str, Any]], spent: 
         tracker.metrics({f"{key}/expert-{row['expert']:03d}": row[key] for key in EXPERT_CURVES}, row["epoch"])
     lines = {"mean": means["parameter_step"]}
     tracker.curve("figures/smoothness.png", epochs, lines, ("epoch", "squared parameter step"), log=True)
-    tracker.file(artifacts.expert_curves_file(name))
-    tracker.output(artifacts.trajectories_folder(name))
-    tracker.tags({"ast.buffer": files.digest(artifacts.trajectories_folder(name))})
+    tracker.file(store.expert_curves_file(name))
+    tracker.output(store.trajectories_folder(name))
+    tracker.tags({"ast.buffer": files.digest(store.trajectories_folder(name))})
     log_cost(tracker, "experts", spent)

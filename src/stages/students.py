@@ -11,16 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from src.ground.seeding import generator
-from src.ground.settings import Network, Protocol, Runtime
-from src.io import artifacts, stopping, workers
-from src.io.checkpoints import Stored, Work
-from src.io.cost import Cost
-from src.io.progress import Advance, say
-from src.io.workers import Array
 from src.maths import networks, protocol, scores
 from src.maths.derivatives import Logits
 from src.maths.networks import FlatNetwork, ImageShape
 from src.maths.protocol import Gradients, ModuleStudent, Students, Way
+from src.process import stopping, workers
+from src.process.progress import Advance, say
+from src.process.workers import Array
+from src.settings.networks import Network
+from src.settings.protocols import Protocol
+from src.settings.runtime import Runtime
+from src.store.checkpoints import Stored, Work
+from src.store.cost import Cost
+from src.store.store import Store
 
 State = Callable[[], Stored]
 Predicted = dict[str, Array]  # split -> classes (g, N)
@@ -31,6 +34,7 @@ Predictor = Callable[[Tensor], Tensor]  # images (B, C, H, W) -> logits (B, K)
 class Training:
     """What the training of every student takes, in whatever process."""
 
+    store: Store
     dataset: str
     settings: Protocol
     spec: Network
@@ -196,7 +200,7 @@ def _watch(training: Training, device: torch.device) -> Callable[[Sequence[Predi
     watched = training.watched
     if watched is None:
         return None
-    labels = artifacts.load_split(training.dataset, watched).labels
+    labels = training.store.load_split(training.dataset, watched).labels
 
     def accuracies(predictors: Sequence[Predictor]) -> Tensor:
         predicted = _predict(training, watched, predictors, device).cpu()
@@ -214,5 +218,5 @@ def _derivative(spec: Network, shape: ImageShape, device: torch.device, way: Way
 
 def _predict(training: Training, split: str, predictors: Sequence[Predictor], device: torch.device) -> Tensor:
     """Predicted classes (g, N) of every student."""
-    images = artifacts.load_inputs(training.dataset, split)[0].to(device)
+    images = training.store.load_inputs(training.dataset, split)[0].to(device)
     return torch.stack([scores.predictions(predictor, images) for predictor in predictors])

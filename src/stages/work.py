@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from src.ground import runtime
-from src.ground.params import Params
-from src.ground.settings import Runtime
-from src.io import artifacts, progress, provenance, workers
-from src.io.artifacts import Record
-from src.io.checkpoints import Work
+from src.process import progress, workers
+from src.settings.runtime import Runtime
+from src.store import provenance, tensors
+from src.store.checkpoints import Work
+from src.store.values import Record
 
 NAMED_CHANGES = 4  # of what keeps work from being gone on with a line names so many
 
@@ -27,9 +27,8 @@ def start(asked: Runtime, name: str) -> torch.device:
     return device
 
 
-def whole(record: Record, params: Params, stage: str, device: torch.device) -> Record:
+def whole(record: Record, asked: Runtime, stage: str, device: torch.device) -> Record:
     """The record with its provenance: the stage's code, the packages, and what the machine lends it."""
-    asked = params.runtime
     threads = torch.get_num_threads() if stage == "distill" else workers.threads(asked)
     lent = {"device": device.type, "threads": threads, **asked.model_dump(include={"precision", "compile", "deterministic"})}
     return replace(record, provenance={**provenance.of(stage), "runtime": lent})
@@ -40,13 +39,13 @@ def definition(record: Record) -> Mapping[str, Any]:
     return {"record": record.plain()}
 
 
-def of(params: Params, stage: str, name: str, record: Record, compiled: bool) -> Work:
+def of(asked: Runtime, stage: str, name: str, record: Record, compiled: bool) -> Work:
     """The work of a stage as its checkpoints know it; its record is whole. Says why it can't go on with earlier work."""
-    found = Work(stage, name, {**definition(record), "compiled": compiled}, params.runtime.checkpoint_seconds)
+    found = Work(stage, name, {**definition(record), "compiled": compiled}, asked.checkpoint_seconds)
     before = found.predecessor()
     if before is not None:
         old, new = ({"compiled": one["compiled"], **one["record"]} for one in (before, found.definition))
-        names = artifacts.differing(old, new)
+        names = tensors.differing(old, new)
         more = f" and {len(names) - NAMED_CHANGES} more" if len(names) > NAMED_CHANGES else ""
         progress.say(f"{stage} {name}: earlier work is not gone on with, as its {', '.join(names[:NAMED_CHANGES])}{more}")
     return found

@@ -20,16 +20,22 @@ from rich.console import Console
 
 from src.ground import runtime
 from src.ground.errors import UserError
-from src.ground.params import Params
 from src.ground.seeding import seed_of
-from src.io import artifacts, files, page, progress, tracking
-from src.io.page import PARTS, Accuracy
-from src.io.tables import Table
-from src.io.tracking import Nest
 from src.maths import scores, significance
+from src.pages import page
+from src.pages.page import PARTS, Accuracy
+from src.pages.tables import Table
+from src.process import progress
+from src.settings.resolved import Run
+from src.settings.runtime import Runtime
+from src.settings.studies import Tune
+from src.store import files
+from src.store.store import Store
 from src.studies import processes, trials, usefulness, variants
 from src.studies.usefulness import Experts, Point
 from src.studies.variants import Accuracies, Changes, Variant, Workspace
+from src.tracking import tracker as tracking
+from src.tracking.tracker import Nest
 
 # (section, field, value without the part, value with it where the run itself has none): parts 1 to 6
 SWITCHES: tuple[tuple[str, str, Any, Any], ...] = (
@@ -67,34 +73,34 @@ class Outcome:
     problem: str = ""
 
 
-def run(params: Params, base: str, seeds: int, test: bool, workers: int | None) -> None:
+def run(store: Store, base: Run, tune: Tune, seeds: int, test: bool, workers: int | None) -> None:
     """Make what is not there yet, then print and write the table."""
-    if not params.distillations[base].iterations:
-        raise UserError(f"runs.{base} has 0 iterations: there are no parts to take away; name a run that is distilled")
+    if not base.distillation.iterations:
+        raise UserError(f"runs.{base.name} has 0 iterations: there are no parts to take away; name a run that is distilled")
     splits = ("val", "test") if test else ("val",)
-    dataset, experiment = params.runs[base].dataset, f"{params.runs[base].dataset}-studies"
-    artifacts.load_statistics(dataset)  # says what to do where the data set is not prepared
-    images = [files.digest(artifacts.split_file(dataset, split)) for split in ("train", "val")]
-    folder = runtime.workspace() / "data" / "ablate" / f"{base}-{variants.digest(images)}"
+    dataset, experiment = base.dataset.name, f"{base.dataset.name}-studies"
+    store.load_statistics(dataset)  # says what to do where the data set is not prepared
+    images = [files.digest(store.split_file(dataset, split)) for split in ("train", "val")]
+    folder = runtime.workspace() / "data" / "ablate" / f"{base.name}-{variants.digest(images)}"
     workspace = Workspace(folder, Path.cwd())
     workspace.lend(dataset, test)
-    wanted = {arm: _of_seeds(params, base, arm, seeds) for arm in arms(params, base)}
-    with tracking.track(experiment, f"ablate {base}", "ablation", {"ast.ablation": folder.name}) as tracker:
+    wanted = {arm: _of_seeds(base, tune, arm, seeds) for arm in arms(base)}
+    with tracking.track(experiment, f"ablate {base.name}", "ablation", {"ast.ablation": folder.name}) as tracker:
         nest = Nest(experiment, tracker.opening)
-        problems = _make_all(params, wanted, workspace, nest, splits, processes.count(params, workers))
+        problems = _make_all(base.runtime, wanted, workspace, nest, splits, processes.count(base.runtime, workers))
         tracker.end_children()
         with workspace.entered():
             found = outcomes(wanted, splits, problems)
-        written = _write(base, found, seeds)
+        written = _write(base.name, found, seeds)
         for path in written:
             tracker.file(path)
-    _show(found, base, seeds)
+    _show(found, base.name, seeds)
     progress.say(f"written: {', '.join(str(path) for path in written)}")
 
 
-def arms(params: Params, base: str) -> tuple[Arm, ...]:
+def arms(base: Run) -> tuple[Arm, ...]:
     """The run, it without parts that it has, no part, and parts alone: each part, and the experts' together."""
-    own = tuple(part for part in range(1, 7) if _value(params, base, part) != _off(params, base, part))
+    own = tuple(part for part in range(1, 7) if _value(base, part) != _off(base, part))
     groups = {name.lower(): (part,) for part, (name, _) in enumerate(PARTS, start=1)} | {"the experts' parts": EXPERT_PARTS}
     without = (
         Arm(f"without {name}", tuple(part for part in own if part not in group), WHOLE)
@@ -105,37 +111,37 @@ def arms(params: Params, base: str) -> tuple[Arm, ...]:
     return (Arm(WHOLE, own, None), *without, Arm(NONE, (), WHOLE), *alone)
 
 
-def _value(params: Params, base: str, part: int) -> Any:
+def _value(base: Run, part: int) -> Any:
     section, field, _, _ = SWITCHES[part - 1]
-    return getattr(params.distillations[base] if section == "distill" else params.matched(base)[1], field)
+    return getattr(base.distillation if section == "distill" else base.experts.settings, field)
 
 
-def _off(params: Params, base: str, part: int) -> Any:
+def _off(base: Run, part: int) -> Any:
     """A run that begins with noise, say, has no representative initialisation, and goes on beginning so."""
-    own, (_, field, off, usual) = _value(params, base, part), SWITCHES[part - 1]
+    own, (_, field, off, usual) = _value(base, part), SWITCHES[part - 1]
     return own if field == "initialisation" and own != usual else off
 
 
-def changes(params: Params, base: str, parts: Sequence[int], seed: int) -> Changes:
+def changes(base: Run, parts: Sequence[int], seed: int) -> Changes:
     """What makes the run have these parts and no others; a part has the strength that the run gives it."""
     sections: dict[str, dict[str, Any]] = {"distill": {}, "experts": {}}
     for part, (section, field, _, usual) in enumerate(SWITCHES, start=1):
-        own, off = _value(params, base, part), _off(params, base, part)
+        own, off = _value(base, part), _off(base, part)
         sections[section][field] = (own if own != off else usual) if part in parts else off
     return Changes(**sections, seed=seed)
 
 
-def _of_seeds(params: Params, base: str, arm: Arm, seeds: int) -> list[Variant]:
-    roots = [params.seed, *(seed_of(params.seed, "ablate", number) for number in range(1, seeds))]
-    protocol = variants.protocol_of(params, base)
-    return [variants.build(params, base, changes(params, base, arm.parts, root), protocol) for root in roots]
+def _of_seeds(base: Run, tune: Tune, arm: Arm, seeds: int) -> list[Variant]:
+    roots = [base.seed, *(seed_of(base.seed, "ablate", number) for number in range(1, seeds))]
+    protocol = variants.protocol_of(base, tune)
+    return [variants.build(base, tune, changes(base, arm.parts, root), protocol) for root in roots]
 
 
 # -- making variants
 
 
 def _make_all(
-    params: Params,
+    lent: Runtime,
     wanted: Mapping[Arm, Sequence[Variant]],
     workspace: Workspace,
     nest: Nest,
@@ -147,7 +153,7 @@ def _make_all(
     labels = {name: one for name, one in labels.items() if variants.finished(one[0], splits, workspace.folder) is None}
     if not labels:
         return {}
-    asked = processes.share(params, min(workers, len(labels))).runtime
+    asked = processes.share(lent, min(workers, len(labels)))
     labels = {name: (variants.with_runtime(variant, asked), label) for name, (variant, label) in labels.items()}
     buffers = {variant.experts: variant for variant, _ in labels.values()}
     with processes.pool(min(workers, len(labels)), workspace.folder / "log.txt") as pool:

@@ -12,14 +12,17 @@ from rich.console import Console
 
 from src.ground.durations import duration
 from src.ground.errors import UserError
-from src.ground.params import Params
-from src.io import artifacts, cost, files, page, progress
-from src.io.cost import Cost
-from src.io.page import Accuracy, Contrast
-from src.io.tables import Table
-from src.io.tracking import flatten
 from src.maths import scores, significance
+from src.pages import page
+from src.pages.page import Accuracy, Contrast
+from src.pages.tables import Table
+from src.process import progress
+from src.settings.resolved import Pipeline, Run
 from src.stages import report
+from src.store import cost, files
+from src.store.cost import Cost
+from src.store.store import Store, remake
+from src.tracking.tracker import flatten
 
 SPLITS: Mapping[str, str] = {"val": "validation", "test": "test"}
 WORK = ("experts", "distill", "evaluate")
@@ -36,11 +39,12 @@ class Compared:
     costs: Mapping[str, Cost | None]
 
 
-def run(params: Params, names: Sequence[str], html: Path | None) -> None:
+def run(store: Store, pipeline: Pipeline, names: Sequence[str], html: Path | None) -> None:
     """Print a table of the runs and a verdict on each pair; and write a page about them to `html`."""
     if len(names) < 2 or len(set(names)) < len(names):
         raise UserError(f"compare takes two different runs or more, and got {', '.join(names)}: name each once")
-    found = [_compared(params, name) for name in names]
+    chosen = {name: pipeline.runs[name] for name in names}
+    found = [_compared(store, one) for one in chosen.values()]
     if len({one.dataset for one in found}) > 1:
         sets = ", ".join(f"{one.name} on {one.dataset}" for one in found)
         raise UserError(f"runs on different data sets can't be compared ({sets}): name runs on one")
@@ -49,36 +53,34 @@ def run(params: Params, names: Sequence[str], html: Path | None) -> None:
     for line in verdicts(found):
         console.print(line, soft_wrap=True)
     if html is not None:
-        chosen = replace(params, runs={name: params.runs[name] for name in names})
         contrast = Contrast(tuple(names), tuple(rows(found)), tuple(verdicts(found)))
-        content = replace(report.page_of(chosen, " against ".join(names)), contrast=contrast)
+        content = replace(report.page_of(store, chosen, pipeline.networks, " against ".join(names)), contrast=contrast)
         files.write_text(html, page.html(content))
         progress.say(f"page: {html}")
 
 
-def _compared(params: Params, name: str) -> Compared:
+def _compared(store: Store, run: Run) -> Compared:
     """Raises ArtifactError where the run is not evaluated, or was made with other settings than params.yaml has."""
-    run = params.run(name)
-    report.check(params, name)
-    path, remedy = artifacts.students_file(name), artifacts.remake("evaluate", name)
+    name, buffer = run.name, run.buffer
+    report.check(store, run)
+    path, remedy = store.students_file(name), remake("evaluate", name)
     students = files.read_numbers(path, [f"{split}_accuracy" for split in SPLITS], remedy)
     accuracies = {split: tuple(row[f"{split}_accuracy"] for row in students) for split in SPLITS}
-    made = {"distill": artifacts.synthetic_file(name), "evaluate": artifacts.metrics_file(name)}
-    if run.experts is not None:
-        made["experts"] = artifacts.trajectories_folder(run.experts)
+    made = {"distill": store.synthetic_file(name), "evaluate": store.metrics_file(name)}
+    if buffer is not None:
+        made["experts"] = store.trajectories_folder(buffer.name)
     costs = {stage: cost.lookup(made[stage]) if stage in made else None for stage in WORK}
-    return Compared(name, run.dataset, settings(params, name), accuracies, costs)
+    return Compared(name, run.dataset.name, settings(run), accuracies, costs)
 
 
-def settings(params: Params, name: str) -> dict[str, str]:
+def settings(run: Run) -> dict[str, str]:
     """All that a run depends on, as text; what the experts or the protocol are called does not matter, what they are does."""
-    run, experts = params.runs[name], params.experts_of(name)
     nested: dict[str, Any] = {
-        "network": params.networks[run.network].model_dump(),
+        "network": run.spec.model_dump(),
         "ipc": run.ipc,
-        "distill": params.distillations[name].model_dump(),
-        "experts": {} if experts is None else experts.model_dump(exclude={"dataset", "network"}),
-        "evaluate": params.evaluate[run.evaluate].model_dump(),
+        "distill": run.distillation.model_dump(),
+        "experts": {} if run.buffer is None else run.buffer.settings.model_dump(exclude={"dataset", "network"}),
+        "evaluate": run.evaluation.model_dump(),
     }
     return {key: _text(value) for key, value in flatten(nested)}
 

@@ -13,19 +13,23 @@ from optuna.trial import FrozenTrial, TrialState
 from optuna.visualization import matplotlib as plots
 from rich.console import Console
 
+from src.editing import params_edit
 from src.ground import runtime
 from src.ground.errors import UserError
-from src.ground.params import Params
-from src.io import files, params_edit, progress
-from src.io.progress import Advance
-from src.io.tables import Table
-from src.io.tracking import Tracker
 from src.maths import significance
+from src.pages.tables import Table
+from src.process import progress
+from src.process.progress import Advance
+from src.settings.params import Params
+from src.settings.resolved import Run
+from src.settings.studies import Tune
+from src.store import files
 from src.studies import space, study, study_log, usefulness
 from src.studies.space import Side
 from src.studies.study import Study
 from src.studies.usefulness import Experts, Point
 from src.studies.variants import Changes
+from src.tracking.tracker import Tracker
 
 SHOWN = 3  # trials of the table, beside the start
 PLOTS: dict[str, Callable[[optuna.Study], Any]] = {
@@ -35,11 +39,11 @@ PLOTS: dict[str, Callable[[optuna.Study], Any]] = {
 }
 
 
-def describe(tracker: Tracker, params: Params, base: str, side: Side, plan: Study) -> None:
+def describe(tracker: Tracker, base: Run, tune: Tune, side: Side, plan: Study) -> None:
     """What the study's MLflow run says before any trial."""
     searched = {name: str(distribution) for name, distribution in plan.space.items()}
-    settings = params.tune.model_dump(exclude={"ranges", "trials"})
-    tracker.params({"run": base, "side": side, "seed": params.seed, "tune": settings, "space": searched})
+    settings = tune.model_dump(exclude={"ranges", "trials"})
+    tracker.params({"run": base.name, "side": side, "seed": base.seed, "tune": settings, "space": searched})
     journal = plan.folder / study_log.JOURNAL
     tracker.tags({"optuna.journal": journal.relative_to(runtime.workspace()).as_posix()})  # the store may move with its folder
 
@@ -109,7 +113,7 @@ def _log_plot(opened: optuna.Study, tracker: Tracker, name: str, plot: Callable[
     plt.close(figure)
 
 
-def show(opened: optuna.Study, params: Params, base: str, plan: Study) -> None:
+def show(opened: optuna.Study, plan: Study) -> None:
     """Print the best trials beside the start, and whether they differ by more than noise."""
     done, top, first = study.finished(opened), study.best(opened), _first(opened)
     states = ", ".join(f"{sum(t.state == s for t in done)} {s.name.lower()}" for s in study.FINISHED)

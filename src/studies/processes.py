@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import replace
 from multiprocessing import connection
 from multiprocessing.context import SpawnContext, SpawnProcess
 from multiprocessing.process import BaseProcess
@@ -21,8 +20,8 @@ from joblib.externals.loky import get_reusable_executor  # type: ignore[import-u
 
 from src.ground import runtime
 from src.ground.errors import InterruptedWorkError, UserError
-from src.ground.params import Params
-from src.io import stopping
+from src.process import stopping
+from src.settings.runtime import Runtime
 
 GRACE_SECONDS = 10.0  # for a worker that is told to stop, to keep what it has
 
@@ -42,18 +41,18 @@ class _Context(SpawnContext):
 CONTEXT = _Context()
 
 
-def count(params: Params, asked: int | None) -> int:
+def count(settings: Runtime, asked: int | None) -> int:
     """As many as fill the cores, one where there is a GPU; or as many as are asked for."""
     if asked is not None:
         return asked
-    device = runtime.start(params.runtime)
-    return 1 if device.type != "cpu" else max(1, runtime.cores() // (params.runtime.threads or 1))
+    device = runtime.start(settings)
+    return 1 if device.type != "cpu" else max(1, runtime.cores() // (settings.threads or 1))
 
 
-def share(params: Params, workers: int) -> Params:
-    """The parameters with one worker's threads; it starts no further processes."""
-    threads = params.runtime.threads or (max(1, runtime.cores() // workers) if workers > 1 else None)
-    return replace(params, runtime=params.runtime.model_copy(update={"threads": threads, "workers": 1}))
+def share(settings: Runtime, workers: int) -> Runtime:
+    """The settings with one worker's threads; it starts no further processes."""
+    threads = settings.threads or (max(1, runtime.cores() // workers) if workers > 1 else None)
+    return settings.model_copy(update={"threads": threads, "workers": 1})
 
 
 @contextmanager

@@ -12,15 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from src.ground.errors import ArtifactError, UserError
-from src.ground.params import Params, parse
-from src.io import artifacts, files, page, progress
-from src.io.page import Accuracy
-from src.io.sources import named
+from src.pages import page
+from src.pages.page import Accuracy
+from src.process import progress
+from src.settings import resolved
+from src.settings.params import Params, parse
+from src.settings.resolved import DataSet
+from src.sources import named
 from src.stages import evaluate, prepare
 from src.stages.records import prepared
+from src.store import files
+from src.store.store import Store
 from src.studies.variants import Workspace
 
-FOLDER = artifacts.DATA / "released"
+FOLDER = Path("data") / "released"
 WORKSPACE = Path(".cache") / "released"
 REMEDY = "restore it with git"
 
@@ -34,11 +39,13 @@ def run(name: str, data: str | None, networks: list[str], mine: Params) -> None:
     dataset = params.runs[name].dataset
     if data is not None:
         params = _with_path(params, dataset, data)
+    one, store = resolved.run(params, name), Store()
     with _workspace().entered():
-        if data is not None or not _is_prepared(params, dataset):
-            prepare.run(params, dataset)
-        evaluate.score_file(params, name, networks, folder / "synthetic.safetensors")
-    progress.say(f"{name}: released {then} on the test split, of {params.runs[name].network}")
+        if data is not None or not _is_prepared(store, one.dataset):
+            prepare.run(store, one.dataset)
+        chosen = {network: params.network(network) for network in networks}
+        evaluate.score_file(store, one, chosen, folder / "synthetic.safetensors")
+    progress.say(f"{name}: released {then} on the test split, of {one.network}")
 
 
 def _known(name: str) -> str:
@@ -78,10 +85,10 @@ def _workspace() -> Workspace:
     return workspace
 
 
-def _is_prepared(params: Params, dataset: str) -> bool:
+def _is_prepared(store: Store, dataset: DataSet) -> bool:
     """Whether the data set is there from before."""
     try:
-        prepared(params, dataset, *evaluate.SPLITS)
+        prepared(store, dataset, *evaluate.SPLITS)
     except ArtifactError:
         return False
     return True

@@ -12,8 +12,10 @@ from typing import Any, Literal
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from src.ground.errors import UserError
-from src.ground.params import Params
-from src.ground.settings import Distillation, Experts, Range, Ranges
+from src.settings.distillation import Distillation
+from src.settings.experts import Experts
+from src.settings.resolved import Run
+from src.settings.studies import Range, Ranges, Tune
 from src.studies.variants import Changes
 
 Side = Literal["student", "expert", "both"]
@@ -53,30 +55,30 @@ EXPERTS: Mapping[str, Range] = {
 }
 
 
-def build(params: Params, base: str, side: Side) -> Space:
+def build(base: Run, tune: Tune, side: Side) -> Space:
     """The distributions of a side's parameters; raises UserError where a range does not fit its parameter."""
-    ranges = _ranges(params, base, side)
-    space = {name: _distribution(name, ranges[name], value) for name, value in start(params, base, side).items()}
-    starts, last = space.get("distill.max_start_epoch"), params.matched(base)[1].last_epoch
+    ranges = _ranges(base, tune, side)
+    space = {name: _distribution(name, ranges[name], value) for name, value in start(base, tune, side).items()}
+    starts, last = space.get("distill.max_start_epoch"), base.experts.settings.last_epoch
     if isinstance(starts, IntDistribution):
         high = min(starts.high, last)
         space["distill.max_start_epoch"] = IntDistribution(min(starts.low, high), high, log=starts.log)
     return space
 
 
-def start(params: Params, base: str, side: Side) -> dict[str, Any]:
+def start(base: Run, tune: Tune, side: Side) -> dict[str, Any]:
     """The run's present values of what a study searches."""
-    present = {"distill": params.distillations[base], "experts": params.matched(base)[1]}
+    present = {"distill": base.distillation, "experts": base.experts.settings}
     return {
         name: getattr(present[section], field)
-        for name in _ranges(params, base, side)
+        for name in _ranges(base, tune, side)
         for section, _, field in [name.partition(".")]
     }
 
 
-def _ranges(params: Params, base: str, side: Side) -> dict[str, Range]:
+def _ranges(base: Run, tune: Tune, side: Side) -> dict[str, Range]:
     """By dotted name: those of this module, those of the data set in their place."""
-    own = params.tune.ranges.get(params.runs[base].dataset, Ranges())
+    own = tune.ranges.get(base.dataset.name, Ranges())
     ranges = {"distill": {**DISTILL, **own.distill}, "experts": {**EXPERTS, **own.experts}}
     return {f"{section}.{name}": values for section in SIDES[side] for name, values in ranges[section].items()}
 
@@ -105,12 +107,12 @@ def _is_whole(name: str) -> bool:
     return "int" in str(model.model_fields[field].annotation)
 
 
-def tidy(params: Params, base: str, space: Space, values: Mapping[str, Any]) -> dict[str, Any]:
+def tidy(base: Run, space: Space, values: Mapping[str, Any]) -> dict[str, Any]:
     """Drawn values as they are tried: rounded, and with start epochs that the experts reach."""
     found = {name: _rounded(value, space[name]) for name, value in values.items()}
     if "distill.max_start_epoch" in found:
-        epochs = found.get("distill.expert_epochs", params.distillations[base].expert_epochs)
-        last = params.matched(base)[1].last_epoch
+        epochs = found.get("distill.expert_epochs", base.distillation.expert_epochs)
+        last = base.experts.settings.last_epoch
         found["distill.max_start_epoch"] = max(min(found["distill.max_start_epoch"], last + 1 - epochs), 1)
     return found
 

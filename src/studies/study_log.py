@@ -15,7 +15,7 @@ from filelock import FileLock
 from optuna.storages.journal import JournalFileBackend
 
 from src.ground.errors import ArtifactError
-from src.io.progress import say
+from src.process.progress import say
 
 JOURNAL = "journal.log"
 POLL_SECONDS = 0.005  # an append takes about as long

@@ -10,21 +10,23 @@ import optuna
 from optuna.trial import Trial
 
 from src.ground.errors import InterruptedWorkError
-from src.ground.params import Params
-from src.io import progress, tracking
-from src.io.tracking import Nest, Tracker
 from src.maths import scores
+from src.process import progress
+from src.settings.resolved import Run
+from src.settings.studies import Tune
 from src.studies import processes, space, study, usefulness, variants
 from src.studies.study import Study
 from src.studies.variants import Variant, Workspace
+from src.tracking import tracker as tracking
+from src.tracking.tracker import Nest, Tracker
 
 
 @dataclass(frozen=True)
 class Task:
     """What every worker of a study is told."""
 
-    params: Params
-    base: str  # the run that trials change
+    base: Run  # that trials change, with a worker's share of the machine
+    tune: Tune
     study: Study
     workspace: Workspace
     nest: Nest
@@ -80,8 +82,8 @@ def _attempt(task: Task, opened: optuna.Study, trial: Trial, tracker: Tracker) -
             raise optuna.TrialPruned(f"at iteration {iteration}")
 
     try:
-        changes, protocol = space.changes(trial.params), variants.protocol_of(task.params, task.base)
-        variant = variants.build(task.params, task.base, changes, protocol)
+        changes, protocol = space.changes(trial.params), variants.protocol_of(task.base, task.tune)
+        variant = variants.build(task.base, task.tune, changes, protocol)
         trial.set_user_attr("variant", variant.name)
         variants.ready_experts(variant, task.workspace.source)
         if changes.experts:

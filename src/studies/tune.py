@@ -9,6 +9,7 @@ import functools
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -17,32 +18,45 @@ from optuna.distributions import distribution_to_json
 
 from src.ground import runtime
 from src.ground.errors import UserError
-from src.ground.params import Params
-from src.ground.settings import Run
-from src.io import artifacts, files, progress, tracking
-from src.io.tracking import Nest, Tracker
+from src.process import progress
+from src.settings import resolved, runs
+from src.settings.params import Params
+from src.settings.resolved import Run
+from src.settings.studies import Tune
+from src.store import files
+from src.store.store import Store
 from src.studies import findings, processes, space, study, trials, variants
 from src.studies.space import Side
 from src.studies.study import Study
 from src.studies.trials import Task
 from src.studies.variants import Changes, Workspace
+from src.tracking import tracker as tracking
+from src.tracking.tracker import Nest, Tracker
 
 POLL_SECONDS = 0.5
 RESTARTS = 3  # of each worker, after kills
 
 
 def run(
-    params: Params, base: str, side: Side, trials_wanted: int | None, timeout: float | None, workers: int | None, apply: bool
+    store: Store,
+    params: Params,
+    name: str,
+    side: Side,
+    trials_wanted: int | None,
+    timeout: float | None,
+    workers: int | None,
+    apply: bool,
 ) -> None:
-    """Search until the study has so many trials, say what was found, and apply it if asked to."""
-    wanted = params.tune.trials if trials_wanted is None else trials_wanted
-    plan = plan_of(params, base, side)
+    """Search until the study has so many trials, say what was found, and apply it if asked to."""  # fmt: skip
+    base, tune = resolved.run(params, name), params.tune
+    wanted = tune.trials if trials_wanted is None else trials_wanted
+    plan = plan_of(store, base, tune, side)
     if wanted:
-        search(params, base, side, plan, wanted, timeout, processes.count(params, workers))
+        search(base, tune, side, plan, wanted, timeout, processes.count(base.runtime, workers))
     opened = plan.open()
-    findings.show(opened, params, base, plan)
+    findings.show(opened, plan)
     if apply:
-        findings.apply(opened, params, base)
+        findings.apply(opened, params, name)
 
 
 def choose(params: Params, dataset: str | None, ipc: int | None, base: str | None) -> str:
@@ -61,7 +75,7 @@ def choose(params: Params, dataset: str | None, ipc: int | None, base: str | Non
     raise UserError(f"no run of params.yaml distils {dataset} to {ipc} images per class: add one to start from")
 
 
-def _fitting(params: Params, run: Run, base: str, dataset: str | None, ipc: int | None) -> str:
+def _fitting(params: Params, run: runs.Run, base: str, dataset: str | None, ipc: int | None) -> str:
     for field, asked in (("dataset", dataset), ("ipc", ipc)):
         if asked is not None and getattr(run, field) != asked:
             raise UserError(
@@ -72,36 +86,37 @@ def _fitting(params: Params, run: Run, base: str, dataset: str | None, ipc: int 
     return base
 
 
-def plan_of(params: Params, base: str, side: Side) -> Study:
+def plan_of(store: Store, base: Run, tune: Tune, side: Side) -> Study:
     """The study of a run; other settings or images are another study, as their accuracies can't be compared."""
-    run, searched = params.runs[base], space.build(params, base, side)
-    artifacts.load_statistics(run.dataset)
+    dataset, searched = base.dataset.name, space.build(base, tune, side)
+    store.load_statistics(dataset)
     meaning = [
-        params.seed, side, params.distillations[base].model_dump(), params.matched(base)[1].model_dump(),
-        params.networks[run.network].model_dump(), variants.protocol_of(params, base).model_dump(),
-        params.tune.model_dump(exclude={"ranges", "trials"}), [distribution_to_json(one) for one in searched.values()],
-        [files.digest(artifacts.split_file(run.dataset, split)) for split in ("train", "val")],
+        base.seed, side, base.distillation.model_dump(), base.experts.settings.model_dump(),
+        base.spec.model_dump(), variants.protocol_of(base, tune).model_dump(),
+        tune.model_dump(exclude={"ranges", "trials"}), [distribution_to_json(one) for one in searched.values()],
+        [files.digest(store.split_file(dataset, split)) for split in ("train", "val")],
     ]  # fmt: skip
-    name = f"{run.dataset}-ipc{run.ipc}-{run.network}-{side}-{variants.digest(meaning)}"
-    tidy = functools.partial(space.tidy, params, base, searched)
-    return Study(runtime.workspace() / "data" / "tune" / name, name, searched, tidy, params.seed, params.tune.rungs > 1)
+    name = f"{dataset}-ipc{base.ipc}-{base.network}-{side}-{variants.digest(meaning)}"
+    tidy = functools.partial(space.tidy, base, searched)
+    return Study(runtime.workspace() / "data" / "tune" / name, name, searched, tidy, base.seed, tune.rungs > 1)
 
 
-def search(params: Params, base: str, side: Side, plan: Study, wanted: int, timeout: float | None, workers: int) -> None:
+def search(base: Run, tune: Tune, side: Side, plan: Study, wanted: int, timeout: float | None, workers: int) -> None:
     """Work on the study in processes, and keep its MLflow run."""
-    run, deadline = params.runs[base], time.time() + timeout if timeout else None
+    deadline = time.time() + timeout if timeout else None
     workspace = Workspace(plan.folder, Path.cwd())
     plan.folder.mkdir(parents=True, exist_ok=True)
-    workspace.lend(run.dataset)
-    plan.begin(space.start(params, base, side))
-    opened, experiment = plan.open(), f"{run.dataset}-studies"
+    workspace.lend(base.dataset.name)
+    plan.begin(space.start(base, tune, side))
+    opened, experiment = plan.open(), f"{base.dataset.name}-studies"
     left = wanted - len(study.finished(opened))
-    with tracking.track(experiment, f"tune {base}", "study", {"optuna.study": plan.name}) as tracker:
-        findings.describe(tracker, params, base, side, plan)
+    with tracking.track(experiment, f"tune {base.name}", "study", {"optuna.study": plan.name}) as tracker:
+        findings.describe(tracker, base, tune, side, plan)
         nest = Nest(experiment, tracker.opening)
         if side == "student" and left > 0:
-            _ready_experts(params, base, workspace, nest)
-        task = Task(processes.share(params, min(workers, left)), base, plan, workspace, nest, wanted, deadline)
+            _ready_experts(base, tune, workspace, nest)
+        shared = replace(base, runtime=processes.share(base.runtime, min(workers, left)))
+        task = Task(shared, tune, plan, workspace, nest, wanted, deadline)
         _work(task, opened, min(workers, left), tracker)
         if not opened.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
             tracker.end_children()
@@ -110,9 +125,9 @@ def search(params: Params, base: str, side: Side, plan: Study, wanted: int, time
         progress.say(f"{plan.name}: {len(study.finished(opened))} of {wanted} trials: see {plan.folder / 'logs'}")
 
 
-def _ready_experts(params: Params, base: str, workspace: Workspace, nest: Nest) -> None:
+def _ready_experts(base: Run, tune: Tune, workspace: Workspace, nest: Nest) -> None:
     """The experts that all trials match, made once with the whole machine."""
-    variant = variants.build(params, base, Changes(), variants.protocol_of(params, base))
+    variant = variants.build(base, tune, Changes(), variants.protocol_of(base, tune))
     with processes.pool(1) as pool:
         pool.submit(trials.ready, variant, workspace, nest).result()
 
@@ -120,7 +135,7 @@ def _ready_experts(params: Params, base: str, workspace: Workspace, nest: Nest) 
 def _work(task: Task, opened: optuna.Study, workers: int, tracker: Tracker) -> None:
     """Run workers until none has anything left to do; those that are killed are replaced."""
     told = len(study.finished(opened))
-    with progress.progress(f"tune {task.base}", max(task.trials - told, 0)) as advance, _processes(task, workers) as alive:
+    with progress.progress(f"tune {task.base.name}", max(task.trials - told, 0)) as advance, _processes(task, workers) as alive:
         while alive():
             time.sleep(POLL_SECONDS)
             told = findings.tell_new(opened, told, tracker, advance)

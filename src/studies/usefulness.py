@@ -14,9 +14,9 @@ import torch
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
-from src.io import artifacts
 from src.maths import networks, scores, smoothness
 from src.maths.networks import FlatNetwork
+from src.store.store import Store
 from src.studies.variants import Variant
 
 
@@ -40,15 +40,13 @@ class Point:
 
 def measure(variant: Variant) -> Experts:
     """Of the variant's experts, inside its workspace."""
-    params, name = variant.params, variant.experts
-    run, distil = params.runs[variant.name], params.distillations[variant.name]
-    last = distil.last_epoch
-    images, labels = artifacts.load_inputs(run.dataset, "val")
-    shape = artifacts.load_statistics(run.dataset).shape
-    network = FlatNetwork(networks.build(params.networks[run.network], shape, torch.Generator()))
+    store, run = Store(), variant.run
+    dataset, buffer, last = run.dataset.name, run.experts, run.distillation.last_epoch
+    images, labels = store.load_inputs(dataset, "val")
+    network = FlatNetwork(networks.build(run.spec, store.load_statistics(dataset).shape, torch.Generator()))
     steps, common, accuracies = [], [], []
-    for index in range(params.experts[name].count):
-        trajectory = artifacts.read_snapshots(name, index, 0, last + 1)
+    for index in range(buffer.settings.count):
+        trajectory = store.read_snapshots(buffer.name, index, 0, last + 1)
         predicted = scores.predictions(lambda chunk, theta=trajectory[last]: network(theta, chunk), images)  # type: ignore[misc]
         steps.append(smoothness.parameter_steps(trajectory).mean())
         common.append(smoothness.common_logit_steps(trajectory, network).mean())

@@ -23,16 +23,22 @@ from filelock import FileLock
 
 from src.ground import runtime
 from src.ground.errors import ArtifactError, InterruptedWorkError
-from src.ground.params import Params, parse
 from src.ground.seeding import seed_of
-from src.ground.settings import Protocol, Runtime
-from src.io import artifacts, checkpoints, files, tracking
-from src.io.artifacts import SyntheticSet
-from src.io.tracking import Tracker
 from src.maths import scores
+from src.settings import resolved
+from src.settings.params import parse
+from src.settings.protocols import Protocol
+from src.settings.resolved import Run
+from src.settings.runtime import Runtime
+from src.settings.studies import Tune
 from src.stages import distill, evaluate, experts
 from src.stages.outer_loop import Watch
 from src.stages.records import experts_record, synthetic_settings
+from src.store import checkpoints, files, tensors, values
+from src.store.store import Store, remake
+from src.store.values import SyntheticSet
+from src.tracking import tracker as tracking
+from src.tracking.tracker import Tracker
 
 SHOWN = 50  # characters of a run's name in its variants': with a digest behind them they are a name still
 PROTOCOL = "study"  # the name of the evaluation protocol in a variant's parameters
@@ -54,15 +60,19 @@ class Changes:
 
 @dataclass(frozen=True)
 class Variant:
-    """A run in parameters of its own; both it and its experts are named by their content."""
+    """A run of its own; both it and its experts are named by their content."""
 
-    params: Params
-    name: str
+    run: Run
+    tune: Tune
     lender: str  # the pipeline's experts, which are taken where they are the same
 
     @property
+    def name(self) -> str:
+        return self.run.name
+
+    @property
     def experts(self) -> str:
-        return self.params.matched(self.name)[0]
+        return self.run.experts.name
 
 
 @dataclass(frozen=True)
@@ -75,10 +85,11 @@ class Workspace:
     def lend(self, dataset: str, test: bool = False) -> None:
         """Put a data set's files into the workspace, as hard links where the disk allows it."""
         kept = ("train", "val", "test") if test else ("train", "val")
-        named = (*(artifacts.split_file(dataset, split) for split in kept),)
-        for path in (*named, artifacts.space_file(dataset), artifacts.statistics_file(dataset)):
+        store = Store()
+        named = (*(store.split_file(dataset, split) for split in kept),)
+        for path in (*named, store.space_file(dataset), store.statistics_file(dataset)):
             if not (self.source / path).exists():
-                raise ArtifactError(f"{path} is missing: {artifacts.remake('prepare', dataset)}")
+                raise ArtifactError(f"{path} is missing: {remake('prepare', dataset)}")
             place(self.source / path, self.folder / path)
         self.link(Path("src"))  # its digest tells tracking whether work is the same
 
@@ -127,43 +138,40 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
-def build(params: Params, base: str, changes: Changes, protocol: Protocol) -> Variant:
+def build(base: Run, tune: Tune, changes: Changes, protocol: Protocol) -> Variant:
     """The run `base` with changes; raises ParamsError where these break a rule."""
-    run = params.runs[base]
-    seed = params.seed if changes.seed is None else changes.seed
-    network = params.networks[run.network].model_dump()
-    lender, own_experts = params.matched(base)
-    expert_settings = {**own_experts.model_dump(), **changes.experts}
-    settings = {**params.distillations[base].model_dump(), **changes.distill}
-    settings["snapshot_every"] = max(1, math.ceil(settings["iterations"] / params.tune.rungs))
+    dataset, method = base.dataset.name, base.method
+    seed = base.seed if changes.seed is None else changes.seed
+    network, lender = base.spec.model_dump(), base.experts.name
+    expert_settings = {**base.experts.settings.model_dump(), **changes.experts}
+    settings = {**base.distillation.model_dump(), **changes.distill}
+    settings["snapshot_every"] = max(1, math.ceil(settings["iterations"] / tune.rungs))
     buffer = f"{lender[:SHOWN]}-{digest([seed, network, expert_settings])}"
-    name = f"{base[:SHOWN]}-{digest([seed, network, buffer, run.ipc, settings])}"
-    shared = {"dataset": run.dataset, "network": run.network}
+    name = f"{base.name[:SHOWN]}-{digest([seed, network, buffer, base.ipc, settings])}"
+    own = {"dataset": dataset, "network": base.network, "experts": buffer, "ipc": base.ipc, "evaluate": PROTOCOL}
     raw = {
         "seed": seed,
-        "runtime": params.runtime.model_dump(),
-        "prepare": {run.dataset: params.prepare[run.dataset].model_dump()},
-        "networks": {run.network: network},
+        "runtime": base.runtime.model_dump(),
+        "prepare": {dataset: base.dataset.settings.model_dump()},
+        "networks": {base.network: network},
         "experts": {buffer: expert_settings},
-        "distill": {run.distill.method: settings},
+        "distill": {method: settings},
         "evaluate": {PROTOCOL: protocol.model_dump()},
-        "tune": params.tune.model_dump(exclude={"ranges"}),
-        "runs": {
-            name: {**shared, "experts": buffer, "ipc": run.ipc, "distill": {"method": run.distill.method}, "evaluate": PROTOCOL}
-        },
+        "runs": {name: {**own, "distill": {"method": method}}},
     }
-    parsed = replace(parse(raw, f"a variant of {base}"), split_seed=params.seed)
-    return Variant(parsed, name, lender)
+    parsed = replace(parse(raw, f"a variant of {base.name}"), split_seed=base.dataset.seed)
+    return Variant(resolved.run(parsed, name), tune, lender)
 
 
 def with_runtime(variant: Variant, asked: Runtime) -> Variant:
     """The same variant, with another share of the machine."""
-    return replace(variant, params=replace(variant.params, runtime=asked))
+    run = variant.run
+    return replace(variant, run=replace(run, runtime=asked, buffer=replace(run.experts, runtime=asked)))
 
 
-def protocol_of(params: Params, base: str) -> Protocol:
+def protocol_of(base: Run, tune: Tune) -> Protocol:
     """How students of variants are trained: as the run's, but for the settings in `tune`; never chosen on the test split."""
-    own, tune = params.evaluate[params.runs[base].evaluate], params.tune
+    own = base.evaluation
     return own.model_copy(update={"students": tune.students, "epochs": tune.epochs or own.epochs, "score": "last"})
 
 
@@ -172,32 +180,34 @@ def protocol_of(params: Params, base: str) -> Protocol:
 
 def ready_experts(variant: Variant, source: Path) -> None:
     """The variant's experts, borrowed from the pipeline where it has the same, else trained, by one process alone."""
-    params, name = variant.params, variant.experts
+    store, buffer = Store(), variant.run.experts
+    name, count = buffer.name, buffer.settings.count
     lock = Path(".locks", f"{name}.lock")
     lock.parent.mkdir(exist_ok=True)
     with FileLock(lock):
-        record, count = experts_record(params, name), params.experts[name].count
+        record = experts_record(store, buffer)
         try:
-            return artifacts.check_trajectories(name, count, record)
+            return store.check_trajectories(name, count, record)
         except ArtifactError:
             pass
         try:
             _borrow(variant, source, count)
-            artifacts.check_trajectories(name, count, record)
+            store.check_trajectories(name, count, record)
         except ArtifactError:
-            shutil.rmtree(artifacts.trajectories_folder(name), ignore_errors=True)
-            experts.run(params, name)
+            shutil.rmtree(store.trajectories_folder(name), ignore_errors=True)
+            experts.run(store, buffer)
 
 
 def _borrow(variant: Variant, source: Path, count: int) -> None:
     """Link the pipeline's experts, if they were made by the same settings from the same images."""
-    record, lender = experts_record(variant.params, variant.experts), variant.lender
-    lent = [source / artifacts.trajectory_file(lender, index) for index in range(count)]
+    store, lender = Store(), variant.lender
+    record = experts_record(store, variant.run.experts)
+    lent = [source / store.trajectory_file(lender, index) for index in range(count)]
     for index, path in enumerate(lent):
-        numbered = replace(record, kind=artifacts.trajectory_kind(index))
-        artifacts.check_record(path, numbered, artifacts.remake("experts", lender))
+        numbered = replace(record, kind=values.trajectory_kind(index))
+        tensors.check_record(path, numbered, remake("experts", lender))
     for index, path in enumerate(lent):
-        place(path, artifacts.trajectory_file(variant.experts, index))
+        place(path, store.trajectory_file(variant.experts, index))
 
 
 def make(variant: Variant, tracker: Tracker, judge: Judge | None = None, splits: tuple[str, ...] = ("val",)) -> Accuracies:
@@ -208,8 +218,8 @@ def make(variant: Variant, tracker: Tracker, judge: Judge | None = None, splits:
     found = finished(variant, splits)
     if found is not None:
         return found
-    protocol, tune = variant.params.evaluate[PROTOCOL], variant.params.tune
-    start, total = time.perf_counter(), variant.params.distillations[variant.name].iterations
+    protocol, tune = variant.run.evaluation, variant.tune
+    start, total = time.perf_counter(), variant.run.distillation.iterations
 
     def watch(iteration: int, synthetic: SyntheticSet) -> None:
         if judge is not None and 0 < iteration < total:
@@ -219,7 +229,7 @@ def make(variant: Variant, tracker: Tracker, judge: Judge | None = None, splits:
 
     with tracking.joined(tracker):
         _distil(variant, watch)
-    accuracies = score(variant, artifacts.load_synthetic(variant.name), protocol.students, splits)
+    accuracies = score(variant, Store().load_synthetic(variant.name), protocol.students, splits)
     spent = time.perf_counter() - start
     files.write_json(_result(variant, splits), {"accuracies": accuracies, "seconds": spent})
     return accuracies
@@ -235,18 +245,18 @@ def finished(variant: Variant, splits: tuple[str, ...], folder: Path = Path()) -
 
 
 def _result(variant: Variant, splits: tuple[str, ...]) -> Path:
-    protocol = variant.params.evaluate[PROTOCOL].model_dump()
+    protocol = variant.run.evaluation.model_dump()
     return Path("results", f"{variant.name}-{digest([protocol, splits])}.json")
 
 
 def _distil(variant: Variant, watch: Watch) -> None:
     """Unless a process that was killed later has done so; its partial work is kept only where it was asked to stop."""
-    params, name = variant.params, variant.name
+    store, name = Store(), variant.name
     try:
-        artifacts.check_record(artifacts.synthetic_file(name), synthetic_settings(params, name), "")
+        tensors.check_record(store.synthetic_file(name), synthetic_settings(variant.run), "")
     except ArtifactError:
         try:
-            distill.run(params, name, watch)
+            distill.run(store, variant.run, watch)
         except InterruptedWorkError:
             raise
         except Exception:
@@ -257,11 +267,12 @@ def _distil(variant: Variant, watch: Watch) -> None:
 
 def score(variant: Variant, synthetic: SyntheticSet, students: int, splits: tuple[str, ...]) -> Accuracies:
     """Accuracies of fresh students; others than those that `evaluate` will train, so that no choice rests on these."""
-    params, name = variant.params, variant.name
-    run, protocol = params.runs[name], params.evaluate[PROTOCOL].model_copy(update={"students": students})
-    asked = replace(params, seed=seed_of(params.seed, PROTOCOL), evaluate={PROTOCOL: protocol})
-    device, statistics = runtime.start(params.runtime), artifacts.load_statistics(run.dataset)
-    predicted, _ = evaluate.predict_all(asked, name, run.network, synthetic, statistics, device, splits=splits)
-    evaluate.forget(name, [run.network])
-    labels = {split: artifacts.load_split(run.dataset, split).labels for split in splits}
+    store, run = Store(), variant.run
+    protocol = run.evaluation.model_copy(update={"students": students})
+    asked = replace(run, seed=seed_of(run.seed, PROTOCOL), evaluation=protocol)
+    dataset, network = run.dataset.name, (run.network, run.spec)
+    device, statistics = runtime.start(run.runtime), store.load_statistics(dataset)
+    predicted, _ = evaluate.predict_all(store, asked, network, synthetic, statistics, device, splits=splits)
+    evaluate.forget(run.name, [run.network])
+    labels = {split: store.load_split(dataset, split).labels for split in splits}
     return {split: tuple(scores.accuracy(classes, labels[split]) for classes in predicted[split]) for split in splits}

@@ -1,0 +1,83 @@
+"""The app, its end, and what groups of commands share."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
+
+from src.ground.errors import InterruptedWorkError, UserError, lacking
+from src.process import stopping
+
+try:
+    import typer
+    from rich.console import Console
+except ModuleNotFoundError as error:
+    sys.exit(lacking(error))
+
+# what a file system refuses to do, wherever; any other error of the operating system is a defect
+REFUSALS = (errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EPERM, errno.EROFS)
+
+# what a signal leaves of commands that the same command goes on with; the others begin again
+KEPT = {
+    **dict.fromkeys(("experts", "distill", "evaluate"), stopping.GOES_ON),
+    "tune": "finished trials are kept, and the same command goes on with the others",
+    "ablate": "finished variants are kept, and the same command goes on with the others",
+    "track-sync": "what is not delivered still waits, and the same command goes on with it",
+}
+
+app = typer.Typer(
+    help="Dataset distillation by matching smooth expert trajectories (AST). Settings are read from params.yaml.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def _begin(context: typer.Context) -> None:
+    context.with_resource(stopping.keeping(KEPT.get(context.invoked_subcommand or "", stopping.BEGINS)))
+
+
+def each(stage: Callable[..., None], resolved: Iterable[Any], strict: bool = False) -> None:
+    """A stage of every value that it takes, in the store of this folder."""
+    from src.store.store import Store
+    from src.tracking import tracker
+
+    with tracker.strictly(strict):
+        for one in resolved:
+            stage(Store(), one)
+
+
+def named(name: str | None, find: Callable[[str], object], known: Iterable[str]) -> list[str]:
+    """What to work on. Asked for before torch is imported, so that an unknown name is refused at once."""
+    if name is None:
+        return list(known)
+    find(name)
+    return [name]
+
+
+def main() -> None:
+    """Run the app; errors a user can act on, and signals, end in a sentence on stderr, without a traceback."""
+    try:
+        with stopping.said():
+            from src.cli import benches, data, pipeline, studies, telling, upkeep  # noqa: F401, their commands
+
+            app()
+    except UserError as error:
+        _end(str(error) if isinstance(error, InterruptedWorkError) else f"Error: {error}", error.exit_code)
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] == "src":
+            raise
+        sys.exit(lacking(error))
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        place = error.filename or "A file"
+        _end(f"Error: {place} can't be used ({error.strerror}): free space or permit access there", UserError.exit_code)
+
+
+def _end(sentence: str, code: int) -> NoReturn:
+    Console(stderr=True, highlight=False).print(sentence, style="red", markup=False, soft_wrap=True)
+    sys.exit(code)

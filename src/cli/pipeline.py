@@ -1,0 +1,158 @@
+"""The stages of the pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from src.cli.app import app, each, named
+from src.ground.errors import UserError
+from src.process import stopping
+
+DatasetOption = Annotated[str | None, typer.Option(help="A data set of the section `prepare`; all where left out.")]
+ExpertsOption = Annotated[str | None, typer.Option(help="A key of the section `experts`; all where left out.")]
+RunOption = Annotated[str | None, typer.Option(help="A run of the section `runs`; all where left out.")]
+NetworksOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Networks to score with now, keys of the section `networks` with commas between. Makes no artifact: "
+        "set runs.RUN.cross in params.yaml to keep a network in the pipeline."
+    ),
+]
+StrictOption = Annotated[
+    bool,
+    typer.Option(
+        "--strict-tracking", envvar="AST_STRICT_TRACKING", help="End where MLflow fails, instead of keeping it for track-sync."
+    ),
+]
+PlanOption = Annotated[bool, typer.Option("--plan", help="Only measure a few steps, and say what the run will cost.")]
+
+
+@app.command()
+def prepare(dataset: DatasetOption = None) -> None:
+    """Split a data set's real images into train, validation and test, and take its statistics."""
+    from src.settings.params import load
+
+    params = load()
+    names = named(dataset, params.dataset, params.prepare)
+    from src.settings import resolved
+    from src.stages import prepare as stage
+
+    each(stage.run, [resolved.data_set(params, name) for name in names])
+
+
+@app.command()
+def experts(experts: ExpertsOption = None, strict: StrictOption = False) -> None:
+    """Train experts on the real training images and keep their trajectories: the expert buffer."""
+    from src.settings.params import load
+
+    params = load()
+    names = named(experts, params.expert_set, params.experts)
+    from src.settings import resolved
+    from src.stages import experts as stage
+
+    each(stage.run, [resolved.buffer(params, name) for name in names], strict)
+
+
+@app.command()
+def distill(run: RunOption = None, plan: PlanOption = False, strict: StrictOption = False) -> None:
+    """Optimise a run's synthetic set so that students trained on it follow the experts."""
+    from src.settings.params import load
+
+    params = load()
+    names = named(run, params.run, params.runs)
+    from src.settings import resolved
+
+    runs = [resolved.run(params, name) for name in names]
+    if plan:
+        with stopping.keeping(stopping.BEGINS):
+            from src.stages import plan as planning
+
+            return each(planning.run, runs)
+    from src.stages import distill as stage
+
+    return each(stage.run, runs, strict)
+
+
+@app.command()
+def evaluate(
+    run: RunOption = None,
+    networks: NetworksOption = None,
+    file: Annotated[
+        Path | None,
+        typer.Option("--from", dir_okay=False, help="Score this synthetic set as the run's; prints, and keeps nothing."),
+    ] = None,
+    released: Annotated[
+        str | None, typer.Option(help="Score this set of data/released with its own settings; prints, and keeps nothing.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Where the real images of --released are; downloaded where left out.")
+    ] = None,
+    snapshots: Annotated[
+        bool, typer.Option("--snapshots", help="Score the images as they were on the way, on the validation split alone.")
+    ] = False,
+    strict: StrictOption = False,
+) -> None:
+    """Train fresh students on a run's synthetic set and score them on the validation and test splits."""
+    from src.settings.params import load
+
+    params = load()
+    others = [] if networks is None else [name.strip() for name in networks.split(",")]
+    if snapshots and (run is None or networks is not None or file is not None or released is not None):
+        raise UserError("--snapshots needs --run and no other option: name the run whose images are to be scored")
+    if released is not None and (run is not None or file is not None):
+        raise UserError("--released names all that is scored: leave out --run and --from")
+    if released is None and data is not None:
+        raise UserError("--data belongs to --released: name a released set, or set prepare.DATASET.path in params.yaml")
+    if file is not None and run is None:
+        raise UserError("--from needs --run, whose data set and protocol it is scored with: name one")
+    if released is not None:
+        with stopping.keeping(stopping.BEGINS):  # its images may have to be prepared; students are kept
+            from src.studies import released as sets
+
+            return sets.run(released, data, others, params)
+    from src.settings import resolved
+
+    runs = [resolved.run(params, name) for name in named(run, params.run, params.runs)]
+    chosen = {name: params.network(name) for name in others}
+    if snapshots:
+        from src.studies import snapshots as moments
+
+        return each(moments.run, runs, strict)
+    from src.stages import evaluate as stage
+
+    if file is not None:
+        return each(lambda store, one: stage.score_file(store, one, chosen, file), runs)
+    if networks is None:
+        return each(stage.run, runs, strict)
+    return each(lambda store, one: stage.score_networks(store, one, chosen), runs, strict)
+
+
+@app.command()
+def report() -> None:
+    """Compare all runs in one page, data/report/report.html, and a table, data/report/report.md."""
+    from src.settings.params import load
+
+    params = load()
+    from src.settings import resolved
+    from src.stages import report as stage
+
+    each(stage.run, [resolved.pipeline(params)])
+
+
+@app.command()
+def repro(
+    jobs: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="Stages at once; as many as the cores hold where left out.")
+    ] = None,
+) -> None:
+    """Run all that is out of date, as `dvc repro` does, with stages that need nothing of each other at once."""
+    from src.settings.params import load
+
+    params = load()
+    from src.settings import resolved
+    from src.stages import repro as reproducing
+
+    reproducing.run(resolved.pipeline(params), jobs)

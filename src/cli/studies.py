@@ -1,0 +1,88 @@
+"""Studies beside the pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from src.cli.app import app, named
+
+
+@app.command()
+def tune(
+    dataset: Annotated[str | None, typer.Option(help="A data set of the section `prepare`.")] = None,
+    ipc: Annotated[int | None, typer.Option(min=1, help="Synthetic images per class.")] = None,
+    run: Annotated[str | None, typer.Option(help="The run to start from; the first that fits where left out.")] = None,
+    side: Annotated[
+        Literal["student", "expert", "both"],
+        typer.Option(help="Whose parameters: the distillation's, its experts', or both together. Experts are costly."),
+    ] = "student",
+    trials: Annotated[
+        int | None,
+        typer.Option(min=0, help="Trials of the study, those of earlier calls included; `tune.trials` where left out."),
+    ] = None,
+    timeout: Annotated[float | None, typer.Option(min=0, help="Seconds after which no trial begins.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="Processes; as many as fill the cores where left out.")
+    ] = None,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Add the best parameters to params.yaml, as the run RUN-tuned.")
+    ] = False,
+) -> None:
+    """Search for better parameters of a run by validation accuracy. The same command again goes on with the same study."""
+    from src.settings.params import load
+
+    params = load()
+    named(dataset, params.dataset, ())
+    named(run, params.run, ())
+    from src.store.store import Store
+    from src.studies import tune as tuning
+
+    base = tuning.choose(params, dataset, ipc, run)
+    tuning.run(Store(), params, base, side, trials, timeout, workers, apply)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="Two evaluated runs of the section `runs`, or more.", show_default=False)],
+    html: Annotated[Path | None, typer.Option(dir_okay=False, help="File to write a page with curves and pictures to.")] = None,
+) -> None:
+    """Show where runs differ: parameters, accuracy, cost; and whether their students differ by more than noise."""
+    from src.settings.params import load
+
+    params = load()
+    for name in runs:
+        params.run(name)
+    from src.settings import resolved
+    from src.store.store import Store
+    from src.studies import compare as comparison
+
+    comparison.run(Store(), resolved.pipeline(params), runs, html)
+
+
+@app.command()
+def ablate(
+    run: Annotated[str, typer.Option(help="A run of the section `runs`.")],
+    seeds: Annotated[
+        int, typer.Option(min=2, max=100, help="Repetitions, each with experts, draws and students of its own.")
+    ] = 3,
+    test: Annotated[bool, typer.Option("--test", help="Open the test split too, for a table to publish.")] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="Processes; as many as fill the cores where left out.")
+    ] = None,
+) -> None:
+    """Measure what AST's parts do for a run: without each, and each alone; the experts' two also together.
+
+    The same command again goes on.
+    """
+    from src.settings.params import load
+
+    params = load()
+    params.run(run)
+    from src.settings import resolved
+    from src.store.store import Store
+    from src.studies import ablate as ablation
+
+    ablation.run(Store(), resolved.run(params, run), params.tune, seeds, test, workers)

@@ -1,0 +1,56 @@
+"""What is done with artifacts: exported, verified, cleaned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from src.cli.app import app
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Option(help="A run of the section `runs`.")],
+    to: Annotated[Path, typer.Option(file_okay=False, help="Folder to write to, new or empty.")],
+    half: Annotated[bool, typer.Option("--half", help="Pixels in float16: a file of half the size.")] = False,
+) -> None:
+    """Write a run's synthetic set to a folder, as tensors of pixels and as PNG files, for use elsewhere."""
+    from src.settings.params import load
+
+    params = load()
+    params.run(run)
+    from src.settings import resolved
+    from src.stages import export as exporting
+    from src.store.store import Store
+
+    exporting.run(Store(), resolved.run(params, run), to, half)
+
+
+@app.command()
+def verify(path: Annotated[Path, typer.Argument(dir_okay=False, help="A .safetensors file that a stage wrote.")]) -> None:
+    """Check that an artifact is as it was written, and made from the settings and inputs of now."""
+    from src.settings.params import load
+
+    params = load()
+    from src.stages import verify as verifying
+    from src.store.store import Store
+
+    verifying.run(Store(), params, path)
+
+
+@app.command()
+def clean(
+    yes: Annotated[bool, typer.Option("--yes", help="Delete what is stale, instead of only listing it.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Take what is current too: it starts again then.")] = False,
+) -> None:
+    """List the checkpoints of long stages, and delete those that fit no settings, inputs and code of now."""
+    from src.settings.params import load
+
+    params = load()
+    from src.settings import resolved
+    from src.stages import clean as cleaning
+    from src.store.store import Store
+
+    cleaning.run(Store(), resolved.pipeline(params), yes, everything)

@@ -1,0 +1,1 @@
+"""Additions to params.yaml: text that leaves every other byte as it is, and ready settings."""

@@ -1,1 +1,0 @@
-"""Input and output: artifacts on disk, sources of real images, tracking, progress, cost."""

@@ -1,0 +1,274 @@
+"""What the report says, and its two forms: one HTML page that needs nothing else, and a Markdown table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+
+from src.ground.durations import duration
+from src.pages.charts import Chart, Scale
+from src.pages.sheets import Sheet
+from src.settings.resolved import Run
+from src.store.cost import Cost
+
+TEMPLATE = "report.html.j2"
+PARTS = (
+    ("Clipping loss", "experts"),
+    ("Gradient penalty", "experts"),
+    ("Representative initialisation", "synthetic images"),
+    ("Balanced loss", "student"),
+    ("Intermediate matching loss", "student"),
+    ("Weight perturbation", "student"),
+)  # of AST, numbered from 1, and what each acts on
+MARK = "†"  # of test accuracies that were chosen on the test split
+SELECTED = "each student's best epoch on the test split: chosen on it, so higher than an honest choice, for comparison only"
+REAL = {"random": "random real images", "representative": "representative real images", "noise": "noise"}
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Mean and standard deviation over students, as fractions."""
+
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run's row."""
+
+    run: str
+    dataset: str
+    ipc: int | str
+    images: int
+    share: float  # of the training split's images
+    method: str
+    initialisation: str
+    distilled: bool
+    parts: tuple[int, ...]  # parts of AST that are on, counted from 1
+    val: Accuracy
+    test: Accuracy
+    students: tuple[float, ...]  # test accuracy of each
+    selected: bool  # whether these are of the best epoch on the test split
+    colour: int | None = None  # None where not distilled
+    gain: float | None = None  # mean test accuracy above the baseline's; None without one
+
+    @property
+    def whole(self) -> bool:
+        return self.ipc == "all"
+
+    @property
+    def label(self) -> str:
+        """The method, in words where the images are as they were found."""
+        return "all real images" if self.whole else self.method if self.distilled else REAL[self.initialisation]
+
+    @property
+    def mark(self) -> str:
+        return MARK if self.selected else ""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one data set and number of images per class, which are compared with each other."""
+
+    dataset: str
+    ipc: int | str
+    results: tuple[Result, ...]
+    best: Result  # the best distilled run, or the best of all, chosen on the validation split
+    baseline: Result | None
+    whole: Result | None  # the data set's full-data run
+
+    @property
+    def distilled(self) -> tuple[Result, ...]:
+        return tuple(result for result in self.results if result.distilled)
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Test accuracies of runs by the network that their students have; None where a run is not scored with it."""
+
+    networks: tuple[str, ...]
+    rows: tuple[tuple[Result, tuple[Accuracy | None, ...]], ...]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Test accuracies of one data set on one axis."""
+
+    dataset: str
+    groups: tuple[Group, ...]
+    scale: Scale
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """One run's images."""
+
+    result: Result
+    sheets: tuple[Sheet, ...]
+    clipped: float  # fraction of pixels outside [0, 1]
+    classes: int
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The images of one group, to be compared by eye."""
+
+    group: Group
+    runs: tuple[Pictures, ...]
+
+
+@dataclass(frozen=True)
+class Film:
+    """One image of each class over the iterations."""
+
+    result: Result
+    iterations: tuple[int, ...]
+    frames: tuple[Sheet, ...]
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Charts that stand side by side under one heading."""
+
+    heading: str
+    charts: tuple[Chart, ...]
+    window: int = 1  # iterations of the running mean
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a set of experts or a run cost, a column a stage; None where it was not measured here."""
+
+    name: str
+    detail: str
+    costs: tuple[Cost | None, ...]
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """What sets a few runs apart: rows of a heading and a cell a run, and sentences about pairs."""
+
+    runs: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    verdicts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Page:
+    """All that the page shows."""
+
+    title: str
+    runs: Mapping[str, Run]  # all that it is about
+    groups: tuple[Group, ...]
+    panels: tuple[Panel, ...]
+    matrix: Matrix | None
+    galleries: tuple[Gallery, ...]
+    films: tuple[Film, ...]
+    matching: tuple[Curves, ...]
+    experts: tuple[Curves, ...]
+    experts_spent: tuple[Spent, ...]
+    runs_spent: tuple[Spent, ...]
+    learned_rates: dict[str, float]  # syn_lr of every run, as its students use it
+    contrast: Contrast | None = None  # of a page that compares a few runs
+
+    @property
+    def results(self) -> tuple[Result, ...]:
+        """In the order of params.yaml."""
+        found = {result.run: result for group in self.groups for result in group.results}
+        return tuple(found[name] for name in self.runs)
+
+    @property
+    def hero(self) -> Film | None:
+        """Of the best distilled runs, the one with the fewest images; None where nothing is distilled."""
+        best = {group.best.run for group in self.groups}
+        return min((film for film in self.films if film.result.run in best), key=lambda film: film.result.images, default=None)
+
+
+def html(page: Page) -> str:
+    """The page as one HTML document."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(percent=percent, share=share, points=points, duration=duration, per_class=per_class)
+    return environment.get_template(TEMPLATE).render(page=page, parts=PARTS, mark=MARK, selected=SELECTED)
+
+
+def markdown(title: str, results: Sequence[Result], matrix: Matrix | None) -> str:
+    """A heading and the tables of results, aligned for a terminal. No costs: all of it is reproducible."""
+    header = ("run", "data set", "images per class", "images", "method", "AST parts", "validation, %", "test, %", "gain")
+    lines = table(header, [_cells(result) for result in results], left=(0, 1, 4, 5))
+    parts = ", ".join(f"{number} {name.lower()}" for number, (name, _) in enumerate(PARTS, start=1))
+    notes = (
+        "Accuracy of fresh students trained on a run's images alone: mean ± standard deviation over the students.\n"
+        "Gain: points of test accuracy above real images, not distilled, of the same number.\n"
+        f"AST parts: {parts}.\n"
+    )
+    if any(result.selected for result in results):
+        notes += f"{MARK} {SELECTED}.\n"
+    others = "" if matrix is None else f"\n{_markdown_matrix(matrix)}"
+    return f"# {title}\n\n{lines}\n\n{notes}{others}\nMade by `python -m src.cli report`.\n"
+
+
+def _markdown_matrix(matrix: Matrix) -> str:
+    rows = [
+        (result.run, *("-" if accuracy is None else score(accuracy) + result.mark for accuracy in accuracies))
+        for result, accuracies in matrix.rows
+    ]
+    return f"Test accuracy, %, of students of other networks:\n\n{table(('run', *matrix.networks), rows, left=(0,))}\n"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int]) -> str:
+    """A Markdown table; columns are aligned to the right but for those in `left`."""
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    rule = ["-" * width if column in left else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
+    lines = []
+    for row in (header, rule, *rows):
+        cells = [cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cells(result: Result) -> tuple[str, ...]:
+    return (
+        result.run,
+        result.dataset,
+        str(result.ipc),
+        str(result.images),
+        result.label,
+        " ".join(map(str, result.parts)) or "-",
+        score(result.val),
+        score(result.test) + result.mark,
+        "-" if result.gain is None else f"{result.gain * 100:+.1f}",
+    )
+
+
+def score(accuracy: Accuracy) -> str:
+    """Mean and standard deviation, in percent."""
+    return f"{percent(accuracy.mean)} ± {percent(accuracy.std)}"
+
+
+def percent(fraction: float) -> str:
+    return f"{fraction * 100:.1f}"
+
+
+def share(fraction: float) -> str:
+    """In percent, small ones by two digits that count: ten images of 45,000 are not nothing."""
+    return f"{fraction * 100:.0f}" if fraction >= 0.1 else f"{fraction * 100:.2g}"
+
+
+def points(fraction: float) -> str:
+    """A difference in percentage points, with its sign."""
+    return f"{fraction * 100:+.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def per_class(ipc: int | str) -> str:
+    return "whole training split" if ipc == "all" else f"{ipc} image{'s' if ipc != 1 else ''} per class"

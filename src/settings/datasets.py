@@ -1,0 +1,59 @@
+"""The section `prepare`: data sets, and how they are split."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from src.settings.base import Positive, PositiveReal, Settings
+
+
+def _with_train(folders: dict[str, str]) -> dict[str, str]:
+    if "train" not in folders:
+        raise ValueError("must name the folder of the training split as train, where it names any")
+    return folders
+
+
+SplitFolders = Literal["none"] | Annotated[dict[Literal["train", "val", "test"], str], AfterValidator(_with_train)]
+
+
+class Dataset(Settings):
+    """A data set and how it is split: a value of the section `prepare`."""
+
+    source: str
+    """Where the real images come from: the name of a known data set, or a path to images of your own."""
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    """Digest of the decoded images and labels that this pipeline is about; others are refused. Null takes any."""
+    size: Positive | None = None
+    """Side of the square images, pixels: others are resized to it on the shorter side, then cut at the centre. Null keeps."""
+    channels: Literal[1, 3] | None = None
+    """1 turns images grey, 3 makes them colour; null keeps grey sources grey, and takes colour where any image has it."""
+    skip_broken: bool = False
+    """Leave out images that can't be read, instead of refusing the source."""
+    splits: SplitFolders | None = Field(default=None, exclude_if=lambda value: value is None)  # so that older records hold
+    """Of image folders, where names do not tell: none where the top folders are the classes, or the folder of each split, as
+    in {train: part_a, test: part_b}. Null goes by the usual names, and asks where they leave a doubt."""
+    label_column: str | None = Field(default=None, exclude_if=lambda value: value is None)  # so that older records hold
+    """Column of a Parquet source that holds the labels; null takes the ClassLabel of its metadata, or a column called label."""
+    path: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Where the source lies on this machine, if not where `source` says: the same images from anywhere are the same data set,
+    and no record holds it. Of a known data set any form will do; null looks for it, or downloads it."""
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Fraction of the images (of the training images, where the source has a test split of its own) cut off as validation
+    split, stratified by class: all selection and tuning uses it. A source's own validation split goes before."""
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Fraction of the images cut off as test split, stratified by class, where the source has none: opened by `evaluate`
+    alone."""
+    train_images: Positive | None = None
+    """Keep so many images of the training split, stratified by class; null keeps all."""
+    whitening: Literal["none", "zca"] = "none"
+    """What networks read: pixels normalised by each channel's mean and std (none), or decorrelated by ZCA (CIFAR's custom)."""
+    zca_eps: PositiveReal = 0.1
+    """Added to the eigenvalues of the covariance before their inverse root, so that noise is not blown up."""
+
+    @model_validator(mode="after")
+    def _leaves_training_images(self) -> Dataset:
+        if self.val_fraction + self.test_fraction >= 1:
+            raise ValueError("val_fraction + test_fraction must be below 1, to leave training images")
+        return self

@@ -1,0 +1,332 @@
+"""Reads params.yaml into typed settings and reports everything that is wrong with it at once, before anything runs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from src.ground.errors import ParamsError, UnknownNameError, UserError
+from src.settings.base import Settings
+from src.settings.datasets import Dataset
+from src.settings.distillation import Distillation
+from src.settings.experts import Experts
+from src.settings.networks import FAMILIES, Architecture, Network
+from src.settings.protocols import Protocol
+from src.settings.report import Report
+from src.settings.runs import Run
+from src.settings.runtime import Runtime
+from src.settings.studies import Tune
+
+PARAMS_FILE = Path("params.yaml")
+# names become folders, stages of DVC, keys of `dvc exp run -S` and of MLflow: this is what all of these take
+LONGEST_NAME = 64  # stages put names together, and a file's name has room for 255 characters, a key of MLflow for 250
+# to `dvc exp run -S`, though the file may have them in quotes; DVC puts None for the null of a run without experts
+VALUES = ("true", "false", "null", "none", "nan", "inf")
+DEVICES = ("con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(10)))  # of Windows
+NAME = re.compile(rf"(?!(?i:{'|'.join((*VALUES, *DEVICES))})$)[A-Za-z][A-Za-z0-9_-]{{0,{LONGEST_NAME - 1}}}")
+NAME_RULE = (
+    f"take letters, digits, '_' and '-', a letter first, {LONGEST_NAME} at most, and no word that stands for something else "
+    f"({', '.join((*VALUES, *DEVICES[:4]))}, com0 to com9, lpt0 to lpt9)"
+)
+NAMED_SECTIONS: Mapping[str, type[Settings]] = {
+    "prepare": Dataset,
+    "experts": Experts,
+    "evaluate": Protocol,
+    "runs": Run,
+}
+SECTIONS = ("seed", "runtime", "prepare", "networks", "experts", "distill", "evaluate", "tune", "report", "runs")
+
+MISSING = "is missing: it has no default"
+
+Model = TypeVar("Model", bound=BaseModel)
+Problems = list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Params:
+    """The whole of params.yaml. `distillations` holds each run's method merged with the run's own values."""
+
+    seed: int
+    runtime: Runtime
+    prepare: Mapping[str, Dataset]
+    networks: Mapping[str, Network]
+    experts: Mapping[str, Experts]
+    evaluate: Mapping[str, Protocol]
+    tune: Tune
+    report: Report
+    runs: Mapping[str, Run]
+    distillations: Mapping[str, Distillation]
+    split_seed: int | None = None  # of data sets that were split under another root seed: a study repeats a run on one split
+
+    def run(self, name: str) -> Run:
+        if name not in self.runs:
+            raise UnknownNameError("run", name, "runs", list(self.runs))
+        return self.runs[name]
+
+    def dataset(self, name: str) -> Dataset:
+        if name not in self.prepare:
+            raise UnknownNameError("data set", name, "prepare", list(self.prepare))
+        return self.prepare[name]
+
+    def expert_set(self, name: str) -> Experts:
+        if name not in self.experts:
+            raise UnknownNameError("set of experts", name, "experts", list(self.experts))
+        return self.experts[name]
+
+    def experts_of(self, run: str) -> Experts | None:
+        """The settings of a run's experts; None of a baseline that has none."""
+        name = self.runs[run].experts
+        return None if name is None else self.experts[name]
+
+    def matched(self, run: str) -> tuple[str, Experts]:
+        """Name and settings of the experts that a run matches or has choose its images; `parse` refuses one without."""
+        name = self.runs[run].experts
+        assert name is not None
+        return name, self.experts[name]
+
+    def network(self, name: str) -> Network:
+        if name not in self.networks:
+            raise UnknownNameError("network", name, "networks", list(self.networks))
+        return self.networks[name]
+
+
+def check_name(name: str) -> None:
+    """Raises UserError where a name can't be one of params.yaml."""
+    if not NAME.fullmatch(name):
+        raise UserError(f"'{name}' can't be a name: {NAME_RULE}")
+
+
+def load(file: Path = PARAMS_FILE) -> Params:
+    """Read and validate `file`; raises ParamsError with every problem found, or UserError where it can't be read."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{file} is not in {Path.cwd()}: run the command in the repository's top folder") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} can't be read as text: {error}") from None
+    try:
+        raw = YAML(typ="safe").load(text)  # YAML 1.2, the way DVC reads it: 1e-3 is a number
+    except (YAMLError, ValueError, KeyError, RecursionError) as error:  # ruamel's constructors raise Python's own
+        raise ParamsError(str(file), [("(syntax)", " ".join(str(error).split()))]) from None
+    return parse(raw, str(file))
+
+
+def parse(raw: Any, source: str = "params.yaml") -> Params:
+    """Validate a parsed document; raises ParamsError with every problem found."""
+    problems: Problems = []
+    if not isinstance(raw, dict):
+        raise ParamsError(source, [("(top level)", f"must be a mapping of the sections {', '.join(SECTIONS)}")])
+    for key in raw:
+        if key not in SECTIONS:
+            problems.append((str(key), f"unknown section: choose from {', '.join(SECTIONS)}"))
+    seed = raw.get("seed")
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        problems.append(("seed", f"must be a whole number, 0 or more; got {seed!r}"))
+    runtime = _validate(Runtime, raw.get("runtime", {}), "runtime", problems)
+    tune = _validate(Tune, raw.get("tune", {}), "tune", problems)
+    report = _validate(Report, raw.get("report", {}), "report", problems)
+    named: dict[str, Mapping[str, Any]] = {"networks": _networks(raw, problems)}
+    named |= {section: _named(model, raw, section, problems) for section, model in NAMED_SECTIONS.items()}
+    methods = _mapping(raw, "distill", problems)
+    distillations = _distillations(methods, _mapping(raw, "runs", []), problems)
+    _check_references(raw, named, problems)
+    known = _mapping(raw, "prepare", [])
+    problems += [
+        (f"tune.ranges.{one}", _unknown(one, "prepare", known)) for one in (tune.ranges if tune else ()) if one not in known
+    ]
+    _check_runs(named, distillations, problems)
+    if problems or runtime is None or tune is None or report is None:
+        raise ParamsError(source, problems)
+    return Params(seed=seed, runtime=runtime, tune=tune, report=report, distillations=distillations, **named)  # type: ignore[arg-type]
+
+
+def _mapping(raw: Mapping[str, Any], section: str, problems: Problems) -> dict[str, Any]:
+    """The section's raw values by name; a name that is refused is there too, so that it is not called absent elsewhere."""
+    value = raw.get(section)
+    if section == "experts" and value == {}:
+        return {}  # where there are baselines alone
+    if not isinstance(value, dict) or not value:
+        problems.append((section, "must be a mapping of names to settings, with at least one name"))
+        return {}
+    spellings: dict[str, str] = {}
+    for name in value:
+        other = spellings.setdefault(str(name).lower(), name)
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            problems.append((f"{section}.{name}", f"can't be a name: {NAME_RULE}"))
+        elif other != name:
+            text = f"differs from '{other}' in capitals alone, which some file systems take for the same folder: rename one"
+            problems.append((f"{section}.{name}", text))
+    return {name: settings for name, settings in value.items() if isinstance(name, str)}
+
+
+def entry(section: str, name: str, value: Any, source: str) -> Settings:
+    """The settings of one entry of prepare, networks, experts, evaluate or runs by itself; raises ParamsError."""
+    problems: Problems = []
+    raw = {section: {name: value}}
+    found = _networks(raw, problems) if section == "networks" else _named(NAMED_SECTIONS[section], raw, section, problems)
+    if problems:
+        raise ParamsError(source, problems)
+    return found[name]
+
+
+def _named(model: type[Model], raw: Mapping[str, Any], section: str, problems: Problems) -> dict[str, Model]:
+    found = {
+        name: _validate(model, value, f"{section}.{name}", problems) for name, value in _mapping(raw, section, problems).items()
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _networks(raw: Mapping[str, Any], problems: Problems) -> dict[str, Architecture]:
+    """Networks by name; the family that one belongs to says which keys it may have."""
+    found: dict[str, Architecture] = {}
+    for name, value in _mapping(raw, "networks", problems).items():
+        family = value.get("family", "ConvNet") if isinstance(value, dict) else "ConvNet"
+        if not isinstance(family, str) or family not in FAMILIES:
+            problems.append((f"networks.{name}.family", f"must be one of {', '.join(FAMILIES)}; got {family!r}"))
+            continue
+        settings = _validate(FAMILIES[family], value, f"networks.{name}", problems)
+        if settings is not None:
+            found[name] = settings
+    return found
+
+
+def _validate(model: type[Model], value: Any, path: str, problems: Problems) -> Model | None:
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        problems.extend(_sentences(error, path, model))
+        return None
+
+
+def _sentences(error: ValidationError, path: str, model: type[BaseModel]) -> Problems:
+    """One problem for each dotted path, in words; the branches of a union share one."""
+    found: dict[str, str] = {}
+    for item in error.errors():
+        # beyond the field, pydantic adds the branch of a union, which is no place in the file, to indices and keys
+        places = [part for i, part in enumerate(item["loc"]) if i == 0 or isinstance(part, int) or part == "method"]
+        where = ".".join(str(part) for part in (path, *places))
+        found[where] = f"{found[where]}, or: {_text(item, model)}" if where in found else _text(item, model)
+    return list(found.items())
+
+
+def _text(item: Any, model: type[BaseModel]) -> str:
+    if item["type"] == "extra_forbidden":
+        return f"unknown key: choose from {', '.join(model.model_fields)}"
+    if item["type"] == "missing":
+        return MISSING
+    if item["type"] == "value_error":  # one of our own rules, in our own words
+        return str(item["ctx"]["error"])
+    return f"{item['msg'][0].lower()}{item['msg'][1:]}; got {item['input']!r}"
+
+
+def _distillations(methods: Mapping[str, Any], runs: Mapping[str, Any], problems: Problems) -> dict[str, Distillation]:
+    """Each raw run's method merged with the run's own values; what a method leaves out, its runs must give."""
+    good: dict[str, dict[str, Any]] = {}
+    for name, value in methods.items():
+        if isinstance(value, dict):
+            found: Problems = []
+            _validate(Distillation, value, f"distill.{name}", found)
+            problems += [problem for problem in found if problem[1] != MISSING]
+            good[name] = value
+        else:
+            problems.append((f"distill.{name}", f"must be a mapping of settings; got {value!r}"))
+    merged: dict[str, Distillation] = {}
+    for name, run in runs.items():
+        own = run.get("distill") if isinstance(run, dict) else None
+        method = own.get("method") if isinstance(own, dict) else None
+        if isinstance(own, dict) and isinstance(method, str) and method not in methods:
+            problems.append((f"runs.{name}.distill.method", _unknown(method, "distill", methods)))
+        elif isinstance(own, dict) and isinstance(method, str) and method in good:
+            own = {key: value for key, value in own.items() if key != "method"}
+            settings = _merge(f"runs.{name}.distill", good[method], own, problems)
+            if settings is not None:
+                merged[name] = settings
+    return merged
+
+
+def _merge(path: str, shared: dict[str, Any], own: dict[str, Any], problems: Problems) -> Distillation | None:
+    """A run's merged settings; the shared values' own problems are reported at the method."""
+    found: Problems = []
+    settings = _validate(Distillation, {**shared, **own}, path, found)
+    problems += [
+        (place, text) for place, text in found if place.removeprefix(f"{path}.").split(".")[0] not in {*shared} - {*own}
+    ]
+    return settings
+
+
+def _unknown(name: str, section: str, known: Mapping[str, Any]) -> str:
+    return f"'{name}' is not in the section {section}: choose one of {', '.join(known) or 'none'}, or add it there"
+
+
+def _check_references(raw: Mapping[str, Any], named: Mapping[str, Mapping[str, Any]], problems: Problems) -> None:
+    """Every name that points to another section must stand there, whether or not its settings are right."""
+    shared = {"dataset": "prepare", "network": "networks"}
+    pointers = {"experts": shared, "runs": {**shared, "cross": "networks", "experts": "experts", "evaluate": "evaluate"}}
+    for section, fields in pointers.items():
+        for name, settings in named[section].items():
+            for field, target in fields.items():
+                known, value = _mapping(raw, target, []), getattr(settings, field)
+                for one in [value] if isinstance(value, str) else value or ():
+                    if one not in known:
+                        problems.append((f"{section}.{name}.{field}", _unknown(one, target, known)))
+
+
+def _check_runs(named: Mapping[str, Mapping[str, Any]], distillations: Mapping[str, Distillation], problems: Problems) -> None:
+    """Contradictions between sections."""
+    problems += _statistics_problems(named)
+    for name, run in named["runs"].items():
+        experts: Experts | None = named["experts"].get(run.experts or "")
+        settings = distillations.get(name)
+        for field, section in (("dataset", "prepare"), ("network", "networks")) if experts else ():
+            mine, theirs = getattr(run, field), getattr(experts, field)
+            if mine != theirs and {mine, theirs} <= set(named[section]):
+                text = f"is '{mine}', but its experts '{run.experts}' have '{theirs}': use the same"
+                problems.append((f"runs.{name}.{field}", text))
+        if settings is not None and run.experts is None and run.ipc != "all" and settings.asks_experts:
+            text = "must name experts, which the run matches or has choose its images: null is for random images and noise"
+            problems.append((f"runs.{name}.experts", text))
+        if settings is not None and settings.iterations > 0:
+            problems += [p for p in _matching_problems(name, run, settings, experts) if p not in problems]
+
+
+def _statistics_problems(named: Mapping[str, Mapping[str, Any]]) -> Problems:
+    """Trajectories are made of parameters alone, so that experts and what is matched to them can't have more."""
+    text = "keeps running statistics (norm batch): it can be evaluated, not matched; use norm instance, or name it in `cross`"
+    return [
+        (f"{section}.{name}.network", f"'{settings.network}' {text}")
+        for section in ("experts", "runs")
+        for name, settings in named[section].items()
+        if settings.network in named["networks"] and named["networks"][settings.network].keeps_statistics
+    ]
+
+
+def _matching_problems(name: str, run: Run, settings: Distillation, experts: Experts | None) -> Problems:
+    """What keeps a run from being matched to its experts."""
+    problems: Problems = []
+    if experts is not None and settings.last_epoch > experts.last_epoch:
+        field = "epochs" if experts.stop_epoch is None else "stop_epoch"
+        text = (
+            f"max_start_epoch - 1 + expert_epochs = {settings.last_epoch} lies beyond the {experts.last_epoch} epochs of "
+            f"experts '{run.experts}': lower one of the two, or raise experts.{run.experts}.{field}"
+        )
+        problems.append((_place(name, run, "max_start_epoch"), text))
+    if settings.intermediate_loss != "off" and settings.expert_epochs > settings.syn_steps:
+        text = f"{settings.expert_epochs} way points do not fit into {settings.syn_steps} syn_steps: change one of the two"
+        problems.append((_place(name, run, "expert_epochs"), text))
+    if run.ipc == "all":
+        text = "'all' takes the whole training split, which can't be distilled: set distill.iterations to 0, or give a number"
+        problems.append((f"runs.{name}.ipc", text))
+    return problems
+
+
+def _place(name: str, run: Run, field: str) -> str:
+    """Where a run's setting stands in the file: in the run itself, or in its method."""
+    own = field in (run.distill.model_extra or {})
+    return f"runs.{name}.distill.{field}" if own else f"distill.{run.distill.method}.{field}"

@@ -1,0 +1,132 @@
+"""Runs resolved: params.yaml's names followed once, into frozen values that hold all that a stage needs.
+
+Behind this door no one looks anything up: a stage takes its value and the store of artifacts, and knows no params.yaml.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from src.settings.datasets import Dataset
+from src.settings.distillation import Distillation
+from src.settings.experts import Experts
+from src.settings.networks import Network
+from src.settings.params import Params
+from src.settings.protocols import Protocol
+from src.settings.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """What `prepare` makes."""
+
+    name: str
+    settings: Dataset
+    seed: int  # root of the draws that split it
+    asked: Mapping[str, int]  # run -> images per class that it takes
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """What `experts` makes."""
+
+    name: str
+    dataset: DataSet
+    spec: Network
+    settings: Experts
+    seed: int
+    runtime: Runtime
+    needed: int | None = None  # the last epoch that any run matches; None where none does
+
+
+@dataclass(frozen=True)
+class Run:
+    """What `distill` and `evaluate` make."""
+
+    name: str
+    dataset: DataSet
+    network: str  # the name of `spec`
+    spec: Network
+    buffer: Buffer | None  # of a baseline none
+    ipc: int | Literal["all"]
+    method: str  # the name of what `distillation` starts from
+    distillation: Distillation
+    protocol: str  # the name of `evaluation`
+    evaluation: Protocol
+    cross: Mapping[str, Network]
+    seed: int
+    runtime: Runtime
+
+    @property
+    def experts(self) -> Buffer:
+        """The buffer of a run that matches it or has it choose images; params.yaml is refused where such a run has none."""
+        assert self.buffer is not None
+        return self.buffer
+
+    @property
+    def networks(self) -> dict[str, Network]:
+        """All that fresh students are scored with, the own one first."""
+        return {self.network: self.spec, **self.cross}
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Everything that params.yaml names, resolved, in its order: what `report` puts on one page."""
+
+    title: str
+    data_sets: Mapping[str, DataSet]
+    buffers: Mapping[str, Buffer]
+    runs: Mapping[str, Run]
+    networks: tuple[str, ...]
+    seed: int
+    runtime: Runtime
+
+
+def data_set(params: Params, name: str) -> DataSet:
+    """Raises UnknownNameError."""
+    seed = params.seed if params.split_seed is None else params.split_seed
+    asked = {run: own.ipc for run, own in params.runs.items() if own.dataset == name and own.ipc != "all"}
+    return DataSet(name, params.dataset(name), seed, asked)
+
+
+def buffer(params: Params, name: str) -> Buffer:
+    """Raises UnknownNameError."""
+    settings = params.expert_set(name)
+    matching = [params.distillations[run] for run, own in params.runs.items() if own.experts == name]
+    needed = max((one.last_epoch for one in matching if one.iterations), default=None)
+    dataset, spec = data_set(params, settings.dataset), params.networks[settings.network]
+    return Buffer(name, dataset, spec, settings, params.seed, params.runtime, needed)
+
+
+def run(params: Params, name: str) -> Run:
+    """Raises UnknownNameError."""
+    own = params.run(name)
+    return Run(
+        name=name,
+        dataset=data_set(params, own.dataset),
+        network=own.network,
+        spec=params.networks[own.network],
+        buffer=None if own.experts is None else buffer(params, own.experts),
+        ipc=own.ipc,
+        method=own.distill.method,
+        distillation=params.distillations[name],
+        protocol=own.evaluate,
+        evaluation=params.evaluate[own.evaluate],
+        cross={network: params.networks[network] for network in own.cross},
+        seed=params.seed,
+        runtime=params.runtime,
+    )
+
+
+def pipeline(params: Params) -> Pipeline:
+    return Pipeline(
+        title=params.report.title,
+        data_sets={name: data_set(params, name) for name in params.prepare},
+        buffers={name: buffer(params, name) for name in params.experts},
+        runs={name: run(params, name) for name in params.runs},
+        networks=tuple(params.networks),
+        seed=params.seed,
+        runtime=params.runtime,
+    )

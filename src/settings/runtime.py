@@ -1,0 +1,33 @@
+"""The section `runtime`: what the machine gives to a stage."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from src.settings.base import NonNegativeReal, Positive, Settings
+
+
+class Runtime(Settings):
+    """What the machine gives to a stage."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where tensors live; auto takes CUDA where torch finds it."""
+    threads: Positive | None = None
+    """Threads of one torch operation. Null leaves torch's choice (the cores) to distillation, and gives one to each expert
+    and student, as these fill the cores side by side. Other counts may round differently."""
+    workers: Positive | None = None
+    """Processes that train experts or students at the same time on CPUs; null takes as many as the cores hold. Results do
+    not depend on it, memory does: each needs its own."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of all training, that of experts, synthetic images and students: in bfloat16, convolutions and matrix products take and
+    give numbers of half the bits, and on CPUs so does what stands between them; parameters, images, losses and steps stay
+    float32. So do scores and the choice of initial images, which is all that a run with 0 iterations makes. Processors without
+    instructions for bfloat16 take several times as long as in float32, and stages say so."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile for all training; auto compiles where the work is long enough to pay for it."""
+    deterministic: bool = True
+    """Only kernels that give the same bytes again. On CPUs it costs nothing that can be measured; on CUDA false lets cuDNN
+    try out and take its fastest kernels, which add in any order."""
+    checkpoint_seconds: NonNegativeReal = 60.0
+    """Seconds of work between two checkpoints of experts, distill and evaluate; more where writing one takes over 2 % of them.
+    0 writes one after every step. Changes no result."""

@@ -1,0 +1,110 @@
+"""Downloads of known data sets, checked by their digests, and put in place in one step."""
+
+from __future__ import annotations
+
+import http.client
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from src.ground.errors import DataError
+from src.process import progress
+from src.sources import imagenet
+
+SILENCE_SECONDS = 60.0  # a server that says nothing for so long is taken to be out of reach
+# MD5 of Tiny ImageNet as in several public loaders of it; of Imagenette as in torchvision.datasets.Imagenette; of Imagewoof
+# as in public loaders that have the same digest of Imagenette as torchvision
+ARCHIVES = {
+    "tiny_imagenet": (f"http://cs231n.stanford.edu/{imagenet.TINY}.zip", "90528d7ca1a48142e341f4ef8d21d0de"),
+    "imagenette": (
+        f"https://s3.amazonaws.com/fast-ai-imageclas/{imagenet.archive_of('imagenette')}",
+        "e793b78cc4c9e9a4ccc0c1155377a412",
+    ),
+    "imagewoof": (
+        f"https://s3.amazonaws.com/fast-ai-imageclas/{imagenet.archive_of('imagewoof')}",
+        "3d200a7be99704a0d7509be2a9fbfe15",
+    ),
+}
+SPLIT_KEYWORDS = {"SVHN": ({"split": "train"}, {"split": "test"})}  # torchvision downloads SVHN split by split
+CLASSES: Mapping[str, str] = {
+    "mnist": "MNIST",
+    "fashion_mnist": "FashionMNIST",
+    "kmnist": "KMNIST",
+    "svhn": "SVHN",
+    "cifar10": "CIFAR10",
+    "cifar100": "CIFAR100",
+    "stl10": "STL10",
+}  # of torchvision.datasets
+PACKED = {"cifar10": "cifar-10-python.tar.gz", "cifar100": "cifar-100-python.tar.gz", "stl10": "stl10_binary.tar.gz"}
+
+
+def can_fetch(name: str) -> bool:
+    return name in CLASSES or name in ARCHIVES
+
+
+def fetch(name: str, folder: Path) -> None:
+    """Download the known data set into `folder`, which is made, whole or not at all. Raises DataError."""
+    progress.say(f"{name}: not on this machine, downloading it to {folder}")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with _bounded_silence(), _temporary(folder) as temporary:
+            _download(name, temporary)
+            temporary.chmod(0o755)
+            temporary.replace(folder)
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        raise DataError(f"{name} is not on this machine, and can't be downloaded ({reason})") from None
+
+
+def is_packed(name: str, folder: Path) -> bool:
+    """Whether the folder holds the archive that the known data set is published as, put there by hand."""
+    return name in PACKED and (folder / PACKED[name]).is_file()
+
+
+def unpack(name: str, folder: Path) -> None:
+    """Unpack such an archive beside itself. Raises DataError where it is not the published one."""
+    from torchvision import datasets
+    from torchvision.datasets.utils import check_integrity, extract_archive
+
+    archive, published = folder / PACKED[name], getattr(datasets, CLASSES[name])
+    if not check_integrity(str(archive), published.tgz_md5):
+        raise DataError(f"{archive} is damaged or not the published archive, and is not opened: download it again")
+    with _temporary(archive) as temporary:
+        extract_archive(str(archive), str(temporary))
+        (temporary / published.base_folder).replace(folder / published.base_folder)
+
+
+def _download(name: str, folder: Path) -> None:
+    """As torchvision does it, which checks the digest of each file."""
+    from torchvision import datasets
+    from torchvision.datasets.utils import download_url
+
+    if name in ARCHIVES:
+        url, md5 = ARCHIVES[name]
+        download_url(url, str(folder), md5=md5)
+        return
+    for keywords in SPLIT_KEYWORDS.get(CLASSES[name], ({},)):
+        getattr(datasets, CLASSES[name])(str(folder), download=True, **keywords)
+
+
+@contextmanager
+def _bounded_silence() -> Iterator[None]:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(SILENCE_SECONDS)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+@contextmanager
+def _temporary(target: Path) -> Iterator[Path]:
+    """A folder beside `target`, removed with what is left in it."""
+    folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

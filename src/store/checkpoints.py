@@ -1,0 +1,211 @@
+"""Checkpoints: partial work, kept outside of DVC's artifacts, from which the same command goes on to the same bytes.
+
+One safetensors file for each piece of work, replaced whole. Its name holds the digest of all that the result's bytes depend on,
+so that changed settings, inputs or code never pick it up; its metadata hold that definition and the plain part of the state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from src.ground.errors import ArtifactError, InterruptedWorkError, UserError
+from src.ground.runtime import workspace
+from src.process import stopping
+from src.process.progress import say
+from src.store import files
+
+METADATA_KEY = "checkpoint"  # one entry, as artifacts have it
+DAMAGE = (OSError, SafetensorError, KeyError, TypeError, ValueError)  # what reading a damaged one raises
+PAUSES = 50  # times that writing took must pass before the next: at most 2 % of the time
+
+Facts = dict[str, Any]  # numbers, text, lists: all that is no tensor
+Stored = tuple[dict[str, Tensor], Facts]
+
+
+@dataclass(frozen=True)
+class Work:
+    """Work that can be continued. The definition names everything that its bytes depend on."""
+
+    stage: str
+    name: str
+    definition: Mapping[str, Any]
+    seconds: float  # between checkpoints
+
+    def checkpoint(self, piece: int = 0) -> Checkpoint:
+        return Checkpoint(self._folder / f"{self._digest}-{piece:03d}.safetensors", self)
+
+    def seconds_spent(self, pieces: int) -> float:
+        """What earlier processes spent on so many pieces, as far as checkpoints hold it."""
+        return sum(float(read(self.checkpoint(piece).path).get("seconds", 0)) for piece in range(pieces))
+
+    def predecessor(self) -> Mapping[str, Any] | None:
+        """The definition of the latest work of this name, where it is another one, so that this one begins anew."""
+        paths = sorted(self._folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime)
+        if not paths or any(path.name.startswith(self._digest) for path in paths):
+            return None
+        found: Mapping[str, Any] | None = read(paths[-1]).get("definition")
+        return found
+
+    def forget_others(self) -> None:
+        """Delete what work of this name left behind under other definitions."""
+        for path in self._folder.glob("*"):
+            if not path.name.startswith(self._digest):
+                path.unlink(missing_ok=True)
+
+    @property
+    def _folder(self) -> Path:
+        return folder() / self.stage / self.name
+
+    @property
+    def _digest(self) -> str:
+        text = json.dumps([self.stage, self.name, self.definition], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Checkpoint:
+    """The file of one piece of work."""
+
+    def __init__(self, path: Path, work: Work):
+        self.path = path
+        self._work = work
+        self._pause = work.seconds
+        self._begun = self._saved = time.monotonic()
+        self.seconds_before = 0.0  # that earlier processes spent on what was loaded
+
+    def load(self) -> Stored | None:
+        """What was saved last; None where nothing was, or where it is damaged: it is deleted then."""
+        self._begun = time.monotonic()
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                about = _about(file, self.path)
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+            if about["tensors"] != files.checksum(None, tensors):
+                raise ValueError("the checksum of its tensors does not fit")
+        except FileNotFoundError:
+            return None
+        except DAMAGE as error:
+            say(f"Warning: the checkpoint {self.path} is damaged ({error}): it is deleted, and this part starts again")
+            self.remove()
+            return None
+        self.seconds_before = about["seconds"]
+        return tensors, about["facts"]
+
+    def facts(self) -> Facts:
+        """The plain part of what was saved last, read without the tensors; empty where there is none."""
+        found = read(self.path)
+        return found["facts"] if found else {}
+
+    def save(self, tensors: Mapping[str, Tensor], facts: Facts) -> None:
+        """Replace the file; raises ArtifactError where it can't be written, and the old one stays."""
+        start = time.monotonic()
+        seconds = self.seconds_before + start - self._begun
+        apart = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}  # of the same memory none is taken
+        about = {"file": self.path.name, **vars(self._work), "facts": facts, "seconds": seconds}
+        sealed = files.sealed({**about, "tensors": files.checksum(None, apart)})
+        files.write_tensors(self.path, apart, {METADATA_KEY: json.dumps(sealed)})
+        self._saved = time.monotonic()
+        self._pause = max(self._work.seconds, PAUSES * (self._saved - start)) if self._work.seconds else 0.0
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Wait until no other process is at this piece of work; that of a killed process is free."""
+        work = self._work
+        with FileLock(_lock_file(f"{work.stage}-{work.name}-{self.path.stem[-3:]}")):
+            yield
+
+    @contextmanager
+    def kept(self) -> Iterator[Callable[[Callable[[], Stored]], None]]:
+        """Yields keep(state): to be called after each step with a function that gives what to store.
+
+        It is stored when the time has come, and when the block is asked to stop.
+        """
+        latest: Callable[[], Stored] | None = None
+
+        def keep(state: Callable[[], Stored]) -> None:
+            nonlocal latest
+            latest = state
+            if time.monotonic() - self._saved >= self._pause:
+                self.save(*state())
+
+        try:
+            yield keep
+        except InterruptedWorkError:
+            if latest is not None:
+                self.save(*latest())
+            raise
+
+
+def forget(stage: str, name: str) -> None:
+    """Delete the checkpoints of work that has ended."""
+    for path in (folder() / stage / name).glob("*"):
+        path.unlink(missing_ok=True)
+
+
+def folder() -> Path:
+    return workspace() / ".cache" / "checkpoints"
+
+
+@contextmanager
+def at_work(stage: str, name: str) -> Iterator[None]:
+    """Alone at these artifacts, and ready to be stopped; raises UserError where another process is at them."""
+    lock = FileLock(_lock_file(f"{stage}-{name}"), timeout=0)  # the kernel frees that of a killed process
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"{stage} {name} is being made by another process: wait for its end, or stop it") from None
+    except OSError as error:
+        raise _unwritable(Path(lock.lock_file), error) from None
+    try:
+        with stopping.heeded():
+            yield
+    finally:
+        lock.release()
+
+
+def _lock_file(name: str) -> Path:
+    path = Path(".cache", "locks", f"{name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(path, error) from None
+    return path
+
+
+def _unwritable(path: Path, error: OSError) -> ArtifactError:
+    return ArtifactError(f"{path} can't be written ({error.strerror}): free space or permit writing there")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Stage, name, definition and facts of a checkpoint's file; empty where there is none, or it is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _about(file, path)
+    except DAMAGE:
+        return {}
+
+
+def _about(file: Any, path: Path) -> dict[str, Any]:
+    """What is said beside the tensors; raises ValueError where it is damaged, or another file's."""
+    found = files.unsealed(json.loads(file.metadata()[METADATA_KEY]))
+    if found["file"] != path.name:
+        raise ValueError(f"it is {found['file']}")
+    return found
+
+
+def found() -> list[Path]:
+    """Every file of partial work, half-written ones included."""
+    return sorted(path for path in folder().rglob("*") if path.is_file())
