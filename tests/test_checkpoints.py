@@ -398,7 +398,7 @@ def test_clean_deletes_what_is_stale_and_no_more(
     params = reading.parse(valid_params)
     definitions = {("experts", "e"): WORK.definition, ("distill", "lost"): None}
     known = {key: {k: v for k, v in value.items() if k != "compiled"} if value else None for key, value in definitions.items()}
-    monkeypatch.setattr(clean, "_definitions", lambda params: known)
+    monkeypatch.setattr(clean, "_definitions", lambda store, pipeline: known)
     works = {
         "current": WORK,
         "stale": replace(WORK, definition={"record": {"lr": 0.2}, "compiled": False}),

@@ -9,7 +9,7 @@ import pytest
 import typer
 from ruamel.yaml import YAML
 
-from src.cli.app import app
+from src.cli.app import whole
 from src.settings.params import load
 from src.store import files, removed
 from tests.imports import ROOT, code_of_results
@@ -35,7 +35,7 @@ def test_stages_and_their_order() -> None:
 def test_command_exists_with_its_option(stage: str) -> None:
     words = body(stage)["cmd"].split()
     assert words[:4] == ["python", "-m", "src.cli", stage]
-    command = typer.main.get_command(app).commands[stage]  # type: ignore[attr-defined]
+    command = typer.main.get_command(whole()).commands[stage]  # type: ignore[attr-defined]
     options = {name for parameter in command.params for name in parameter.opts}
     assert set(words[4::2]) <= options
 

@@ -18,7 +18,7 @@ LAYERS = (
     ("src/sources", "src/tracking", "src/pages", "src/editing"),
     ("src/stages", "src/bench"),
     "src/studies",
-    "src/cli.py",
+    "src/cli",
 )
 STAGES = {f"src/stages/{name}.py" for name in ("prepare", "experts", "distill", "evaluate", "report")}
 
@@ -40,7 +40,7 @@ def test_no_stage_imports_another(stage: str) -> None:
 
 def test_only_the_command_line_imports_the_bench() -> None:
     importers = {m for m in modules() if any(other.startswith("src/bench/") for other in imported(m))}
-    assert {m for m in importers if not m.startswith("src/bench/")} == {"src/cli.py"}
+    assert {m for m in importers if not m.startswith("src/bench/")} == {"src/cli/benches.py"}
     stages = {
         other for m in modules() if m.startswith("src/bench/") for other in imported(m) if other.startswith("src/stages/")
     }

@@ -13,11 +13,13 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from src.ground.errors import ParamsError, UnknownNameError
-from src.settings import settings
+from src.settings import base, datasets, distillation, experts, networks, protocols, report, runs, runtime, studies
 from src.settings.params import Params, load, parse
 
 Raw = dict[str, Any]
-MODELS = [m for m in vars(settings).values() if inspect.isclass(m) and issubclass(m, BaseModel) and m is not BaseModel]
+MODULES = (base, datasets, distillation, experts, networks, protocols, report, runs, runtime, studies)
+FOUND = {one: None for module in MODULES for one in vars(module).values() if inspect.isclass(one)}
+MODELS = [one for one in FOUND if issubclass(one, BaseModel) and one is not BaseModel]
 
 
 def put(raw: Raw, path: str, value: Any) -> None:

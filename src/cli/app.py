@@ -58,13 +58,18 @@ def named(name: str | None, find: Callable[[str], object], known: Iterable[str])
     return [name]
 
 
+def whole() -> typer.Typer:
+    """The app with the commands of all groups."""
+    from src.cli import benches, data, pipeline, studies, telling, upkeep  # noqa: F401, they add their own
+
+    return app
+
+
 def main() -> None:
     """Run the app; errors a user can act on, and signals, end in a sentence on stderr, without a traceback."""
     try:
         with stopping.said():
-            from src.cli import benches, data, pipeline, studies, telling, upkeep  # noqa: F401, their commands
-
-            app()
+            whole()()
     except UserError as error:
         _end(str(error) if isinstance(error, InterruptedWorkError) else f"Error: {error}", error.exit_code)
     except ModuleNotFoundError as error:
