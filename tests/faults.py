@@ -131,6 +131,7 @@ class Pipeline:
         for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
             shutil.copy(ROOT / name, folder)
         shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / "data/experts/None", folder / "data/experts/None")
         yaml = YAML(typ="safe")
         raw = tiny(yaml.load((ROOT / "params.yaml").read_text(encoding="utf-8")))
         raw["runtime"] |= {"device": "cpu", "threads": 1, "workers": 1, "checkpoint_seconds": 0}

@@ -27,20 +27,19 @@ MTT = "digits-ipc1-mtt"
 
 def test_every_arm_has_its_parts_and_nothing_else_changes() -> None:
     params = load(ROOT / "params.yaml")
-    arms = {arm.label: arm for arm in ablate.arms(resolved.run(params, RUN))}
+    base = resolved.run(params, RUN)
+    arms = {arm.label: arm for arm in ablate.arms(base)}
     assert len(arms) == 1 + 7 + 1 + 7
     assert arms["the run as it is"].parts == (1, 2, 3, 4, 5, 6)
     assert arms["without balanced loss"].parts == (1, 2, 3, 5, 6)
     assert arms["without the experts' parts"].parts == (3, 4, 5, 6)
     assert arms["MTT and weight perturbation"].parts == (6,)
     assert arms["MTT and the experts' parts"].parts == (1, 2)
-    protocol = variants.protocol_of(resolved.run(params, RUN), params.tune)
+    protocol = variants.protocol_of(base, params.tune)
 
     def settings(label: str) -> tuple[dict[str, Any], dict[str, Any]]:
-        built = variants.build(
-            resolved.run(params, RUN), params.tune, ablate.changes(resolved.run(params, RUN), arms[label].parts, 0), protocol
-        )
-        return built.params.distillations[built.name].model_dump(), built.params.experts[built.experts].model_dump()
+        built = variants.build(base, params.tune, ablate.changes(base, arms[label].parts, 0), protocol)
+        return built.run.distillation.model_dump(), built.run.experts.settings.model_dump()
 
     own = settings("the run as it is")
     assert own[1] == params.experts["digits-smooth"].model_dump()

@@ -11,8 +11,8 @@ from ruamel.yaml import YAML
 
 from src.cli.app import whole
 from src.settings.params import load
-from src.store import files, removed
-from tests.imports import ROOT, code_of_results
+from src.store import code, files, removed
+from tests.imports import ROOT
 from tests.small_run import STORE
 
 PIPELINE: dict[str, Any] = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
@@ -28,7 +28,7 @@ def paths(stage: str, kind: str) -> set[str]:
 
 
 def test_stages_and_their_order() -> None:
-    assert tuple(PIPELINE) == STAGES
+    assert tuple(PIPELINE) == ("resolve", *STAGES)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -40,12 +40,19 @@ def test_command_exists_with_its_option(stage: str) -> None:
     assert set(words[4::2]) <= options
 
 
+def test_resolve_depends_on_all_code_that_any_bytes_rest_on() -> None:
+    declared = paths("resolve", "deps") - {"params.yaml"}
+    used = {module for stage in STAGES for module in code.closure(code.ENTRIES[stage])} | {"src/stages/resolve.py"}
+    used |= {"src/settings/params.py", "src/settings/resolved.py", "src/store/code.py"}
+    assert {"/".join(module.split("/")[:2]) for module in used} == declared
+
+
 @pytest.mark.parametrize("stage", STAGES)
-def test_code_dependencies_are_the_import_closure(stage: str) -> None:
-    declared = {path for path in paths(stage, "deps") if path.startswith("src/")}
-    templates = {path for path in declared if not path.endswith(".py")}
-    assert declared - templates == code_of_results(stage)
-    assert all((ROOT / path).exists() for path in templates)
+def test_stages_depend_on_what_is_resolved(stage: str) -> None:
+    place = "report.json" if stage == "report" else f"{stage}/${{key}}.json"
+    assert f"data/resolved/{place}" in paths(stage, "deps")
+    assert not [path for path in paths(stage, "deps") if path.startswith("src/")]
+    assert "params" not in body(stage)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -55,14 +62,8 @@ def test_outputs_are_the_artifacts(stage: str) -> None:
 
 
 def test_the_report_depends_on_the_folders_from_which_it_removes() -> None:
-    data = {path for path in paths("report", "deps") if path.startswith("data/")}
+    data = {path for path in paths("report", "deps") if path.startswith("data/")} - {"data/resolved/report.json"}
     assert data == {f"data/{folder}" for folder in removed.FOLDERS}
-
-
-def test_parameters_named_by_dvc_are_sections_of_params_yaml() -> None:
-    raw = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    for stage in STAGES:
-        assert {entry.split(".")[0] for entry in body(stage)["params"]} <= set(raw)
 
 
 def test_params_yaml_is_valid_and_its_reals_have_a_dot() -> None:
@@ -77,7 +78,7 @@ def test_lock_is_up_to_date_with_the_stages() -> None:
     params = load(ROOT / "params.yaml")
     names = [f"prepare@{name}" for name in params.prepare] + [f"experts@{name}" for name in params.experts]
     names += [f"{stage}@{name}" for stage in ("distill", "evaluate") for name in params.runs]
-    assert set(lock) == {*names, "report"}
+    assert set(lock) == {"resolve", *names, "report"}
 
 
 def test_dvc_finds_the_experts_of_a_run_without_any() -> None:

@@ -81,7 +81,7 @@ def test_an_export_is_whole_or_not_there(made: Path, monkeypatch: pytest.MonkeyP
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(exporting, "_card", lambda *_: {})
         patched.setattr(exporting, "_words", _interrupted)
-        exporting.run(load(), "one", Path("out"))
+        exporting.run(STORE, resolved.run(load(), "one"), Path("out"))
     assert not list(Path("out").iterdir())
     killed = Path("out", f"{files.UNFILLED}abc.tmp")
     (killed / "images").mkdir(parents=True)
@@ -256,11 +256,11 @@ def test_an_artifact_is_verified(made: Path, monkeypatch: pytest.MonkeyPatch, ca
     for one in everything:
         assert command(f"verify {one}", monkeypatch) == 0
         assert "made from the settings and inputs of now" in capsys.readouterr().err
-    monkeypatch.setattr(provenance, "of", lambda stage: {"code": "new", "packages": {"python": platform.python_version()}})
+    monkeypatch.setattr(provenance, "packages", lambda: {"python": platform.python_version()})
     assert command(f"verify {path}", monkeypatch) == 0
     said = capsys.readouterr().err
     assert "made from the settings and inputs of now" in said
-    assert "Its bytes may come out differently now, as its code was" in said
+    assert "Its bytes may come out differently now, as its packages" in said
     assert f"packages.torch was {torch.__version__}" in said
     assert "packages.python" not in said
     first, second = (STORE.trajectory_file("smooth", index) for index in range(2))

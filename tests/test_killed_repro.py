@@ -32,6 +32,7 @@ def clone(folder: Path) -> Path:
     for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
         shutil.copy(ROOT / name, folder)
     shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "data/experts/None", folder / "data/experts/None")
     write_params(folder, tiny)
     for command in ("git init -q", "dvc init -q"):
         assert call(folder, *command.split()).returncode == 0

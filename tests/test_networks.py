@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from src.ground.errors import UserError
-from src.maths.architectures import FirstConvolution
+from src.maths.families.convnet import FirstConvolution
 from src.maths.networks import FlatNetwork, ImageShape, build, flatten
 from src.settings.networks import ConvNet
 

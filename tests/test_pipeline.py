@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 
 from src.store import files
 from tests.imports import ROOT
+from tests.small_run import STORE
 from tests.stored import client_of, kept
 
 RUNS = ("digits-ipc1-ast", "digits-ipc1-random")
@@ -30,7 +31,7 @@ def call(folder: Path, *words: str, **variables: str) -> subprocess.CompletedPro
 
 def tiny(raw: dict) -> dict:  # type: ignore[type-arg]
     """The repository's parameters, cut down to seconds: two runs that share small experts."""
-    raw["runs"] = {name: {**raw["runs"][name], "experts": "digits-smooth"} for name in RUNS}
+    raw["runs"] = {name: raw["runs"][name] for name in RUNS}
     raw["experts"] = {"digits-smooth": {**raw["experts"]["digits-smooth"], "count": 2, "epochs": 4, "clipping_epochs": 2}}
     raw["distill"]["ast"] |= {"syn_steps": 4, "snapshot_every": 3}
     raw["runs"]["digits-ipc1-ast"]["distill"] |= {"iterations": 6, "max_start_epoch": 2}
@@ -45,6 +46,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
         shutil.copy(ROOT / name, folder)
     shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / STORE.no_experts, folder / STORE.no_experts)
     yaml = YAML(typ="safe")
     yaml.dump(tiny(yaml.load((ROOT / "params.yaml").read_text(encoding="utf-8"))), folder / "params.yaml")
     for words in ("git init -q", "dvc init -q", "git add .", "git -c user.name=t -c user.email=t@t commit -qm start"):

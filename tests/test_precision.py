@@ -33,16 +33,20 @@ TINY: dict[str, Any] = {"size": 8, "channels": 1, "classes": 4, "width": 4, "dep
 
 
 class Types(TorchDispatchMode):
-    """The types of the first tensor that operators read, in training alone: what scores has no gradient."""
+    """The types of the first tensor that operators read, in training alone: what scores has no gradient.
 
-    def __init__(self) -> None:
+    What is differentiated by hand has none either, and is float32 as scores are: `everything` counts them too.
+    """
+
+    def __init__(self, everything: bool = False) -> None:
         super().__init__()
+        self.everything = everything
         self.products: set[torch.dtype] = set()
         self.between: set[torch.dtype] = set()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = function.overloadpacket.__name__
-        if torch.is_grad_enabled() or name == "convolution_backward":
+        if self.everything or torch.is_grad_enabled() or name == "convolution_backward":
             self.products |= {one.dtype for one in args[:2] if name in PRODUCTS}
             self.between |= {args[0].dtype} if name in BETWEEN else set()
         return function(*args, **(kwargs or {}))
@@ -134,7 +138,7 @@ PATHS: dict[str, Callable[[Params], None]] = {
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_all_training_is_in_the_precision_asked_for(path: str, precision: Any, params: Params) -> None:
     asked = params.runtime.model_copy(update={"precision": precision})
-    with Types() as found:
+    with Types(everything=precision == "float32") as found:
         PATHS[path](replace(params, runtime=asked))
     expected = {getattr(torch, precision)}
     assert (found.products, found.between) == (expected, expected)
@@ -147,7 +151,7 @@ def test_an_expert_chooses_initial_images_in_float32(params: Params) -> None:
     STORE.save_trajectory("smooth", 0, thetas, experts_record(STORE, resolved.buffer(given, "smooth")))
     for precision in ("float32", "bfloat16"):
         asked = replace(given, runtime=given.runtime.model_copy(update={"precision": precision}))
-        chosen.append(distill._initial_images(asked, "one", STORE.load_statistics("digits"), CPU)[0])
+        chosen.append(distill._initial_images(STORE, resolved.run(asked, "one"), STORE.load_statistics("digits"), CPU)[0])
     assert torch.equal(*chosen)
 
 

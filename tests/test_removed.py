@@ -129,18 +129,18 @@ def test_what_another_process_makes_is_left_to_it(params: Params) -> None:
 
 def test_experts_come_back_to_their_name(params: Params, capsys: pytest.CaptureFixture[str]) -> None:
     folder = Path("data/experts/smooth/trajectories")
-    without = replace(params, experts={})
+    without = replace(params, experts={}, runs={})
     removed.set_aside(STORE, resolved.pipeline(without))
     write(folder / "000.safetensors")
     (folder / "000.safetensors").write_text("newer")
     removed.set_aside(STORE, resolved.pipeline(without))
     assert not folder.exists()
-    removed.take_back("smooth")
+    removed.take_back(STORE, "smooth")
     assert (folder / "000.safetensors").read_text() == "newer"
     assert "smooth: taken back from data/removed/" in capsys.readouterr().err
-    removed.take_back("smooth")  # leaves what is there
+    removed.take_back(STORE, "smooth")  # leaves what is there
     assert (folder / "000.safetensors").read_text() == "newer"
-    removed.take_back("other")  # of which there are none
+    removed.take_back(STORE, "other")  # of which there are none
 
 
 # -- with DVC

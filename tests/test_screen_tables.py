@@ -146,10 +146,8 @@ def test_plan(valid_params: dict[str, Any], tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     params = parse(valid_params)
     prepare.run(STORE, resolved.data_set(params, "digits"))
-    subject = replace(
-        plan_steps.Subject(resolved.run(params, "ten"), STORE.load_statistics(params.runs["ten"].dataset), torch.device("cpu")),
-        name=LONG,
-    )
+    run = replace(resolved.run(params, "ten"), name=LONG)
+    subject = plan_steps.Subject(run, STORE.load_statistics("digits"), torch.device("cpu"))
     check_whole(plan._table(subject, plan.Plan(10**9, True, 1.5, 2.5, 1e5, 1e6, 1e6, 1e7, 1e5, 1e4)))
 
 

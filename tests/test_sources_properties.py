@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from src.ground.errors import UserError
+from src.settings import resolved
 from src.settings.params import Params, load
 from src.sources.trees import natural
 from src.stages import init, prepare
@@ -152,7 +153,7 @@ def test_init_accepts_what_prepare_can_do(tmp_path: Path, monkeypatch: pytest.Mo
         monkeypatch.chdir(top)
         source = FORMS[form](top, splits).relative_to(top).as_posix()
         before = Path("params.yaml").read_bytes()
-        by_hand = outcome(prepare.run, with_run(source, ipc, skip_broken), "mine")
+        by_hand = outcome(prepare.run, STORE, resolved.data_set(with_run(source, ipc, skip_broken), "mine"))
         refused = outcome(partial(init.run, skip_broken=skip_broken), source, "mine", SIZE, ipc)
         assert (refused is None) == (by_hand is None), (seed, refused, by_hand)
         assert (Path("params.yaml").read_bytes() == before) == (refused is not None)

@@ -64,13 +64,9 @@ def test_prepare_says_what_its_seed_draws(params: Params, capsys: pytest.Capture
 
 def test_a_study_keeps_the_splits_under_all_its_seeds(params: Params) -> None:
     splits(params, "digits", 0)
-    variant = variants.build(
-        resolved.run(params, "one"),
-        params.tune,
-        Changes(seed=1),
-        variants.protocol_of(resolved.run(params, "one"), params.tune),
-    )
-    assert variant.params.seed == 1
+    base = resolved.run(params, "one")
+    variant = variants.build(base, params.tune, Changes(seed=1), variants.protocol_of(base, params.tune))
+    assert variant.run.seed == 1
     prepared(STORE, variant.run.dataset, *SPLITS)  # accepts what was drawn with the root seed
 
 

@@ -31,6 +31,18 @@ PlanOption = Annotated[bool, typer.Option("--plan", help="Only measure a few ste
 
 
 @app.command()
+def resolve() -> None:
+    """Write what each stage depends on: its settings and its code. `dvc repro` does it first."""
+    from src.settings.params import load
+
+    params = load()
+    from src.settings import resolved
+    from src.stages import resolve as stage
+
+    stage.run(Path("data"), resolved.pipeline(params))
+
+
+@app.command()
 def prepare(dataset: DatasetOption = None) -> None:
     """Split a data set's real images into train, validation and test, and take its statistics."""
     from src.settings.params import load

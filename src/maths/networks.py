@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from src.ground.errors import UserError
-from src.maths import architectures
 from src.settings.networks import Network
 
 
@@ -28,10 +28,16 @@ def build(spec: Network, shape: ImageShape, generator: torch.Generator) -> nn.Mo
     Raises UserError where the image is too small for it, or the width does not fit the norm.
     """
     with torch.device("meta"):  # nothing is drawn twice, and nothing from the global state
-        network = architectures.assemble(spec, shape.channels, shape.size, shape.classes)
+        network = _assembled(spec, shape)
     _allocate(network)
     _initialise(network, generator)
     return network
+
+
+def _assembled(spec: Network, shape: ImageShape) -> nn.Sequential:
+    """By the family's own module, so that no other one is loaded, and none but those that use it rest on it."""
+    family = importlib.import_module(f"src.maths.families.{spec.family.lower()}")
+    return nn.Sequential(*family.layers(spec, shape.channels, shape.size, shape.classes))
 
 
 def _allocate(network: nn.Module) -> None:

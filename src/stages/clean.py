@@ -54,18 +54,18 @@ def run(store: Store, pipeline: Pipeline, yes: bool, everything: bool) -> None:
 
 def _definitions(store: Store, pipeline: Pipeline) -> dict[tuple[str, str], Mapping[str, Any] | None]:
     """What defines each piece of work now; None where that can't be told, as inputs are missing."""
-    makers: dict[tuple[str, str], Callable[[], Record]] = {}
+    makers: dict[tuple[str, str], tuple[Callable[[], Record], Network]] = {}
     for buffer in pipeline.buffers.values():
-        makers["experts", buffer.name] = functools.partial(records.experts_record, store, buffer)
+        makers["experts", buffer.name] = functools.partial(records.experts_record, store, buffer), buffer.spec
     for run in pipeline.runs.values():
-        makers["distill", run.name] = functools.partial(_iterations_record, store, run)
+        makers["distill", run.name] = functools.partial(_iterations_record, store, run), run.spec
         for network, spec in run.networks.items():
-            makers["evaluate", f"{run.name}@{network}"] = functools.partial(_students_record, store, run, spec)
+            makers["evaluate", f"{run.name}@{network}"] = functools.partial(_students_record, store, run, spec), spec
     device = runtime.start(pipeline.runtime)
     found: dict[tuple[str, str], Mapping[str, Any] | None] = {}
-    for (stage, name), make in makers.items():
+    for (stage, name), (make, spec) in makers.items():
         try:
-            found[stage, name] = work.definition(work.whole(make(), pipeline.runtime, stage, device))
+            found[stage, name] = work.definition(stage, work.whole(make(), pipeline.runtime, stage, device), spec)
         except (UserError, OSError):
             found[stage, name] = None
     return found

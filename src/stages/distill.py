@@ -130,7 +130,7 @@ def _optimise(
     derivatives, compiled = _derivatives(run, network, images)
     name, space = run.name, store.load_space(run.dataset.name)
     loop = Loop(store, run, network, derivatives, labels, space)
-    checkpoint = work.of(run.runtime, "distill", name, iterations_record(record), compiled).checkpoint()
+    checkpoint = work.of(run.runtime, "distill", name, iterations_record(record), run.spec, compiled).checkpoint()
     at = outer_loop.resumed(loop, checkpoint.load()) or outer_loop.first(loop, images)
     if at.iteration:
         progress.say(f"{name}: resumed at iteration {at.iteration} of {loop.distil.iterations}")

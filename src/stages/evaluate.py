@@ -152,7 +152,7 @@ def predict_all(
         store, run.dataset.name, settings, spec, statistics.shape, run.seed, way,
         images.numpy(), synthetic.labels.numpy(), synthetic.syn_lr.item(),
         splits, "test" if settings.selects_on_test else None,
-        work.of(asked, "evaluate", f"{place or run.name}@{called}", record, way.compiled),
+        work.of(asked, "evaluate", f"{place or run.name}@{called}", record, spec, way.compiled),
     )  # fmt: skip
     groups = 1 if way.together else settings.students
     processes = workers.processes(asked, device, groups, way.flops)

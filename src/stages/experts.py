@@ -125,7 +125,7 @@ def train_all(
     if reason:
         progress.say(f"{name}: {reason}")
     training = Training(
-        store, name, settings, spec, shape, record, work.of(asked, "experts", name, record, compiled), buffer.seed,
+        store, name, settings, spec, shape, record, work.of(asked, "experts", name, record, spec, compiled), buffer.seed,
         asked.precision == "bfloat16", compiled, train, val,
     )  # fmt: skip
     processes = workers.processes(asked, device, settings.count, flops)

@@ -30,7 +30,7 @@ def run(store: Store, dataset: DataSet) -> None:
     statistics = _statistics(source, splits)
     _check_runs(dataset, statistics)
     space = _space(settings, splits["train"], source.pixel_max)
-    record = replace(prepared_record(dataset, statistics.source_sha256), provenance=provenance.of("prepare"))
+    record = replace(prepared_record(dataset, statistics.source_sha256), provenance={"packages": provenance.packages()})
     for split, value in splits.items():
         store.save_split(name, split, value, record)
     store.save_space(name, space, record)

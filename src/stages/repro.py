@@ -18,7 +18,7 @@ from src.ground.errors import InterruptedWorkError, UserError
 from src.process.progress import say
 from src.settings.resolved import Pipeline
 
-REPORT = "report"
+RESOLVE, REPORT = "resolve", "report"
 
 Needs = Mapping[str, frozenset[str]]  # stage -> stages that go before it
 
@@ -27,6 +27,8 @@ def run(pipeline: Pipeline, jobs: int | None) -> None:
     """Run all that is out of date. Raises UserError with the stages that failed, after the others have ended."""
     cores = runtime.cores()
     count = jobs or max(1, cores // (pipeline.runtime.threads or cores))
+    if RESOLVE in _changed() and _run_one(RESOLVE, cores):  # what the other stages depend on: a second's work
+        raise UserError(f"{RESOLVE} failed, see above: mend that, and run this again")
     needs = _needs(pipeline)
     left = _outdated(needs)
     if not left:
@@ -52,14 +54,18 @@ def _needs(pipeline: Pipeline) -> Needs:
 
 def _outdated(needs: Needs) -> frozenset[str]:
     """Stages that DVC calls changed, and all that come after them: DVC itself passes over those that then need no run."""
-    done = _dvc("status", "--json", capture_output=True)
-    if done.returncode:
-        raise UserError(f"dvc status failed: {done.stderr.strip() or 'it says nothing'}")
-    changed = frozenset(json.loads(done.stdout))
+    changed = _changed()
     for name, before in needs.items():  # each stands behind those it needs
         if before & changed:
             changed |= {name}
     return changed & needs.keys()
+
+
+def _changed() -> frozenset[str]:
+    done = _dvc("status", "--json", capture_output=True)
+    if done.returncode:
+        raise UserError(f"dvc status failed: {done.stderr.strip() or 'it says nothing'}")
+    return frozenset(json.loads(done.stdout))
 
 
 def _run_all(needs: Needs, count: int, cores: int) -> list[str]:

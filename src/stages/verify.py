@@ -53,7 +53,7 @@ def _expected(store: Store, params: Params, path: Path) -> Record | None:
     name, kind = rest[0], KINDS[stage](place.stem)
     if stage == "prepare":
         record = records.prepared_record(resolved.data_set(params, name), store.load_statistics(name).source_sha256, kind)
-        return replace(record, provenance=provenance.of(stage))
+        return replace(record, provenance={"packages": provenance.packages()})
     if stage == "experts":
         record = records.experts_record(store, resolved.buffer(params, name))
     else:

@@ -10,8 +10,9 @@ import torch
 
 from src.ground import runtime
 from src.process import progress, workers
+from src.settings.networks import Network
 from src.settings.runtime import Runtime
-from src.store import provenance, tensors
+from src.store import code, provenance, tensors
 from src.store.checkpoints import Work
 from src.store.values import Record
 
@@ -28,23 +29,23 @@ def start(asked: Runtime, name: str) -> torch.device:
 
 
 def whole(record: Record, asked: Runtime, stage: str, device: torch.device) -> Record:
-    """The record with its provenance: the stage's code, the packages, and what the machine lends it."""
+    """The record with its provenance: the packages, and what the machine lends the stage."""
     threads = torch.get_num_threads() if stage == "distill" else workers.threads(asked)
     lent = {"device": device.type, "threads": threads, **asked.model_dump(include={"precision", "compile", "deterministic"})}
-    return replace(record, provenance={**provenance.of(stage), "runtime": lent})
+    return replace(record, provenance={"packages": provenance.packages(), "runtime": lent})
 
 
-def definition(record: Record) -> Mapping[str, Any]:
-    """Everything that the bytes of a stage's work depend on, save whether it is compiled."""
-    return {"record": record.plain()}
+def definition(stage: str, record: Record, spec: Network) -> Mapping[str, Any]:
+    """Everything that the bytes of a stage's work with a network depend on, save whether it is compiled."""
+    return {"record": record.plain(), "code": code.digest(stage, [spec])}
 
 
-def of(asked: Runtime, stage: str, name: str, record: Record, compiled: bool) -> Work:
+def of(asked: Runtime, stage: str, name: str, record: Record, spec: Network, compiled: bool) -> Work:
     """The work of a stage as its checkpoints know it; its record is whole. Says why it can't go on with earlier work."""
-    found = Work(stage, name, {**definition(record), "compiled": compiled}, asked.checkpoint_seconds)
+    found = Work(stage, name, {**definition(stage, record, spec), "compiled": compiled}, asked.checkpoint_seconds)
     before = found.predecessor()
     if before is not None:
-        old, new = ({"compiled": one["compiled"], **one["record"]} for one in (before, found.definition))
+        old, new = ({"compiled": one["compiled"], "code": one["code"], **one["record"]} for one in (before, found.definition))
         names = tensors.differing(old, new)
         more = f" and {len(names) - NAMED_CHANGES} more" if len(names) > NAMED_CHANGES else ""
         progress.say(f"{stage} {name}: earlier work is not gone on with, as its {', '.join(names[:NAMED_CHANGES])}{more}")
