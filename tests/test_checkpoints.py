@@ -19,6 +19,10 @@ import torch
 from torch import Tensor
 
 from src.ground.errors import ArtifactError, DivergenceError, InterruptedWorkError, UserError
+from src.loops import expert as experts
+from src.loops import outer
+from src.loops.expert import Expert
+from src.loops.outer import Distilling, Loop
 from src.maths import distillation, expert_training, protocol
 from src.maths.derivatives import Derivatives
 from src.maths.distillation import Figures, State
@@ -28,9 +32,8 @@ from src.maths.pixels import Normalisation
 from src.process import stopping
 from src.settings import params as reading
 from src.settings import resolved
-from src.stages import clean, experts, outer_loop, work
-from src.stages.experts import Expert
-from src.stages.outer_loop import Distilling, Loop
+from src.settings.networks import ConvNet
+from src.stages import clean, work
 from src.store import checkpoints, files
 from src.store.checkpoints import Work
 from src.store.values import Record
@@ -57,27 +60,31 @@ def seeded(seed: int) -> torch.Generator:
 # -- the file
 
 
+SPEC = ConvNet(depth=2, width=8)
+
+
 def test_work_that_begins_anew_says_why(capsys: pytest.CaptureFixture[str]) -> None:
     params = reading.load(ROOT / "params.yaml")
     settings = {"lr": 0.1, "network": {"width": 32}, "momentum": 0.0, "epochs": 3}
-    before = Record("trajectory", settings, {"train": "1a"}, {"code": "c0", "runtime": {"threads": 2}})
-    work.of(params.runtime, "experts", "e", before, False).checkpoint().save({}, {})
-    assert work.of(params.runtime, "experts", "e", before, False).checkpoint().load() == ({}, {})
+    before = Record("trajectory", settings, {"train": "1a"}, {"packages": {"torch": "1"}, "runtime": {"threads": 2}})
+    work.of(params.runtime, "experts", "e", before, SPEC, False).checkpoint().save({}, {})
+    assert work.of(params.runtime, "experts", "e", before, SPEC, False).checkpoint().load() == ({}, {})
     assert capsys.readouterr().err == "", "the same work goes on"
     changed = replace(before, settings={**settings, "lr": 0.2, "network": {"width": 64}})
-    work.of(params.runtime, "experts", "e", changed, True)
+    work.of(params.runtime, "experts", "e", changed, SPEC, True)
     assert capsys.readouterr().err == (
         "experts e: earlier work is not gone on with, as its compiled was False, is True, lr was 0.1, is 0.2, "
         "network.width was 32, is 64\n"
     )
-    elsewhere = replace(before, inputs={"train": "2b"}, provenance={"code": "c1", "runtime": {"threads": 1}})
-    work.of(params.runtime, "experts", "e", elsewhere, False)
+    elsewhere = replace(before, inputs={"train": "2b"}, provenance={"packages": {"torch": "2"}, "runtime": {"threads": 1}})
+    work.of(params.runtime, "experts", "e", elsewhere, SPEC, False)
     said = capsys.readouterr().err
-    assert all(words in said for words in ("train was 1a, is 2b", "code was c0, is c1", "runtime.threads was 2, is 1")), said
+    wanted = ("train was 1a, is 2b", "packages.torch was 1, is 2", "runtime.threads was 2, is 1")
+    assert all(words in said for words in wanted), said
     everything = replace(elsewhere, settings=dict.fromkeys(settings, 9))
-    work.of(params.runtime, "experts", "e", everything, False)
+    work.of(params.runtime, "experts", "e", everything, SPEC, False)
     assert capsys.readouterr().err.endswith(" and 3 more\n")
-    work.of(params.runtime, "experts", "another", before, False)
+    work.of(params.runtime, "experts", "another", before, SPEC, False)
     assert capsys.readouterr().err == "", "nothing of this name lies there"
 
 
@@ -282,18 +289,19 @@ def loop_of(raw: dict[str, Any], monkeypatch: pytest.MonkeyPatch, diverges: Call
             raise DivergenceError("too far")
         return replace(state, images=state.images + settings.lr_img), Figures([0.5], 0.1, 1.0, 1.0)
 
-    monkeypatch.setattr(outer_loop, "_starts", starts)
+    monkeypatch.setattr(outer, "_starts", starts)
     monkeypatch.setattr(distillation, "iterate", iterate)
     space = Normalisation(torch.zeros(1), torch.ones(1))
-    return Loop(STORE, resolved.run(reading.parse(raw), "one"), None, None, torch.zeros(2), space)  # type: ignore[arg-type]
+    params = reading.parse(raw)
+    return Loop("one", params.seed, params.distillations["one"], 2, None, None, None, torch.zeros(2), space)  # type: ignore[arg-type]
 
 
 def all_of(loop: Loop, at: Distilling | None = None) -> Distilling:
-    at = at or outer_loop.first(loop, torch.zeros(2, 1, 2, 2))
+    at = at or outer.first(loop, torch.zeros(2, 1, 2, 2))
     for _ in range(2000):
         if at.iteration == loop.distil.iterations:
             break
-        at = outer_loop._iterate(loop, at)
+        at = outer.iterate(loop, at)
     return at
 
 
@@ -321,10 +329,10 @@ def test_the_outer_loop_comes_back_from_its_checkpoint(raw: dict[str, Any], monk
     WORK.checkpoint().save(*all_of(of[250]).stored())
     found = WORK.checkpoint().load()
     assert found is not None
-    assert outer_loop.resumed(of[250], None) is None
-    assert outer_loop.resumed(of[200], found) is None
+    assert outer.resumed(of[250], None) is None
+    assert outer.resumed(of[200], found) is None
     for total, moments in ((250, [0, 100, 200, 250]), (300, [0, 100, 200, 300]), (400, [0, 100, 200, 300, 400])):
-        at = outer_loop.resumed(of[total], found)
+        at = outer.resumed(of[total], found)
         assert at is not None
         assert at.iteration == 250
         at, whole = all_of(of[total], at), all_of(of[total])

@@ -161,9 +161,12 @@ def test_what_the_file_system_refuses_is_a_sentence(
         cli.main()
 
 
+AS_MODULE = "runpy.run_module('src.cli', run_name='__main__')"
+
+
 def test_a_missing_environment_is_said() -> None:
     """As `dvc repro` meets it where the virtual environment is not active: Python without any package."""
-    bare = [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); import src.cli"]
+    bare = [sys.executable, "-I", "-S", "-c", f"import sys, runpy; sys.path.insert(0, {str(ROOT)!r}); {AS_MODULE}"]
     done = subprocess.run(bare, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr == (

@@ -14,10 +14,12 @@ LAYERS = (
     ("src/ground", "src/settings"),
     "src/maths",
     "src/process",
+    "src/loops",
     "src/store",
     ("src/sources", "src/tracking", "src/pages", "src/editing"),
     ("src/stages", "src/bench"),
-    "src/studies",
+    "src/exchange",
+    ("src/api.py", "src/studies"),
     "src/cli",
 )
 STAGES = {f"src/stages/{name}.py" for name in ("prepare", "experts", "distill", "evaluate", "report")}

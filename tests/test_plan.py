@@ -11,10 +11,11 @@ import torch
 
 from src import cli
 from src.ground import runtime
+from src.loops import outer
 from src.maths.networks import FlatNetwork
 from src.settings import resolved
 from src.settings.params import Params, load, parse
-from src.stages import distill, evaluate, experts, plan, plan_steps, prepare
+from src.stages import evaluate, experts, plan, plan_steps, prepare
 from src.store.values import Record, SyntheticSet
 from tests.imports import ROOT
 from tests.small_run import STORE
@@ -113,7 +114,7 @@ def test_it_compiles_where_the_stages_compile(valid_params: dict[str, Any], monk
     statistics, cpu, syn_lr = subject.statistics, torch.device("cpu"), torch.tensor(0.01)
     synthetic = SyntheticSet(images, labels, syn_lr)
     stages = (
-        lambda: distill._derivatives(resolved.run(params, "ten"), FlatNetwork(subject.module()), images),
+        lambda: outer.differentiate(subject.distil, params.runtime, FlatNetwork(subject.module()), images),
         lambda: experts.train_all(STORE, resolved.buffer(params, "smooth"), statistics, Record("", {}), cpu),
         lambda: evaluate.predict_all(
             STORE, resolved.run(params, "ten"), ("D2", params.networks["D2"]), synthetic, statistics, cpu

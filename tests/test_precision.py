@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from src.bench import engine, training
 from src.bench.problem import matching_problem
 from src.bench.settings import EvaluateSetting, ExpertsSetting, MatchingSetting
+from src.loops import outer
 from src.maths import inner_loop
 from src.maths.inner_loop import InnerRule
 from src.maths.matching import WayPoint
@@ -81,7 +82,7 @@ def match(params: Params) -> None:
     """The inner loop with its second derivatives."""
     given = subject(params)
     network, (images, labels) = FlatNetwork(given.module()), given.noise(10)
-    derivatives, _ = distill._derivatives(resolved.run(params, "one"), network, images)
+    derivatives, _, _ = outer.differentiate(params.distillations["one"], params.runtime, network, images)
     steps = inner_loop.draw_steps(10, 3, 10, (), torch.Generator())
     theta = torch.zeros(network.dimension).uniform_(-0.1, 0.1)
     end = WayPoint(3, theta + 0.01, 1.0, torch.ones(()))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from src.bench import engine, measure
 from src.bench.problem import build, real_images, shape, spec
@@ -26,6 +27,7 @@ from src.bench.settings import (
 )
 from src.ground import runtime
 from src.ground.seeding import generator
+from src.loops.students import Training
 from src.maths import expert_training, protocol
 from src.maths.expert_training import CHUNK, Gradient
 from src.maths.networks import FlatNetwork, forward_flops
@@ -34,10 +36,8 @@ from src.process.progress import Advance
 from src.settings.experts import Experts
 from src.settings.protocols import Protocol
 from src.stages import students
-from src.stages.students import Training
 from src.store import checkpoints, cost
 from src.store.checkpoints import Work
-from src.store.store import Store
 
 # of the papers' runs: the stages decide by the whole work whether to compile and in how many processes to train
 REAL_EXPERTS, REAL_EXPERT_EPOCHS, REAL_STUDENT_EPOCHS = 100, 50, 1_000
@@ -114,11 +114,11 @@ def evaluate(setting: EvaluateSetting) -> dict[str, Any]:
     def train(epochs: int) -> None:
         definition = {"process": os.getpid(), "epochs": epochs}
         training = Training(
-            Store(), "", _student_settings(setting, epochs), spec(setting), shape(setting), setting.seed, way,
-            images.numpy(), labels.numpy(), STUDENT_LR, (), None,
-            Work("evaluate", "bench", definition, asked.checkpoint_seconds),
+            _student_settings(setting, epochs), spec(setting), shape(setting), setting.seed, way,
+            images.numpy(), labels.numpy(), STUDENT_LR, (), None, _nothing,
         )  # fmt: skip
-        students.train_all(training, groups, asked, count, "students")
+        work = Work("evaluate", "bench", definition, asked.checkpoint_seconds)
+        students.train_all(students.Job(training, work), groups, asked, count, "students")
 
     train(2)  # compiles, in each process, as every one begins with an epoch of its own
     spent = cost.seconds(lambda: train(setting.epochs), device)
@@ -145,3 +145,8 @@ def _meet(folder: Path, index: int, count: int) -> None:
     (folder / str(index)).touch()
     while sum(1 for _ in folder.iterdir()) < count:
         time.sleep(0.01)
+
+
+def _nothing(split: str) -> tuple[Tensor, Tensor]:
+    """No split is predicted."""
+    raise NotImplementedError(split)

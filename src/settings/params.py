@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from src.ground.errors import ParamsError, UnknownNameError, UserError
-from src.settings.base import Settings
+from src.settings.base import MISSING, Problems, Settings, describe
 from src.settings.datasets import Dataset
 from src.settings.distillation import Distillation
 from src.settings.experts import Experts
@@ -43,10 +43,7 @@ NAMED_SECTIONS: Mapping[str, type[Settings]] = {
 }
 SECTIONS = ("seed", "runtime", "prepare", "networks", "experts", "distill", "evaluate", "tune", "report", "runs")
 
-MISSING = "is missing: it has no default"
-
 Model = TypeVar("Model", bound=BaseModel)
-Problems = list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -201,29 +198,8 @@ def _validate(model: type[Model], value: Any, path: str, problems: Problems) -> 
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        problems.extend(_sentences(error, path, model))
+        problems.extend(describe(error, model, path))
         return None
-
-
-def _sentences(error: ValidationError, path: str, model: type[BaseModel]) -> Problems:
-    """One problem for each dotted path, in words; the branches of a union share one."""
-    found: dict[str, str] = {}
-    for item in error.errors():
-        # beyond the field, pydantic adds the branch of a union, which is no place in the file, to indices and keys
-        places = [part for i, part in enumerate(item["loc"]) if i == 0 or isinstance(part, int) or part == "method"]
-        where = ".".join(str(part) for part in (path, *places))
-        found[where] = f"{found[where]}, or: {_text(item, model)}" if where in found else _text(item, model)
-    return list(found.items())
-
-
-def _text(item: Any, model: type[BaseModel]) -> str:
-    if item["type"] == "extra_forbidden":
-        return f"unknown key: choose from {', '.join(model.model_fields)}"
-    if item["type"] == "missing":
-        return MISSING
-    if item["type"] == "value_error":  # one of our own rules, in our own words
-        return str(item["ctx"]["error"])
-    return f"{item['msg'][0].lower()}{item['msg'][1:]}; got {item['input']!r}"
 
 
 def _distillations(methods: Mapping[str, Any], runs: Mapping[str, Any], problems: Problems) -> dict[str, Distillation]:

@@ -5,6 +5,7 @@ The only stage that opens the test split: once, after training, unless the proto
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor
 
 from src.ground.errors import ArtifactError
+from src.loops import students as loops
+from src.loops.students import Training
 from src.maths import protocol, scores
 from src.pages.tables import Table
 from src.process import progress, workers
@@ -21,7 +24,6 @@ from src.settings.networks import Network
 from src.settings.resolved import Run
 from src.stages import run_log, students, work
 from src.stages.records import prepared, students_record, synthetic_settings
-from src.stages.students import Training
 from src.store import checkpoints, cost, files, tensors
 from src.store.cost import Cost
 from src.store.store import Store, read_synthetic, remake
@@ -142,23 +144,24 @@ def predict_all(
     params.yaml, at which DVC runs every evaluation again, costs no training.
     """
     (called, spec), settings, asked = network, run.evaluation, run.runtime
-    forward = students.forward_flops(spec, statistics.shape)
+    forward = loops.forward_flops(spec, statistics.shape)
     way = protocol.choose(asked, device, settings, len(synthetic.labels), forward, spec.keeps_statistics)
     if way.note:
         progress.say(f"{run.name}: {way.note}")
     images = store.load_space(run.dataset.name).normalise(synthetic.pixels)
     record = work.whole(students_record(store, run, spec, synthetic), asked, "evaluate", device)
     training = Training(
-        store, run.dataset.name, settings, spec, statistics.shape, run.seed, way,
+        settings, spec, statistics.shape, run.seed, way,
         images.numpy(), synthetic.labels.numpy(), synthetic.syn_lr.item(),
         splits, "test" if settings.selects_on_test else None,
-        work.of(asked, "evaluate", f"{place or run.name}@{called}", record, spec, way.compiled),
+        functools.partial(store.load_inputs, run.dataset.name),
     )  # fmt: skip
+    job = students.Job(training, work.of(asked, "evaluate", f"{place or run.name}@{called}", record, spec, way.compiled))
     groups = 1 if way.together else settings.students
     processes = workers.processes(asked, device, groups, way.flops)
     title = f"evaluate {run.name}" if called == run.network else f"evaluate {run.name} with {called}"
-    found, elsewhere = students.train_all(training, groups, asked, processes, title)
-    training.work.forget_others()
+    found, elsewhere = students.train_all(job, groups, asked, processes, title)
+    job.work.forget_others()
     return {split: torch.cat([torch.from_numpy(group[split]) for group in found]) for split in splits}, elsewhere
 
 

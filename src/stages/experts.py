@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import functools
 import statistics as numbers
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from src.ground import runtime
 from src.ground.errors import DivergenceError
-from src.ground.seeding import generator
-from src.maths import expert_training, networks, scores, smoothness
-from src.maths.expert_training import Gradient, State
-from src.maths.networks import FlatNetwork, ImageShape
-from src.process import progress, stopping, workers
+from src.loops import expert
+from src.loops.expert import Expert, Row, Training
+from src.process import progress, workers
 from src.process.progress import Advance
 from src.process.workers import Array
-from src.settings.experts import Experts
-from src.settings.networks import Network
 from src.settings.resolved import Buffer
 from src.stages import run_log, work
 from src.stages.records import experts_record, prepared
@@ -32,50 +26,16 @@ from src.store.store import Store
 from src.store.values import Record, Statistics
 from src.tracking import tracker as tracking
 
-Row = dict[str, Any]
-
 
 @dataclass(frozen=True)
-class Training:
-    """What the training of every expert takes, in whatever process."""
+class Job:
+    """The training of every expert of a buffer, and where what becomes of it goes."""
 
     store: Store
     name: str
-    settings: Experts
-    spec: Network
-    shape: ImageShape
     record: Record
     work: Work
-    seed: int
-    bfloat16: bool
-    compiled: bool
-    train: tuple[Array, Array]  # images (N, C, H, W), labels (N,)
-    val: tuple[Array, Array]
-
-
-@dataclass(frozen=True)
-class Expert:
-    """One expert on its way."""
-
-    state: State
-    thetas: tuple[Tensor, ...]  # theta*_0 .. of the finished epochs, (P,) each, on the CPU
-    rows: tuple[Row, ...]  # of the finished epochs
-
-    def stored(self, settings: Experts) -> Stored:
-        """What its checkpoint holds; raises DivergenceError rather than keep numbers that are not finite."""
-        if self.state.steps:
-            expert_training.check(self.state, settings)
-        tensors = {name: value for name, value in vars(self.state).items() if isinstance(value, Tensor)}
-        facts = {"epochs": self.state.epochs, "steps": self.state.steps, "rows": self.rows}
-        return {**tensors, "thetas": torch.stack(self.thetas)}, facts
-
-
-def restored(stored: Stored, device: torch.device) -> Expert:
-    """The expert that a checkpoint holds."""
-    tensors, facts = stored
-    moved = {name: tensors[name].to(device) for name in ("theta", "moments", "figures")}
-    state = State(**moved, draws=tensors["draws"], pending=tensors["pending"], epochs=facts["epochs"], steps=facts["steps"])
-    return Expert(state, tensors["thetas"].unbind(), tuple(facts["rows"]))
+    training: Training
 
 
 def run(store: Store, buffer: Buffer) -> None:
@@ -120,21 +80,19 @@ def train_all(
     """Train every expert; the curves' rows by expert and epoch, and the cost of other processes, earlier ones included."""
     name, settings, spec, shape, asked = buffer.name, buffer.settings, buffer.spec, statistics.shape, buffer.runtime
     train, val = (_arrays(store, buffer.dataset.name, split) for split in ("train", "val"))
-    flops = settings.count * _flops(settings, spec, shape, len(train[1]))
+    flops = settings.count * expert.flops(settings, spec, shape, len(train[1]))
     compiled, reason = runtime.compiles(asked, flops)
     if reason:
         progress.say(f"{name}: {reason}")
-    training = Training(
-        store, name, settings, spec, shape, record, work.of(asked, "experts", name, record, spec, compiled), buffer.seed,
-        asked.precision == "bfloat16", compiled, train, val,
-    )  # fmt: skip
+    training = Training(settings, spec, shape, buffer.seed, asked.precision == "bfloat16", compiled, train, val)
+    job = Job(store, name, record, work.of(asked, "experts", name, record, spec, compiled), training)
     processes = workers.processes(asked, device, settings.count, flops)
-    units, earlier = settings.count * settings.last_epoch, [training.work.checkpoint(i).facts() for i in range(settings.count)]
+    units, earlier = settings.count * settings.last_epoch, [job.work.checkpoint(i).facts() for i in range(settings.count)]
     before = sum(len(facts["rows"]) for facts in earlier if facts)
     if any(earlier):
         progress.say(f"{name}: resumed at {before} of {units} epochs of {settings.count} experts")
-    train_one = functools.partial(_train_one, training)
-    seconds = training.work.seconds_spent(settings.count) / processes
+    train_one = functools.partial(_train_one, job)
+    seconds = job.work.seconds_spent(settings.count) / processes
     found, peak = workers.each(train_one, settings.count, asked, processes, f"experts {name}", units, before)
     return [row for rows in found for row in rows], Cost(seconds, peak)
 
@@ -144,93 +102,39 @@ def _arrays(store: Store, dataset: str, split: str) -> tuple[Array, Array]:
     return images.numpy(), labels.numpy()
 
 
-def _flops(settings: Experts, spec: Network, shape: ImageShape, images: int) -> float:
-    """Floating-point operations of training one expert."""
-    network = networks.build(spec, shape, torch.Generator())
-    image = torch.zeros(1, shape.channels, shape.size, shape.size)
-    return expert_training.passes(settings, images) * networks.forward_flops(network, image)
-
-
-def _train_one(training: Training, index: int, device: torch.device, advance: Advance) -> list[Row]:
+def _train_one(job: Job, index: int, device: torch.device, advance: Advance) -> list[Row]:
     """Train one expert, wherever joblib puts it, and save its trajectory as soon as it is whole; its curves' rows.
 
     A trajectory of the same work that lies there already is kept, and what an earlier process began is continued.
     """
-    store, checkpoint = training.store, training.work.checkpoint(index)
-    path = store.trajectory_file(training.name, index)
+    path, checkpoint = job.store.trajectory_file(job.name, index), job.work.checkpoint(index)
     stored = checkpoint.load()
     if stored is not None and "trajectory" in stored[1]:
         if path.exists() and files.digest(path) == stored[1]["trajectory"]:
             return list(stored[1]["rows"])
         stored = None  # gone or changed since
-    expert = _trained(training, index, device, checkpoint, stored, advance)
-    trajectory = torch.stack(expert.thetas)  # (T + 1, P)
-    store.save_trajectory(training.name, index, trajectory, training.record)
-    network = FlatNetwork(networks.build(training.spec, training.shape, torch.Generator()))
-    steps = smoothness.parameter_steps(trajectory).tolist(), smoothness.common_logit_steps(trajectory, network).tolist()
-    rows = [
-        {**row, "parameter_step": step, "common_logit_step": common}
-        for row, step, common in zip(expert.rows, *steps, strict=True)
-    ]
+    trajectory, rows = expert.curves(job.training, _trained(job, index, device, checkpoint, stored, advance))
+    job.store.save_trajectory(job.name, index, trajectory, job.record)
     checkpoint.save({}, {"trajectory": files.digest(path), "rows": rows})
     return rows
 
 
 def _trained(
-    training: Training, index: int, device: torch.device, checkpoint: Checkpoint, stored: Stored | None, advance: Advance
+    job: Job, index: int, device: torch.device, checkpoint: Checkpoint, stored: Stored | None, advance: Advance
 ) -> Expert:
     """One expert after its last epoch."""
-    expert = restored(stored, device) if stored else _first(training, index, device)
+    training = job.training
+    one = expert.restored(stored, device) if stored else expert.first(training, index, device)
     try:
         with checkpoint.kept() as keep:
-            for expert in _steps(training, index, expert, device):  # noqa: B020, each takes the place of the one before
-                keep(functools.partial(expert.stored, training.settings))
-                if expert.state.between_epochs:
-                    advance(f"validation {expert.rows[-1]['val_accuracy']:.1%}")
+            for one in expert.steps(training, index, one, device):  # noqa: B020, each takes the place of the one before
+                keep(functools.partial(one.stored, training.settings))
+                if one.state.between_epochs:
+                    advance(f"validation {one.rows[-1]['val_accuracy']:.1%}")
     except DivergenceError as error:
-        good = f"last good train loss {expert.rows[-1]['train_loss']:g}" if expert.rows else "no good epoch before"
-        raise DivergenceError(f"{training.name}, expert {index}: {error}; {good}") from None
-    return expert
-
-
-def _first(training: Training, index: int, device: torch.device) -> Expert:
-    """One expert before its first step."""
-    network = networks.build(training.spec, training.shape, generator(training.seed, "experts", index, "initialisation"))
-    state = expert_training.start(network.to(device), generator(training.seed, "experts", index, "training"))
-    return Expert(state, (state.theta.cpu(),), ())
-
-
-def _steps(training: Training, index: int, expert: Expert, device: torch.device) -> Iterator[Expert]:
-    """One expert after each further step; where an epoch ends, its accuracy on the validation split is taken."""
-    images, labels, val_images, val_labels = (torch.from_numpy(x).to(device) for x in (*training.train, *training.val))
-    network, gradient = _derivative(
-        training.spec, training.shape, training.settings, device, training.bfloat16, training.compiled
-    )
-    logits, gradient = stopping.interruptible(network), stopping.interruptible(gradient)
-    chunk = expert_training.CHUNK if device.type == "cpu" else None
-    for state in expert_training.steps(expert.state, images, labels, training.settings, gradient, chunk):
-        expert = replace(expert, state=state)
-        if state.between_epochs:
-            predicted = scores.predictions(functools.partial(logits, state.theta), val_images)
-            row = _row(index, state, scores.accuracy(predicted, val_labels))
-            expert = Expert(state, (*expert.thetas, state.theta.cpu()), (*expert.rows, row))
-        yield expert
-
-
-def _row(index: int, state: State, accuracy: float) -> Row:
-    epoch = expert_training.epoch_of(state)
-    figures = {"train_loss": epoch.train_loss, "gradient_penalty": epoch.penalty, "val_accuracy": accuracy}
-    return {"expert": index, "epoch": epoch.number, **figures}
-
-
-@functools.cache
-def _derivative(
-    spec: Network, shape: ImageShape, settings: Experts, device: torch.device, bfloat16: bool, compiled: bool
-) -> tuple[FlatNetwork, Gradient]:
-    """The network as a function and the derivative of its steps; a process compiles it once for all experts it trains."""
-    network = FlatNetwork(networks.build(spec, shape, torch.Generator()).to(device))
-    gradient = expert_training.differentiate(network, settings, bfloat16)
-    return network, runtime.compiled(gradient) if compiled else gradient
+        good = f"last good train loss {one.rows[-1]['train_loss']:g}" if one.rows else "no good epoch before"
+        raise DivergenceError(f"{job.name}, expert {index}: {error}; {good}") from None
+    return one
 
 
 def _forget_others(store: Store, name: str, count: int) -> None:

@@ -32,7 +32,7 @@ from src.settings.resolved import Run
 from src.settings.runtime import Runtime
 from src.settings.studies import Tune
 from src.stages import distill, evaluate, experts
-from src.stages.outer_loop import Watch
+from src.stages.distill import Watch
 from src.stages.records import experts_record, synthetic_settings
 from src.store import checkpoints, files, tensors, values
 from src.store.store import Store, remake

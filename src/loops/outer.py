@@ -1,4 +1,4 @@
-"""The outer loop of `distill`: what it carries from one iteration to the next, its checkpoint, and its second chances."""
+"""The outer loop of distillation: what it carries from one iteration to the next, what is stored of it, its second chances."""
 
 from __future__ import annotations
 
@@ -9,27 +9,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from src.ground.errors import DivergenceError
+from src.ground import runtime
+from src.ground.errors import DataError, DivergenceError
 from src.ground.seeding import generator
 from src.maths import distillation
-from src.maths.derivatives import Derivatives
+from src.maths.derivatives import PASSES, Derivatives
 from src.maths.distillation import Figures, Start, State
 from src.maths.networks import FlatNetwork
 from src.maths.pixels import Space
-from src.process import progress
+from src.process import progress, stopping
 from src.settings.distillation import Distillation
-from src.settings.resolved import Run
-from src.stages import run_log
-from src.store.checkpoints import Checkpoint, Stored
-from src.store.store import Store
-from src.store.values import SyntheticSet
-from src.tracking.tracker import Tracker
+from src.settings.runtime import Runtime
 
 ANCHOR_ITERATIONS = 100  # between two states to restore: a fixed number, so that the same bytes come again
 RESTORES = 3  # at most, each halves lr_img
 
 Row = dict[str, Any]
-Watch = Callable[[int, SyntheticSet], None]  # what has become of the set by an iteration at which images are kept
+Stored = tuple[dict[str, Tensor], dict[str, Any]]  # tensors, and all that is none
+Read = Callable[[int, int, int], Tensor]  # (expert, start, stop) -> theta*_start .. theta*_(stop - 1)
 
 
 @dataclass(frozen=True)
@@ -59,26 +56,38 @@ class Distilling:
 class Loop:
     """What every iteration takes."""
 
-    store: Store
-    run: Run
+    name: str
+    seed: int
+    distil: Distillation
+    experts: int  # so many
+    read: Read  # their snapshots
     network: FlatNetwork
     derivatives: Derivatives
     labels: Tensor  # (S,)
     space: Space
 
     @property
-    def name(self) -> str:
-        return self.run.name
-
-    @property
-    def distil(self) -> Distillation:
-        return self.run.distillation
-
-    @property
     def moments(self) -> frozenset[int]:
         """Iterations at which images are kept, first and last among them."""
         total = self.distil.iterations
         return frozenset({*range(0, total, self.distil.snapshot_every), total})
+
+
+def check_batch(distil: Distillation, count: int, who: str) -> None:
+    """Raises DataError where a step is to take more images than there are; `who` says whose batch_syn that is."""
+    if distil.iterations and distil.batch_syn is not None and distil.batch_syn > count:
+        text = f"{who}: {distil.batch_syn} exceeds the {count} synthetic images"
+        raise DataError(f"{text}: lower it, or set null for all")
+
+
+def differentiate(distil: Distillation, asked: Runtime, network: FlatNetwork, images: Tensor) -> tuple[Derivatives, bool, str]:
+    """The derivatives of steps on these images, compiled where the run is long enough; whether they are, and what to say."""
+    batch = min(distil.batch_syn or len(images), len(images))
+    passes = PASSES * distil.iterations * distil.syn_steps * distil.trajectories_per_iteration * batch
+    compiled, note = runtime.compiles(asked, passes * network.forward_flops(images[:1]))
+    found = Derivatives(network, asked.precision == "bfloat16", compiled)
+    found.first, found.second = stopping.interruptible(found.first), stopping.interruptible(found.second)
+    return found, compiled, note
 
 
 def first(loop: Loop, images: Tensor) -> Distilling:
@@ -111,32 +120,7 @@ def resumed(loop: Loop, stored: Stored | None) -> Distilling | None:
     return Distilling(state, anchor, rows, snapshots, tuple(facts["restores"]))
 
 
-def unwatched(iteration: int, synthetic: SyntheticSet) -> None:
-    """No one looks on."""
-
-
-def run(loop: Loop, at: Distilling, checkpoint: Checkpoint, tracker: Tracker, watch: Watch = unwatched) -> Distilling:
-    """All iterations that are left. What is logged already is not logged twice."""
-    for row in at.rows:
-        run_log.log_row(tracker, row)
-    for iteration, pixels in at.snapshots.items():
-        run_log.log_images(tracker, pixels, loop.labels, iteration)
-    furthest, total = at.iteration, loop.distil.iterations
-    with progress.progress(f"distill {loop.name}", total, furthest) as advance, checkpoint.kept() as keep:
-        while at.iteration < total:
-            at = _iterate(loop, at)
-            keep(at.stored)
-            if at.iteration > furthest:  # not after a restore, until it is there again
-                furthest, row = at.iteration, at.rows[-1]
-                run_log.log_row(tracker, row)
-                if furthest in at.snapshots:
-                    run_log.log_images(tracker, at.snapshots[furthest], loop.labels, furthest)
-                    watch(furthest, SyntheticSet(at.snapshots[furthest], loop.labels.cpu(), at.state.syn_lr.cpu()))
-                advance(f"matching loss {row['matching_loss']:.4f}, syn_lr {row['syn_lr']:.4f}")
-    return at
-
-
-def _iterate(loop: Loop, at: Distilling) -> Distilling:
+def iterate(loop: Loop, at: Distilling) -> Distilling:
     """The next iteration done; or, where it diverges and the settings want it, the last anchor again."""
     settings = loop.distil.model_copy(update={"lr_img": loop.distil.lr_img / 2 ** len(at.restores)})
     experts, epochs, starts, draws = _starts(loop, at.iteration)
@@ -155,12 +139,12 @@ def _iterate(loop: Loop, at: Distilling) -> Distilling:
 
 def _starts(loop: Loop, iteration: int) -> tuple[str, str, list[Start], torch.Generator]:
     """The experts and start epochs drawn for an iteration, in words and as snapshots, and the generator of its other draws."""
-    buffer, distil = loop.run.experts, loop.distil
-    draws = generator(loop.run.seed, "distill", "iteration", iteration)
-    drawn = [distillation.draw_start(buffer.settings.count, distil, draws) for _ in range(distil.trajectories_per_iteration)]
+    distil = loop.distil
+    draws = generator(loop.seed, "distill", "iteration", iteration)
+    drawn = [distillation.draw_start(loop.experts, distil, draws) for _ in range(distil.trajectories_per_iteration)]
     starts = []
     for expert, epoch in drawn:
-        snapshots = loop.store.read_snapshots(buffer.name, expert, epoch, epoch + distil.expert_epochs + 1)
+        snapshots = loop.read(expert, epoch, epoch + distil.expert_epochs + 1)
         starts.append(Start(snapshots.to(loop.labels.device), epoch))
     experts, epochs = (" ".join(str(number) for number in column) for column in zip(*drawn, strict=True))
     return experts, epochs, starts, draws

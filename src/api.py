@@ -1,0 +1,373 @@
+"""The Python API: distil tensors of your own, without params.yaml, DVC, MLflow or Optuna.
+
+    experts = train_experts(images, labels, epochs=20, count=10, lr=0.05, batch_size=64)
+    synthetic = distill(experts, ipc=1, iterations=300, lr_img=10.0, max_start_epoch=18)
+    print(evaluate(synthetic, test_images, test_labels))
+    synthetic.save("synthetic.safetensors")
+
+Settings are those of params.yaml, by name: fields of `Experts`, `Distillation` and `Protocol` in src/settings. The same
+settings and seed give the bytes that the pipeline gives. Mistakes raise UserError, a sentence with value, rule and remedy.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from pydantic import BaseModel, ValidationError
+from torch import Tensor, nn
+
+from src.ground import runtime
+from src.ground.errors import ParamsError, UserError
+from src.loops import expert, initial, outer, students
+from src.loops.outer import Loop
+from src.maths import networks, pixels, protocol, scores
+from src.maths.networks import FlatNetwork, ImageShape
+from src.maths.pixels import Normalisation, Space
+from src.settings.base import describe
+from src.settings.distillation import Distillation
+from src.settings.experts import Experts
+from src.settings.networks import ConvNet, Network
+from src.settings.protocols import Protocol
+from src.settings.runtime import Runtime
+from src.store import files, tensors, values
+from src.store.store import read_synthetic
+from src.store.values import Record, SyntheticSet
+
+NOT_NAMED = {"dataset": "images", "network": "network"}  # of `Experts`: names of params.yaml, which tensors have none of
+
+Report = Callable[[int, int, Mapping[str, float]], None]  # (units done, of so many, figures of the last one)
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def silent(done: int, total: int, figures: Mapping[str, float]) -> None:
+    """Reports nothing."""
+
+
+@dataclass(frozen=True)
+class RealImages:
+    """Labelled real images as networks read them."""
+
+    images: Tensor  # (N, C, H, W)
+    labels: Tensor  # (N,)
+    space: Space
+    shape: ImageShape
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Images of each class, by its number."""
+        found = torch.bincount(self.labels, minlength=self.shape.classes).tolist()
+        return {str(label): count for label, count in enumerate(found)}
+
+
+@dataclass(frozen=True)
+class ExpertBuffer:
+    """Trained experts, and what they were trained on."""
+
+    trajectories: tuple[Tensor, ...]  # (T + 1, P) each
+    curves: tuple[Mapping[str, Any], ...]  # a row an expert and epoch
+    real: RealImages
+    spec: Network
+    settings: Experts
+    seed: int
+    runtime: Runtime
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """A synthetic set with all that training a student on it takes."""
+
+    pixels: Tensor  # (S, C, H, W), not bound to [0, 1]
+    labels: Tensor  # (S,) classes, or (S, K) probabilities
+    syn_lr: Tensor  # ()
+    space: Space
+    spec: Network
+    classes: int
+    history: tuple[Mapping[str, Any], ...] = ()  # a row an iteration
+    snapshots: Mapping[int, Tensor] = field(default_factory=dict)  # iteration -> pixels
+
+    @property
+    def shape(self) -> ImageShape:
+        return ImageShape(self.pixels.shape[1], self.pixels.shape[-1], self.classes)
+
+    @property
+    def inputs(self) -> Tensor:
+        """The images as networks read them (S, C, H, W)."""
+        return self.space.normalise(self.pixels)
+
+    def save(self, path: str | Path) -> None:
+        """Write it as `distill` does, whole or not at all; `load_synthetic` and `evaluate --from` read it."""
+        found = SyntheticSet(self.pixels, self.labels, self.syn_lr)
+        tensors.save(Path(path), dict(vars(found)), Record(values.SYNTHETIC, {}))
+
+
+class SyntheticDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
+    """A synthetic set for a DataLoader: images (C, H, W) as networks read them, with their label."""
+
+    def __init__(self, synthetic: Synthetic):
+        self._images, self._labels = synthetic.inputs, synthetic.labels
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self._images[index], self._labels[index]
+
+
+def train_experts(
+    images: Tensor,
+    labels: Tensor,
+    *,
+    network: Network | None = None,
+    val: tuple[Tensor, Tensor] | None = None,
+    pixel_max: int = 255,
+    zca_eps: float | None = None,
+    seed: int = 0,
+    machine: Runtime | None = None,
+    report: Report = silent,
+    **settings: Any,
+) -> ExpertBuffer:
+    """Train `count` experts on real images (N, C, H, W) with labels (N,), one after the other.
+
+    Images are integers from 0 to `pixel_max`. `val` is images and labels whose accuracy stands in the
+    curves; without, it is that on the training images. With `zca_eps` networks read whitened images. `settings` are fields of
+    `Experts`; `network` is a ConvNet of depth 3 and width 128 where left out.
+    """
+    asked = _settings(Experts, {**NOT_NAMED, "count": 1, **settings})
+    spec, lent = network or ConvNet(depth=3, width=128), machine or Runtime()
+    with _lent(lent, lent.threads or 1) as device:
+        real = real_images(images, labels, pixel_max, zca_eps)
+        held = real if val is None else _in_space(*val, pixel_max, real)
+        compiled, _ = runtime.compiles(lent, asked.count * expert.flops(asked, spec, real.shape, len(real.labels)))
+        arrays = ((one.images.numpy(), one.labels.numpy()) for one in (real, held))
+        training = expert.Training(asked, spec, real.shape, seed, lent.precision == "bfloat16", compiled, *arrays)
+        found = [_expert(training, index, device, report) for index in range(asked.count)]
+    rows = tuple(row for _, own in found for row in own)
+    return ExpertBuffer(tuple(trajectory for trajectory, _ in found), rows, real, spec, asked, seed, lent)
+
+
+def distill(experts: ExpertBuffer, ipc: int, *, seed: int | None = None, report: Report = silent, **settings: Any) -> Synthetic:
+    """Optimise `ipc` images a class so that a student trained on them follows the experts.
+
+    `settings` are fields of `Distillation`: random initialisation, 1,000 iterations where left out; the seed is the experts'.
+    """
+    distil = _settings(Distillation, {"initialisation": "random", "iterations": 1000, **settings})
+    root, real, lent = experts.seed if seed is None else seed, experts.real, experts.runtime
+    last = experts.settings.last_epoch
+    if distil.iterations and distil.last_epoch > last:
+        text = f"max_start_epoch - 1 + expert_epochs = {distil.last_epoch} lies beyond the experts' {last} epochs"
+        raise UserError(f"{text}: lower one of the two, or train more epochs")
+    with _lent(lent, lent.threads) as device:
+        network = FlatNetwork(networks.build(experts.spec, real.shape, torch.Generator()).to(device))
+        given = (distil.initialisation, ipc, root, real.images, real.labels, real.counts, network)
+        images, labels = initial.images(*given, lambda: experts.trajectories[0][last], "ipc")
+        outer.check_batch(distil, len(labels), "batch_syn")
+        images, labels = images.to(device), labels.to(device)
+        derivatives, _, _ = outer.differentiate(distil, lent, network, images)
+        read = functools.partial(_snapshots, experts.trajectories)
+        loop = Loop("distill", root, distil, len(experts.trajectories), read, network, derivatives, labels, real.space)
+        at = outer.first(loop, images)
+        while at.iteration < distil.iterations:
+            at = outer.iterate(loop, at)
+            report(at.iteration, distil.iterations, {key: at.rows[-1][key] for key in ("matching_loss", "syn_lr")})
+    made = at.snapshots[at.iteration], labels.cpu(), at.state.syn_lr.cpu()
+    return Synthetic(*made, real.space, experts.spec, real.shape.classes, at.rows, at.snapshots)
+
+
+def evaluate(
+    synthetic: Synthetic,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    network: Network | None = None,
+    pixel_max: int = 255,
+    seed: int = 0,
+    machine: Runtime | None = None,
+    report: Report = silent,
+    **settings: Any,
+) -> list[float]:
+    """Accuracy on real images (N, C, H, W) with labels (N,) of each of `students` fresh students.
+
+    `settings` are fields of `Protocol`, MTT's where left out; `network` is the synthetic set's own where left out.
+    """
+    asked = _settings(Protocol, settings)
+    if asked.selects_on_test:
+        raise UserError("score 'best_test' chooses on the images that it scores: leave it out, or use the command line")
+    held = _in_space(images, labels, pixel_max, None, synthetic.space, synthetic.shape)
+    found = _trained(synthetic, network, asked, seed, machine or Runtime(), report, held)
+    return [scores.accuracy(predicted, held.labels) for predicted in found.predicted]
+
+
+def train_student(
+    synthetic: Synthetic,
+    *,
+    network: Network | None = None,
+    seed: int = 0,
+    machine: Runtime | None = None,
+    report: Report = silent,
+    **settings: Any,
+) -> nn.Module:
+    """One network trained on the synthetic set alone: a module that reads images as `synthetic.space` normalises pixels."""
+    asked = _settings(Protocol, {**settings, "students": 2})  # a protocol has two or more; the first is trained
+    spec, shape = network or synthetic.spec, synthetic.shape
+    found = _trained(synthetic, spec, asked, seed, machine or Runtime(), report, None, only=1)
+    if isinstance(found.last, nn.Module):
+        return found.last
+    module = networks.build(spec, shape, torch.Generator())
+    torch.nn.utils.vector_to_parameters(found.last, module.parameters())
+    return module
+
+
+def load_synthetic(
+    path: str | Path, *, space: Space | None = None, network: Network | None = None, classes: int | None = None
+) -> Synthetic:
+    """A synthetic set that `save`, `distill` or `export` wrote.
+
+    `export` tells in set.json beside it how networks read its pixels, for which network it was learned, and its classes; of
+    another file `space` and `network` have to be given.
+    """
+    file = Path(path)
+    found = read_synthetic(file, "give a file that save, distill or export wrote")
+    card = file.parent / "set.json"
+    told = files.read_json(card, f"delete {card}, and give space and network") if card.exists() else {}
+    if space is None and told.get("whitening") == "none":
+        space = Normalisation(*(torch.tensor(told["dataset"][figure]) for figure in ("mean", "std")))
+    if network is None and "network" in told:
+        network = _network(told["network"])
+    if space is None or network is None:
+        text = f"{file} does not tell how networks read it"
+        raise UserError(f"{text}: give space, as real_images(...).space, and network, as ConvNet(depth=3, width=128)")
+    known = len(told["dataset"]["classes"]) if told else int(found.classes.max()) + 1
+    return Synthetic(found.pixels, found.labels, found.syn_lr, space, network, classes or known)
+
+
+def real_images(images: Tensor, labels: Tensor, pixel_max: int = 255, zca_eps: float | None = None) -> RealImages:
+    """Real images as networks read them, and the space that is fitted on them: normalised by channel, or whitened."""
+    whole = _integers(images, pixel_max)
+    _check(whole, labels)
+    if zca_eps is not None:
+        space: Space = pixels.fit_whitening(whole, pixel_max, zca_eps)
+    else:
+        space = pixels.fit_normalisation(whole, pixel_max)
+    shape = ImageShape(whole.shape[1], whole.shape[-1], int(labels.max()) + 1)
+    return RealImages(pixels.inputs(space, whole, pixel_max), labels.long(), space, shape)
+
+
+def _in_space(
+    images: Tensor,
+    labels: Tensor,
+    pixel_max: int,
+    like: RealImages | None,
+    space: Space | None = None,
+    shape: ImageShape | None = None,
+) -> RealImages:
+    """Other real images, as networks read them that read `like`, or this space."""  # fmt: skip
+    whole = _integers(images, pixel_max)
+    _check(whole, labels)
+    used, wanted = (like.space, like.shape) if like is not None else (space, shape)
+    assert used is not None and wanted is not None
+    if (whole.shape[1], whole.shape[-1]) != (wanted.channels, wanted.size) or int(labels.max()) >= wanted.classes:
+        raise UserError(
+            f"images are {whole.shape[1]}x{whole.shape[2]}x{whole.shape[3]} of {int(labels.max()) + 1} classes, not "
+            f"{wanted.channels}x{wanted.size}x{wanted.size} of {wanted.classes}: give images of the same data set"
+        )
+    return RealImages(pixels.inputs(used, whole, pixel_max), labels.long(), used, wanted)
+
+
+def _integers(images: Tensor, pixel_max: int) -> Tensor:
+    """The images (N, C, H, W), once it is sure that they are integers: statistics are exact on these."""
+    if images.dim() != 4 or images.shape[2] != images.shape[3]:
+        raise UserError(f"images have the shape {tuple(images.shape)}: give square ones, (N, C, H, W)")
+    if images.is_floating_point():
+        text = "images are real numbers: give integers from 0 to pixel_max"
+        raise UserError(f"{text}; (255 * images).round().to(torch.uint8) makes them of [0, 1]")
+    if len(images) == 0 or int(images.min()) < 0 or int(images.max()) > pixel_max:
+        raise UserError(f"images are none, or not within 0 and pixel_max, {pixel_max}: give another pixel_max")
+    return images
+
+
+def _check(images: Tensor, labels: Tensor) -> None:
+    if labels.shape != images.shape[:1] or labels.is_floating_point() or int(labels.min()) < 0:
+        text = f"labels have the shape {tuple(labels.shape)} and the type {labels.dtype}"
+        raise UserError(f"{text}: give one class for each image, from 0 on")
+
+
+@contextmanager
+def _lent(asked: Runtime, threads: int | None) -> Iterator[torch.device]:
+    """The machine as the settings want it, and as it was afterwards."""
+    before, mode = torch.get_num_threads(), torch.get_deterministic_debug_mode()
+    try:
+        yield runtime.start(asked.model_copy(update={"threads": threads}))
+    finally:
+        torch.set_num_threads(before)
+        torch.set_deterministic_debug_mode(mode)
+
+
+def _settings(model: type[Model], given: Mapping[str, Any]) -> Model:
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        raise ParamsError(model.__name__, describe(error, model)) from None
+
+
+def _network(told: Mapping[str, Any]) -> Network:
+    from src.settings.networks import FAMILIES
+
+    return _settings(FAMILIES[told["family"]], told)
+
+
+def _expert(training: expert.Training, index: int, device: torch.device, report: Report) -> tuple[Tensor, list[dict[str, Any]]]:
+    """One expert's trajectory (T + 1, P) and its curves."""
+    one, epochs = expert.first(training, index, device), training.settings.last_epoch
+    for one in expert.steps(training, index, one, device):  # noqa: B020, each takes the place of the one before
+        if one.state.between_epochs:
+            figures = {key: value for key, value in one.rows[-1].items() if isinstance(value, float)}
+            report(index * epochs + len(one.rows), training.settings.count * epochs, figures)
+    return expert.curves(training, one)
+
+
+def _snapshots(trajectories: tuple[Tensor, ...], index: int, start: int, stop: int) -> Tensor:
+    return trajectories[index][start:stop]
+
+
+@dataclass(frozen=True)
+class _Trained:
+    predicted: tuple[Tensor, ...]  # classes (N,) of each student
+    last: Any  # parameters (P,) of the last student, or its module
+
+
+def _trained(
+    synthetic: Synthetic,
+    network: Network | None,
+    asked: Protocol,
+    seed: int,
+    lent: Runtime,
+    report: Report,
+    held: RealImages | None,
+    only: int | None = None,
+) -> _Trained:
+    """Students after their last epoch, and what they predict of the images."""  # fmt: skip
+    spec, shape = network or synthetic.spec, synthetic.shape
+    with _lent(lent, lent.threads or 1) as device:
+        flops = students.forward_flops(spec, shape)
+        way = protocol.choose(lent, device, asked, len(synthetic.labels), flops, spec.keeps_statistics)
+        images, labels = synthetic.inputs.numpy(), synthetic.labels.numpy()
+        splits = () if held is None else ("test",)
+        training = students.Training(
+            asked, spec, shape, seed, way, images, labels, synthetic.syn_lr.item(), splits, None,
+            lambda split: (held.images, held.labels) if held else (torch.empty(0), torch.empty(0)),
+        )  # fmt: skip
+        predicted: list[Tensor] = []
+        groups = only or (1 if way.together else asked.students)
+        for group in range(groups):
+            trained = students.start(training, group, device)
+            for done, _ in enumerate(trained.epochs(asked.epochs), start=1):
+                report(group * asked.epochs + done, groups * asked.epochs, {})
+            for split in splits:
+                predicted += students.predict(training, split, trained.predictors(), device).cpu().unbind()
+    return _Trained(tuple(predicted), trained.result())

@@ -1,0 +1,119 @@
+"""One expert, step by step: its trajectory, its curves, and what of it can be stored on the way."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from src.ground import runtime
+from src.ground.seeding import generator
+from src.maths import expert_training, networks, scores, smoothness
+from src.maths.expert_training import Gradient, State
+from src.maths.networks import FlatNetwork, ImageShape
+from src.process import stopping
+from src.process.workers import Array
+from src.settings.experts import Experts
+from src.settings.networks import Network
+
+Row = dict[str, Any]
+Stored = tuple[dict[str, Tensor], dict[str, Any]]  # tensors, and all that is none
+
+
+@dataclass(frozen=True)
+class Training:
+    """What the training of every expert takes, in whatever process."""
+
+    settings: Experts
+    spec: Network
+    shape: ImageShape
+    seed: int
+    bfloat16: bool
+    compiled: bool
+    train: tuple[Array, Array]  # images (N, C, H, W) as networks read them, labels (N,)
+    val: tuple[Array, Array]
+
+
+@dataclass(frozen=True)
+class Expert:
+    """One expert on its way."""
+
+    state: State
+    thetas: tuple[Tensor, ...]  # theta*_0 .. of the finished epochs, (P,) each, on the CPU
+    rows: tuple[Row, ...]  # of the finished epochs
+
+    def stored(self, settings: Experts) -> Stored:
+        """What its checkpoint holds; raises DivergenceError rather than keep numbers that are not finite."""
+        if self.state.steps:
+            expert_training.check(self.state, settings)
+        tensors = {name: value for name, value in vars(self.state).items() if isinstance(value, Tensor)}
+        facts = {"epochs": self.state.epochs, "steps": self.state.steps, "rows": self.rows}
+        return {**tensors, "thetas": torch.stack(self.thetas)}, facts
+
+
+def restored(stored: Stored, device: torch.device) -> Expert:
+    """The expert that a checkpoint holds."""
+    tensors, facts = stored
+    moved = {name: tensors[name].to(device) for name in ("theta", "moments", "figures")}
+    state = State(**moved, draws=tensors["draws"], pending=tensors["pending"], epochs=facts["epochs"], steps=facts["steps"])
+    return Expert(state, tensors["thetas"].unbind(), tuple(facts["rows"]))
+
+
+def flops(settings: Experts, spec: Network, shape: ImageShape, images: int) -> float:
+    """Floating-point operations of training one expert."""
+    network = networks.build(spec, shape, torch.Generator())
+    image = torch.zeros(1, shape.channels, shape.size, shape.size)
+    return expert_training.passes(settings, images) * networks.forward_flops(network, image)
+
+
+def first(training: Training, index: int, device: torch.device) -> Expert:
+    """One expert before its first step."""
+    network = networks.build(training.spec, training.shape, generator(training.seed, "experts", index, "initialisation"))
+    state = expert_training.start(network.to(device), generator(training.seed, "experts", index, "training"))
+    return Expert(state, (state.theta.cpu(),), ())
+
+
+def steps(training: Training, index: int, expert: Expert, device: torch.device) -> Iterator[Expert]:
+    """One expert after each further step; where an epoch ends, its accuracy on the validation split is taken."""
+    images, labels, val_images, val_labels = (torch.from_numpy(x).to(device) for x in (*training.train, *training.val))
+    network, gradient = _derivative(
+        training.spec, training.shape, training.settings, device, training.bfloat16, training.compiled
+    )
+    logits, gradient = stopping.interruptible(network), stopping.interruptible(gradient)
+    chunk = expert_training.CHUNK if device.type == "cpu" else None
+    for state in expert_training.steps(expert.state, images, labels, training.settings, gradient, chunk):
+        expert = replace(expert, state=state)
+        if state.between_epochs:
+            predicted = scores.predictions(functools.partial(logits, state.theta), val_images)
+            row = _row(index, state, scores.accuracy(predicted, val_labels))
+            expert = Expert(state, (*expert.thetas, state.theta.cpu()), (*expert.rows, row))
+        yield expert
+
+
+def _row(index: int, state: State, accuracy: float) -> Row:
+    epoch = expert_training.epoch_of(state)
+    figures = {"train_loss": epoch.train_loss, "gradient_penalty": epoch.penalty, "val_accuracy": accuracy}
+    return {"expert": index, "epoch": epoch.number, **figures}
+
+
+@functools.cache
+def _derivative(
+    spec: Network, shape: ImageShape, settings: Experts, device: torch.device, bfloat16: bool, compiled: bool
+) -> tuple[FlatNetwork, Gradient]:
+    """The network as a function and the derivative of its steps; a process compiles it once for all experts it trains."""
+    network = FlatNetwork(networks.build(spec, shape, torch.Generator()).to(device))
+    gradient = expert_training.differentiate(network, settings, bfloat16)
+    return network, runtime.compiled(gradient) if compiled else gradient
+
+
+def curves(training: Training, expert: Expert) -> tuple[Tensor, list[Row]]:
+    """The trajectory (T + 1, P), and the rows of its epochs with how long each step was."""
+    trajectory = torch.stack(expert.thetas)
+    network = FlatNetwork(networks.build(training.spec, training.shape, torch.Generator()))
+    steps = smoothness.parameter_steps(trajectory).tolist(), smoothness.common_logit_steps(trajectory, network).tolist()
+    rows = zip(expert.rows, *steps, strict=True)
+    return trajectory, [{**row, "parameter_step": step, "common_logit_step": common} for row, step, common in rows]

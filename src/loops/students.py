@@ -1,0 +1,173 @@
+"""Fresh students on a synthetic set, one or all at once, epoch by epoch, and what they then predict."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from src.ground.seeding import generator
+from src.maths import networks, protocol, scores
+from src.maths.derivatives import Logits
+from src.maths.networks import FlatNetwork, ImageShape
+from src.maths.protocol import Gradients, ModuleStudent, Students, Way
+from src.process import stopping
+from src.process.workers import Array
+from src.settings.networks import Network
+from src.settings.protocols import Protocol
+
+Stored = tuple[dict[str, Tensor], dict[str, Any]]  # tensors, and all that is none
+State = Callable[[], Stored]
+Predictor = Callable[[Tensor], Tensor]  # images (B, C, H, W) -> logits (B, K)
+Read = Callable[[str], tuple[Tensor, Tensor]]  # split -> images and labels
+
+
+@dataclass(frozen=True)
+class Training:
+    """What the training of every student takes, in whatever process."""
+
+    settings: Protocol
+    spec: Network
+    shape: ImageShape
+    seed: int
+    way: Way
+    images: Array  # (S, C, H, W), synthetic
+    labels: Array  # (S,) classes or (S, K) probabilities
+    syn_lr: float
+    splits: tuple[str, ...]  # to predict
+    watched: str | None  # the split that chooses each student's best epoch; None keeps the last one
+    read: Read  # a split's images as networks read them (N, C, H, W), and labels (N,)
+
+
+def forward_flops(spec: Network, shape: ImageShape) -> int:
+    """Floating-point operations of one image's forward pass."""
+    network = networks.build(spec, shape, torch.Generator())
+    return networks.forward_flops(network, torch.zeros(1, shape.channels, shape.size, shape.size))
+
+
+def start(training: Training, group: int, device: torch.device, stored: Stored | None = None) -> Points | Modules:
+    """The students of a group, one or all: before their first epoch, or as they were stored."""
+    kind = Modules if training.spec.keeps_statistics else Points
+    return kind(training, group, device, stored)
+
+
+class Points:
+    """One student or all as points theta in parameter space."""
+
+    def __init__(self, training: Training, group: int, device: torch.device, stored: Stored | None):
+        self._training, self._device = training, device
+        self._network, self._gradients = _derivative(training.spec, training.shape, device, training.way)
+        self._students = _resumed(stored, device) if stored else _first(training, group, device)
+
+    def epochs(self, until: int) -> Iterator[None]:
+        training = self._training
+        watch = _watch(training, self._device)
+        score = None if watch is None else lambda thetas: watch(self._functions(thetas))
+        images, labels = _synthetic(training, self._device)
+        given = (images, labels, training.syn_lr, training.settings, self._gradients, score)
+        for students in protocol.epochs(self._students, *given, until):
+            self._students = students
+            yield
+
+    def state(self) -> State:
+        return functools.partial(_stored, self._students)
+
+    def predictors(self) -> list[Predictor]:
+        return self._functions(protocol.chosen(self._students))
+
+    def result(self) -> Tensor:
+        """Parameters (P,) of the last student."""
+        return protocol.chosen(self._students)[-1].cpu()
+
+    def _functions(self, thetas: Tensor) -> list[Predictor]:
+        return [functools.partial(self._network, theta) for theta in thetas]
+
+
+class Modules:
+    """One student with running statistics beside its parameters."""
+
+    def __init__(self, training: Training, group: int, device: torch.device, stored: Stored | None):
+        self._training, self._device = training, device
+        module, draws = _fresh(training, group, device), generator(training.seed, "evaluate", group, "training")
+        module.register_forward_pre_hook(lambda *_: stopping.check())
+        self._student = ModuleStudent(module, training.settings, draws)
+        if stored is not None:
+            self._student.resume(stored[0], stored[1]["epochs"])
+
+    def epochs(self, until: int) -> Iterator[None]:
+        training = self._training
+        watch = _watch(training, self._device)
+        score = None if watch is None else lambda module: watch([module]).item()
+        images, labels = _synthetic(training, self._device)
+        return self._student.epochs(images, labels, training.syn_lr, training.way.bfloat16, score, until)
+
+    def state(self) -> State:
+        """Copied at once, as training writes to its tensors."""
+        stored = self._student.state(), {"epochs": self._student.finished}
+        return lambda: stored
+
+    def result(self) -> nn.Module:
+        return self._student.module.cpu()
+
+    def predictors(self) -> list[Predictor]:
+        return [self._student.module]
+
+
+def _fresh(training: Training, student: int, device: torch.device) -> nn.Module:
+    draws = generator(training.seed, "evaluate", student, "initialisation")
+    return networks.build(training.spec, training.shape, draws).to(device)
+
+
+def _first(training: Training, index: int, device: torch.device) -> Students:
+    """One student or all before their first epoch."""
+    group = range(training.settings.students) if training.way.together else (index,)
+    thetas = torch.stack([networks.flatten(_fresh(training, student, device)) for student in group])  # (g, P)
+    draws = [generator(training.seed, "evaluate", student, "training") for student in group]
+    return protocol.start(thetas, draws, choosing=training.watched is not None)
+
+
+def _stored(students: Students) -> Stored:
+    tensors = {name: value for name, value in vars(students).items() if isinstance(value, Tensor)}
+    return tensors, {"epochs": students.epochs}
+
+
+def _resumed(stored: Stored, device: torch.device) -> Students:
+    """Generators' states and accuracies stay on the CPU."""
+    tensors, facts = stored
+    moved = {name: x if name in ("draws", "record") else x.to(device) for name, x in tensors.items()}
+    return Students(**moved, epochs=facts["epochs"])
+
+
+def _synthetic(training: Training, device: torch.device) -> tuple[Tensor, Tensor]:
+    return torch.from_numpy(training.images).to(device), torch.from_numpy(training.labels).to(device)
+
+
+def _watch(training: Training, device: torch.device) -> Callable[[Sequence[Predictor]], Tensor] | None:
+    """Accuracies (g,) on the watched split, if there is one."""
+    watched = training.watched
+    if watched is None:
+        return None
+    _, labels = training.read(watched)
+
+    def accuracies(predictors: Sequence[Predictor]) -> Tensor:
+        predicted = predict(training, watched, predictors, device).cpu()
+        return torch.tensor([scores.accuracy(one, labels) for one in predicted], dtype=torch.float64)
+
+    return accuracies
+
+
+@functools.cache
+def _derivative(spec: Network, shape: ImageShape, device: torch.device, way: Way) -> tuple[Logits, Gradients]:
+    """The network as a function and its derivative; a process compiles it once for all students it trains."""
+    network = FlatNetwork(networks.build(spec, shape, torch.Generator()).to(device))
+    return stopping.interruptible(network), stopping.interruptible(protocol.derivative(network, way))
+
+
+def predict(training: Training, split: str, predictors: Sequence[Predictor], device: torch.device) -> Tensor:
+    """Predicted classes (g, N) of every student."""
+    images = training.read(split)[0].to(device)
+    return torch.stack([scores.predictions(predictor, images) for predictor in predictors])

@@ -1,0 +1,238 @@
+"""The Python API: the bytes of the pipeline, without its libraries, from any folder."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from src.api import (
+    ExpertBuffer,
+    Synthetic,
+    SyntheticDataset,
+    distill,
+    evaluate,
+    load_synthetic,
+    real_images,
+    train_experts,
+    train_student,
+)
+from src.ground.errors import DataError, ParamsError, UserError
+from src.settings.networks import ConvNet, ResNet18
+from src.settings.params import Params
+from src.settings.runtime import Runtime
+from src.store import files
+from tests.imports import ROOT
+from tests.small_run import STORE, made
+
+SPEC, MACHINE = ConvNet(depth=2, width=8), Runtime(device="cpu", threads=1, compile="off")
+EXPERTS = {"count": 2, "epochs": 3, "lr": 0.05, "batch_size": 128, "augmentation": ["crop", "scale"], "gradient_penalty": 1.0}
+DISTILL = {"initialisation": "representative", "iterations": 3, "syn_steps": 3, "lr_init": 0.05, "augmentation": ["crop"]}
+PROTOCOL = {"students": 2, "epochs": 12, "augmentation": ["crop", "scale"]}
+TEN_LINES = """
+from src.api import distill, evaluate, train_experts
+from src.settings.networks import ConvNet
+from sklearn.datasets import load_digits
+
+digits = load_digits()
+images, labels = torch.tensor(digits.images, dtype=torch.uint8)[:, None], torch.tensor(digits.target)
+experts = train_experts(images[:1200], labels[:1200], network=ConvNet(depth=2, width=8), pixel_max=16, epochs=3, lr=0.05)
+synthetic = distill(experts, ipc=1, iterations=2, syn_steps=2)
+print(len(evaluate(synthetic, images[1200:], labels[1200:], pixel_max=16, epochs=3)))
+synthetic.save("synthetic.safetensors")
+"""
+BLOCK = """
+import sys
+
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("mlflow", "dvc", "optuna", "typer", "matplotlib"):
+            raise ImportError(name)
+
+sys.meta_path.insert(0, Block())
+import torch
+"""
+
+
+@pytest.fixture(scope="module")
+def params(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Params]:
+    """The folder after the pipeline's own stages."""
+    run = {"dataset": "digits", "network": "D2", "experts": "few", "evaluate": "mtt", "ipc": 2}
+    raw: dict[str, Any] = {
+        "seed": 3,
+        "runtime": MACHINE.model_dump(),
+        "prepare": {"digits": {"source": "digits"}, "white": {"source": "digits", "whitening": "zca"}},
+        "networks": {"D2": {"depth": 2, "width": 8}},
+        "experts": {
+            name: {"dataset": dataset, "network": "D2", **EXPERTS} for name, dataset in (("few", "digits"), ("wfew", "white"))
+        },
+        "distill": {"mtt": DISTILL},
+        "evaluate": {"mtt": PROTOCOL},
+        "runs": {
+            "one": {**run, "distill": {"method": "mtt"}},
+            "white": {**run, "dataset": "white", "experts": "wfew", "distill": {"method": "mtt"}},
+        },
+    }
+    with made(tmp_path_factory.mktemp("work"), raw) as found:
+        yield found
+
+
+def split(name: str, dataset: str = "digits") -> tuple[Tensor, Tensor]:
+    found = STORE.load_split(dataset, name)
+    return found.images, found.labels
+
+
+def experts_of(dataset: str = "digits", **changes: Any) -> ExpertBuffer:
+    settings = {"zca_eps": 0.1 if dataset == "white" else None, **EXPERTS, **changes}
+    given = {"network": SPEC, "val": split("val", dataset), "pixel_max": 16, "seed": 3, "machine": MACHINE}
+    return train_experts(*split("train", dataset), **given, **settings)
+
+
+@pytest.fixture(scope="module")
+def experts(params: Params) -> ExpertBuffer:
+    return experts_of()
+
+
+@pytest.fixture(scope="module")
+def synthetic(experts: ExpertBuffer) -> Synthetic:
+    return distill(experts, 2, **DISTILL)
+
+
+@pytest.mark.parametrize(("dataset", "buffer", "run"), [("digits", "few", "one"), ("white", "wfew", "white")])
+def test_the_bytes_are_the_pipelines(dataset: str, buffer: str, run: str, params: Params, tmp_path: Path) -> None:
+    experts = experts_of(dataset)
+    for index, trajectory in enumerate(experts.trajectories):
+        assert torch.equal(trajectory, STORE.read_snapshots(buffer, index, 0, 4))
+    files.write_csv(tmp_path / "curves.csv", [dict(row) for row in experts.curves])
+    assert (tmp_path / "curves.csv").read_bytes() == STORE.expert_curves_file(buffer).read_bytes()
+    found, expected = distill(experts, 2, **DISTILL), STORE.load_synthetic(run)
+    assert torch.equal(found.pixels, expected.pixels)
+    assert torch.equal(found.labels, expected.labels)
+    assert torch.equal(found.syn_lr, expected.syn_lr)
+    files.write_csv(tmp_path / "history.csv", [dict(row) for row in found.history])
+    assert (tmp_path / "history.csv").read_bytes() == STORE.history_file(run).read_bytes()
+    accuracies = evaluate(found, *split("test", dataset), pixel_max=16, seed=3, machine=MACHINE, **PROTOCOL)
+    assert accuracies == pytest.approx([float(row["test_accuracy"]) for row in files.read_csv(STORE.students_file(run), "")])
+
+
+def test_ten_lines_without_the_pipelines_libraries(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", f"{BLOCK}\nsys.path.insert(0, {str(ROOT)!r})\n{TEN_LINES}"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "5\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["synthetic.safetensors"]
+
+
+def test_what_is_saved_is_loaded(synthetic: Synthetic, tmp_path: Path) -> None:
+    synthetic.save(tmp_path / "one.safetensors")
+    with pytest.raises(UserError, match="does not tell how networks read it: give space"):
+        load_synthetic(tmp_path / "one.safetensors")
+    found = load_synthetic(tmp_path / "one.safetensors", space=synthetic.space, network=SPEC)
+    assert torch.equal(found.inputs, synthetic.inputs)
+    assert (found.shape, found.spec) == (synthetic.shape, synthetic.spec)
+
+
+def test_a_released_set_tells_all_by_itself() -> None:
+    found = load_synthetic(ROOT / "data/released/digits-ipc1-ast/synthetic.safetensors")
+    assert (found.classes, found.spec) == (10, ConvNet(depth=2, width=32))
+    accuracies = evaluate(found, *digits(), pixel_max=16, epochs=100, students=2, machine=MACHINE)
+    assert min(accuracies) > 0.7
+
+
+def digits() -> tuple[Tensor, Tensor]:
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    return torch.tensor(found.images, dtype=torch.uint8)[:, None], torch.tensor(found.target)
+
+
+@pytest.mark.parametrize("network", [None, ResNet18(family="ResNet18", width=4, norm="batch")])
+def test_a_trained_student_is_that_of_evaluate(network: Any, synthetic: Synthetic, params: Params) -> None:
+    images, labels = split("test")
+    student = train_student(synthetic, network=network, seed=3, machine=MACHINE, epochs=12)
+    accuracies = evaluate(synthetic, images, labels, network=network, pixel_max=16, seed=3, machine=MACHINE, epochs=12)
+    predicted = student(synthetic.space.normalise(images.float() / 16)).argmax(dim=1)
+    assert (predicted == labels).double().mean().item() == pytest.approx(accuracies[0], abs=0.01)
+    assert len(accuracies) == 5
+
+
+def test_a_set_is_a_data_set_of_torch(synthetic: Synthetic) -> None:
+    loader = torch.utils.data.DataLoader(SyntheticDataset(synthetic), batch_size=7)
+    batches = list(loader)
+    assert torch.equal(torch.cat([images for images, _ in batches]), synthetic.inputs)
+    assert torch.equal(torch.cat([labels for _, labels in batches]), synthetic.labels)
+
+
+def test_progress_is_reported(params: Params) -> None:
+    told: list[tuple[int, int, set[str]]] = []
+
+    def report(done: int, total: int, figures: Any) -> None:
+        told.append((done, total, {*figures}))
+
+    experts = experts_of(report=report)
+    assert [done for done, _, _ in told] == list(range(1, 7))
+    assert {"train_loss", "val_accuracy"} <= told[0][2]
+    told.clear()
+    found = distill(experts, 1, report=report, **DISTILL)
+    assert told == [(done, 3, {"matching_loss", "syn_lr"}) for done in (1, 2, 3)]
+    told.clear()
+    evaluate(found, *split("test"), pixel_max=16, epochs=3, students=2, report=report)
+    assert [done for done, _, _ in told] == list(range(1, 7))
+
+
+def test_the_machine_is_left_as_it_was(synthetic: Synthetic, params: Params) -> None:
+    torch.set_num_threads(2)
+    mode = torch.get_deterministic_debug_mode()
+    try:
+        evaluate(synthetic, *split("test"), pixel_max=16, epochs=1, students=2, machine=MACHINE)
+        assert torch.get_num_threads() == 2
+        assert torch.get_deterministic_debug_mode() == mode
+    finally:
+        torch.set_num_threads(1)
+
+
+IMAGES, LABELS = torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "settings", "error", "sentence"),
+    [
+        (IMAGES.float(), LABELS, {}, UserError, "images are real numbers: give integers from 0 to pixel_max"),
+        (IMAGES[:, 0], LABELS, {}, UserError, r"images have the shape \(4, 8, 8\): give square ones"),
+        (IMAGES + 17, LABELS, {"pixel_max": 16}, UserError, "not within 0 and pixel_max, 16: give another pixel_max"),
+        (IMAGES, LABELS[:3], {}, UserError, "give one class for each image"),
+        (IMAGES, LABELS.float(), {}, UserError, "give one class for each image"),
+        (IMAGES, LABELS, {"epochs": 0}, ParamsError, "epochs: input should be greater than or equal to 1; got 0"),
+        (IMAGES, LABELS, {"epoch": 1}, ParamsError, "epoch: unknown key: choose from"),
+    ],
+)
+def test_mistakes_are_sentences(images: Tensor, labels: Tensor, settings: Any, error: Any, sentence: str) -> None:
+    with pytest.raises(error, match=sentence):
+        train_experts(images, labels, **{"network": SPEC, "epochs": 1, "lr": 0.1, **settings})
+
+
+def test_mistakes_of_distill_and_evaluate(experts: ExpertBuffer, synthetic: Synthetic, params: Params) -> None:
+    with pytest.raises(UserError, match=r"expert_epochs = 5 lies beyond the experts' 3 epochs"):
+        distill(experts, 1, max_start_epoch=4)
+    with pytest.raises(DataError, match="ipc 500 exceeds the smallest class"):
+        distill(experts, 500)
+    with pytest.raises(DataError, match="batch_syn: 30 exceeds the 10 synthetic images"):
+        distill(experts, 1, batch_syn=30)
+    with pytest.raises(UserError, match="chooses on the images that it scores"):
+        evaluate(synthetic, *split("test"), pixel_max=16, score="best_test")
+    with pytest.raises(UserError, match=r"images are 1x4x4 of 10 classes, not 1x8x8 of 10"):
+        evaluate(synthetic, split("test")[0][:, :, ::2, ::2], split("test")[1], pixel_max=16)
+
+
+def test_real_images_are_read_as_prepare_does(params: Params) -> None:
+    found = real_images(*split("train"), pixel_max=16)
+    images, labels = STORE.load_inputs("digits", "train")
+    assert torch.equal(found.images, images)
+    assert torch.equal(found.labels, labels)
+    assert sum(found.counts.values()) == len(labels)
