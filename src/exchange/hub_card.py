@@ -16,10 +16,11 @@ from src.exchange import words
 from src.exchange.exported import Exported
 
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))  # the Hub's words
-LICENCE = """**Before you upload this folder, state its licence**: add a line such as `license: cc-by-4.0` to the front matter above. The
-images were made from `{dataset}`, whose terms apply to what is derived from it."""
-WHAT = """`image` is a PNG picture of 8 bits, cut off at black and white; `pixels` is the same image exactly, (C, H, W) in float32, 0 black
-and 1 white but not bound to either: **train on `pixels`**. `label` is its class{soft}. The students' learning rate is {syn_lr:.6g}.
+LICENCE = """**Before you upload this folder, state its licence**: add a line such as `license: cc-by-4.0` to the front matter
+above. The images were made from `{dataset}`, whose terms apply to what is derived from it."""
+WHAT = """`image` is a PNG picture of 8 bits, cut off at black and white; `pixels` is the same image exactly, (C, H, W) in
+float32, 0 black and 1 white but not bound to either: **train on `pixels`**. `label` is its class{soft}. The students' learning rate is
+{syn_lr:.6g}.
 
 ```python
 from datasets import load_dataset

@@ -8,8 +8,8 @@ from typing import Any
 from src.io import page
 from src.io.page import Accuracy
 
-SCRIPT = """`train_on_it.py` trains fresh students as the run's protocol has it and tests them on real images of yours, with torch{also}
-alone; `set.json` holds its settings:
+SCRIPT = """`train_on_it.py` trains fresh students as the run's protocol has it and tests them on real images of yours; it takes
+torch{also} alone, and its settings from `set.json`:
 
 ```sh
 python train_on_it.py --test test.npz --students 5
@@ -17,8 +17,8 @@ python train_on_it.py --test test.npz --students 5
 
 `test.npz` holds `images` and `labels`; `python train_on_it.py --help` says in which form."""
 NO_SCRIPT = "`set.json` holds the students' settings. A script that trains them comes with runs of a ConvNet alone."
-WHITENED = """Networks read whitened pixels, `(pixels - mean) @ matrix` of the flattened image, with `mean` (D,) and `matrix` (D, D) from
-`space.pt`: real images have to be whitened by the same two."""
+WHITENED = """Networks read whitened pixels, `(pixels - mean) @ matrix` of the flattened image, with `mean` (D,) and `matrix`
+(D, D) from `space.pt`: real images have to be whitened by the same two."""
 NORMALISED = (
     """Networks read normalised pixels, `(pixels - mean) / std` for each channel, with `mean` and `std` from `set.json`."""
 )

@@ -15,7 +15,6 @@ import torch
 
 from src.exchange import scripts, words
 from src.exchange.exported import Exported, target
-from src.exchange.formats import pt
 from src.ground.errors import UserError
 from src.ground.settings import ConvNet
 from src.io import files
@@ -24,7 +23,7 @@ from src.maths.pixels import Normalisation
 CIFAR = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SCRIPT = "score.py"
-WHAT = """`images.pt` (S, C, H, W) float32, `labels.pt` and `lr.pt` () float32 are what the evaluators of the package `ddranking` take:
+WHAT = """`images.pt` (S, C, H, W) float32, `labels.pt` and `lr.pt` () float32 are what the package `ddranking` takes:
 {space}. Labels are {labels}. `score.py` scores the set with that package:
 
 ```sh
@@ -32,10 +31,11 @@ pip install ddranking==0.2.0
 python score.py --data FOLDER    # of the real {dataset}, as torchvision keeps it; --help for the rest
 ```
 
-DD-Ranking trains a ConvNet of width 128 of its own, here `{model}`, and as long as it trains on this set it searches the learning
-rate of random real images and trains on all real ones, to say how far this set stands above and below them."""
+DD-Ranking trains a ConvNet of its own, `{model}` of width 128: on this set, on random real images, whose learning rate it
+searches, and on all real images. It says how far this set stands above the ones and below the others."""
 NORMALISED = "normalised by the package's constants for {dataset}, mean {mean} and std {std}"
-WHITENED = "whitened, by the run's own ZCA: the package fits its own on all training images, which this one saw {share} of"
+WHITENED = "whitened, by the run's own ZCA; the package fits its own to all training images, of which this one saw {share}"
+HARD, SOFT = "classes, (S,) int64", "probabilities, (S, K) float32"
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,10 @@ def write(exported: Exported, folder: Path) -> None:
     images = (
         exported.inputs if about["use_zca"] else Normalisation(*map(torch.tensor, known.constants)).normalise(exported.pixels)
     )
-    kinds = pt.SOFT if exported.soft else pt.HARD
-    card = exported.described({"images": "what DD-Ranking's networks read", "labels": kinds}) | {"ddranking": about}
+    card = exported.described({"images": "what DD-Ranking's networks read", "labels": _labels(exported)}) | {"ddranking": about}
     with target(folder) as place:
         torch.save(images.contiguous(), place / "images.pt")
-        torch.save(pt.labels(exported), place / "labels.pt")
+        torch.save(exported.labels.clone(), place / "labels.pt")
         torch.save(torch.tensor(exported.syn_lr), place / "lr.pt")
         scripts.add(exported, "ddranking", card, place)
         template = (scripts.TEMPLATES / "score_ddranking.py").read_text(encoding="utf-8")
@@ -112,6 +111,10 @@ def _about(exported: Exported) -> dict[str, Any]:
     }
 
 
+def _labels(exported: Exported) -> str:
+    return SOFT if exported.soft else HARD
+
+
 def _model(exported: Exported) -> str:
     """DD-Ranking's network that is nearest to the run's: a ConvNet of its depth and norm, width 128."""
     network = exported.network
@@ -125,5 +128,4 @@ def _what(exported: Exported, about: Mapping[str, Any]) -> str:
     seen = "a part" if share is None else f"{100 * (1 - share):.0f} %"
     mean, std = (", ".join(map(str, about[key])) for key in ("mean", "std"))
     space = WHITENED.format(share=seen) if about["use_zca"] else NORMALISED.format(dataset=about["dataset"], mean=mean, std=std)
-    kinds = pt.SOFT if exported.soft else pt.HARD
-    return WHAT.format(space=space, labels=kinds, dataset=about["dataset"], model=about["model_name"])
+    return WHAT.format(space=space, labels=_labels(exported), dataset=about["dataset"], model=about["model_name"])

@@ -39,7 +39,8 @@ def write(exported: Exported, folder: Path) -> None:
 def write_many(sets: Sequence[Exported], folder: Path) -> None:
     """Fill a new or empty folder with a configuration for each set, named by its run, the first one the default.
 
-    A single set lies in the folder `data`, several in a folder each. Raises UserError as `write` does, or where two have one name.
+    A single set lies in the folder `data`, several in a folder each. Raises UserError as `write` does, and where two sets have
+    the same name.
     """
     names = [one.name for one in sets]
     if len(set(names)) < len(names):

@@ -15,10 +15,10 @@ from src.exchange import scripts, words
 from src.exchange.exported import Exported, target
 from src.io import files
 
-WHAT = """`images_best.pt` (S, C, H, W) float32, `labels_best.pt` and `lr_best.pt` () float32 are plain tensors, as MTT's code and those
-built on it save and read them; `torch.load(file, weights_only=True)` does. **The images are what networks read, not pixels**{space}.
-Code of others that normalises by constants of its own (MTT's for CIFAR-10 has a std of 0.2023, 0.1994, 0.2010) has to take these,
-or the students are tested on images of another space. Labels are {labels}."""
+WHAT = """`images_best.pt` (S, C, H, W) float32, `labels_best.pt` and `lr_best.pt` () float32 are plain tensors, as MTT's code
+and those built on it save and read them; `torch.load(file, weights_only=True)` does. **The images are what networks read, not
+pixels**{space}. Code that normalises real images by constants of its own (MTT's for CIFAR-10 has a std of 0.2023, 0.1994,
+0.2010) has to take these instead, or its students are tested in another space. Labels are {labels}."""
 SPACE = {
     "none": ": normalised by this training split's mean {mean} and std {std}",
     "zca": ": whitened by ZCA, fitted on this training split, with the mean and matrix in `space.pt`",

@@ -1,4 +1,4 @@
-"""Format safetensors: the tensors in pixels, with the record of what made them; what `evaluate --from` and `--released` read."""
+"""Format safetensors: tensors of pixels, with the record of what made them, as `evaluate --from` and `--released` read."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
     python train_on_it.py --test test.npz --students 5
 
-test.npz holds `images` (N, C, H, W), (N, H, W, C) or (N, H, W), reals from 0 to 1 or integers from 0 to --pixel-max, of the size
-of the synthetic ones, and `labels` (N,) in the order of the classes in set.json. Each student begins with fresh parameters.
+test.npz holds `images` (N, C, H, W), (N, H, W, C) or (N, H, W), reals from 0 to 1 or integers from 0 to --pixel-max, of the
+size of the synthetic ones, and `labels` (N,) in the order of the classes in set.json. Each student is a fresh network.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ KINDS = {
 
 
 def convnet(spec: dict[str, Any], channels: int, size: int, classes: int) -> nn.Sequential:
-    """Blocks of convolution, norm, activation and pooling, then one linear layer; 28x28 is padded to 32x32, as the field does."""
+    """Blocks of convolution, norm, activation and pooling, then one linear layer; 28x28 is padded to 32x32."""
     width, side, layers = spec["width"], 32 if size == 28 else size, list[nn.Module]()
     groups = {"instance": width, "layer": 1, "group": 4}
     activations = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "sigmoid": nn.Sigmoid, "gelu": nn.GELU}
