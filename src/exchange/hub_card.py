@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString as Quoted
 
 from src.exchange import words
 from src.exchange.exported import Exported
@@ -19,8 +20,8 @@ SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_
 LICENCE = """**Before you upload this folder, state its licence**: add a line such as `license: cc-by-4.0` to the front matter
 above. The images were made from `{dataset}`, whose terms apply to what is derived from it."""
 WHAT = """`image` is a PNG picture of 8 bits, cut off at black and white; `pixels` is the same image exactly, (C, H, W) in
-float32, 0 black and 1 white but not bound to either: **train on `pixels`**. `label` is its class{soft}. The students' learning rate is
-{syn_lr:.6g}.
+float32, 0 black and 1 white but not bound to either: **train on `pixels`**. `label` is its class{soft}. The students'
+learning rate is {syn_lr:.6g}.
 
 ```python
 from datasets import load_dataset
@@ -53,26 +54,22 @@ def text(found: Sequence[Configuration]) -> str:
 
 
 def front_matter(found: Sequence[Configuration]) -> dict[str, Any]:
-    """What the Hub and the library read of the card."""
-    names = [_name(one, len(found) > 1) for one in found]
+    """What the Hub and the library read of the card; names are quoted, as its YAML 1.1 takes yes, no and on for booleans."""
+    names = [Quoted(one.exported.name if len(found) > 1 else "default") for one in found]
     configs: list[dict[str, Any]] = []
     for name, one in zip(names, found, strict=True):
-        path = f"{one.where}/train-*"
+        path = Quoted(f"{one.where}/train-*")
         configs.append({"config_name": name, "data_files": [{"split": "train", "path": path}]})
     configs[0] |= {"default": True} if len(found) > 1 else {}
     infos = [{"config_name": name, **_info(one)} for name, one in zip(names, found, strict=True)]
     return {
-        "pretty_name": ", ".join(one.exported.name for one in found),
+        "pretty_name": Quoted(", ".join(one.exported.name for one in found)),
         "task_categories": ["image-classification"],
         "tags": ["dataset-distillation", "trajectory-matching"],
         "size_categories": [_size(sum(len(one.exported.pixels) for one in found))],
         "configs": configs,
         "dataset_info": infos if len(infos) > 1 else infos[0],
     }
-
-
-def _name(one: Configuration, several: bool) -> str:
-    return one.exported.name if several else "default"
 
 
 def _info(one: Configuration) -> dict[str, Any]:
@@ -87,7 +84,7 @@ def _feature(kind: Mapping[str, Any]) -> dict[str, Any]:
         case "Image":
             return {"dtype": "image"}
         case "ClassLabel":
-            return {"dtype": {"class_label": {"names": {str(k): name for k, name in enumerate(kind["names"])}}}}
+            return {"dtype": {"class_label": {"names": {str(k): Quoted(name) for k, name in enumerate(kind["names"])}}}}
         case "Array3D":
             return {"dtype": {"array3_d": {"shape": kind["shape"], "dtype": kind["dtype"]}}}
         case _:

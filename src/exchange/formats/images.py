@@ -12,8 +12,8 @@ from src.io import files, pictures
 
 WHAT = """`images` holds a PNG file for each image, in a folder for each class, and `labels.csv` names their classes, with
 columns `p_0`, `p_1`, ... for the probability of each class where labels are soft; its rows are in the set's order. **PNG
-holds 256 levels from black to white: distilled images go beyond both, and are cut off there**, {cut} % of the numbers of these. The exact
-ones come with `--format safetensors`, `pt` and `huggingface`."""
+holds 256 levels from black to white: distilled images go beyond both, and are cut off there**, {cut} % of the
+numbers of these. The exact ones come with `--format safetensors`, `pt` and `huggingface`."""
 
 
 def write(exported: Exported, folder: Path) -> None:
