@@ -6,31 +6,22 @@ folder in data/released is one that `evaluate --released` scores.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
 
-from src.ground.errors import UserError
+from src.exchange import words, writing
+from src.exchange.exported import Exported, record_of, target
+from src.exchange.formats.images import save_pictures
+from src.exchange.formats.safetensors import WHAT
 from src.ground.params import Params
-from src.io import artifacts, files, page, pictures, progress
+from src.io import artifacts, files, pictures, progress
 from src.io.artifacts import Statistics
-from src.io.page import Accuracy
-from src.stages.evaluate import SPLITS
+from src.maths.pixels import Whitening
 from src.stages.records import synthetic_settings
-
-USE = """`synthetic.safetensors` holds `pixels` (S, C, H, W), 0 black and 1 white but not bound to either, `labels` and
-`syn_lr`, the students' learning rate; `set.json` says how they were made and how students are trained on them. Normalise the
-pixels as your real images are, then train:
-
-```python
-from safetensors.torch import load_file
-
-synthetic = load_file("synthetic.safetensors")
-pixels = synthetic["pixels"].float()
-```"""
 
 
 def run(params: Params, name: str, folder: Path, half: bool = False) -> None:
@@ -38,35 +29,58 @@ def run(params: Params, name: str, folder: Path, half: bool = False) -> None:
 
     With `half` the pixels are float16, half the size: from 0 to 1 they are off by a sixteenth of a step of 8 bits at most.
     """
+    exported, synthetic = gathered(params, name, half), artifacts.load_synthetic(name)
+    card = _card(params, name, artifacts.load_statistics(exported.dataset), exported.syn_lr, len(exported.pixels), half)
+    with target(folder) as place:
+        artifacts.copy_synthetic(name, synthetic, place / "synthetic.safetensors", half)
+        save_pictures(exported, place)
+        Image.fromarray(pictures.grid(exported.pixels, exported.indices)).save(place / "images.png")
+        files.write_json(place / "set.json", card)
+        files.write_text(place / "README.md", _words(card, len(exported.pixels)))
+    progress.say(f"{name}: {len(exported.pixels)} images in {folder}")
+
+
+def run_as(params: Params, names: Sequence[str], folder: Path, form: str, half: bool = False) -> None:
+    """Write one run, or several where the format holds several, to `folder` in a format of src/exchange/formats."""
+    writing.check(form)
+    sets = [gathered(params, name, half) for name in names]
+    if len(sets) == 1:
+        writing.write(form, sets[0], folder)
+    else:
+        writing.write_many(form, sets, folder)
+    for one in sets:
+        progress.say(f"{one.name}: {len(one.pixels)} images in {folder}, as {form}")
+
+
+def gathered(params: Params, name: str, half: bool = False) -> Exported:
+    """All that there is to know about the synthetic set of a run. Raises ArtifactError where it was made differently."""
     path, dataset = artifacts.synthetic_file(name), params.run(name).dataset
     artifacts.check_record(path, synthetic_settings(params, name), artifacts.remake("distill", name))
     synthetic, statistics = artifacts.load_synthetic(name), artifacts.load_statistics(dataset)
-    if folder.exists() and (not folder.is_dir() or not files.is_empty(folder)):
-        raise UserError(f"--to {folder}: is there already and is not an empty folder: name another one, or delete it")
-    card = _card(params, name, statistics, synthetic.syn_lr.item(), len(synthetic.labels), half)
-    with files.filled(folder) as place:
-        artifacts.copy_synthetic(name, synthetic, place / "synthetic.safetensors", half)
-        _save_pictures(place, synthetic.pixels, synthetic.classes)
-        Image.fromarray(pictures.grid(synthetic.pixels, synthetic.classes)).save(place / "images.png")
-        files.write_json(place / "set.json", card)
-        files.write_text(place / "README.md", _words(card, len(synthetic.labels)))
-    progress.say(f"{name}: {len(synthetic.labels)} images in {folder}")
-
-
-def _save_pictures(folder: Path, pixels: Tensor, labels: Tensor) -> None:
-    """PNG files, a folder a class by its index; what leaves [0, 1] is cut off there, and only there."""
-    whole = (pixels.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    numbers: dict[int, int] = {}
-    for image, label in zip(whole, labels.tolist(), strict=True):
-        number = numbers[label] = numbers.get(label, -1) + 1
-        place = folder / "images" / f"{label:04d}" / f"{number:04d}.png"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(place)
+    space, syn_lr = artifacts.load_space(dataset), synthetic.syn_lr.item()
+    card = _card(params, name, statistics, syn_lr, len(synthetic.labels), half)
+    return Exported(
+        name=name,
+        pixels=synthetic.pixels,
+        labels=synthetic.labels,
+        syn_lr=syn_lr,
+        classes=statistics.classes,
+        dataset=dataset,
+        mean=torch.tensor(statistics.mean),
+        std=torch.tensor(statistics.std),
+        network=params.networks[params.runs[name].network],
+        evaluation=params.evaluate[params.runs[name].evaluate],
+        whitening=space if isinstance(space, Whitening) else None,
+        accuracy=_accuracy(name),
+        card=card,
+        record=record_of(path),
+        half=half,
+    )
 
 
 def _card(params: Params, name: str, statistics: Statistics, syn_lr: float, count: int, half: bool) -> dict[str, Any]:
     """What a reader of the tensors needs: their meaning, the students' recipe and, where it is measured, the accuracy."""
-    run, metrics = params.runs[name], artifacts.metrics_file(name)
+    run = params.runs[name]
     shape = (count, statistics.channels, statistics.size, statistics.size)
     return {
         "run": name,
@@ -82,8 +96,14 @@ def _card(params: Params, name: str, statistics: Statistics, syn_lr: float, coun
         "network": params.networks[run.network].model_dump(),
         "evaluation": params.evaluate[run.evaluate].model_dump(mode="json"),
         "settings": _settings(params, name, statistics),
-        "accuracy": files.read_json(metrics, artifacts.remake("evaluate", name)) if metrics.exists() else None,
+        "accuracy": _accuracy(name),
     }
+
+
+def _accuracy(name: str) -> dict[str, float] | None:
+    """As `evaluate` found it; None before that."""
+    path = artifacts.metrics_file(name)
+    return dict(files.read_json(path, artifacts.remake("evaluate", name))) if path.exists() else None
 
 
 def _settings(params: Params, name: str, statistics: Statistics) -> dict[str, Any]:
@@ -104,18 +124,4 @@ def _settings(params: Params, name: str, statistics: Statistics) -> dict[str, An
 
 def _words(card: dict[str, Any], count: int) -> str:
     """The card for people."""
-    run, dataset, accuracy = card["run"], card["dataset"], card["accuracy"]
-    settings = card["settings"]["runs"][run]
-    lines = [
-        f"# {run}",
-        "",
-        f"{count} images for {len(dataset['classes'])} classes of `{dataset['name']}`, "
-        f"{'distilled' if card['distilled'] else 'chosen'} by `{settings['distill']['method']}` for `{settings['network']}`: "
-        f"{', '.join(dataset['classes'])}.",
-        "",
-        "![The images](images.png)",
-    ]
-    if accuracy is not None:
-        val, test = (page.score(Accuracy(accuracy[f"{s}_accuracy_mean"], accuracy[f"{s}_accuracy_std"])) for s in SPLITS)
-        lines += ["", f"Fresh students of that network reach {test} % on the test split ({val} % on the validation split)."]
-    return "\n".join([*lines, "", USE, ""])
+    return words.readme(card, count, WHAT)

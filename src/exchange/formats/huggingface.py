@@ -44,9 +44,7 @@ def write_many(sets: Sequence[Exported], folder: Path) -> None:
     """
     names = [one.name for one in sets]
     if len(set(names)) < len(names):
-        raise UserError(
-            f"two of {', '.join(names)} are the same run: a configuration needs a name of its own, so name each once"
-        )
+        raise UserError(f"a run stands twice in {', '.join(names)}: name each once, as its name is that of a configuration")
     for exported in sets:
         check_channels(exported, "huggingface")
     with target(folder) as place:
