@@ -57,6 +57,13 @@ def arguments_of(about: dict[str, Any], asked: argparse.Namespace) -> dict[str, 
     }
 
 
+class Classes(dict[int, int]):
+    """The package's map of classes, for labels in tensors too: under ZCA, version 0.2.0 looks up such."""
+
+    def __missing__(self, label: Any) -> int:
+        return self[int(label)]
+
+
 def evaluator(arguments: dict[str, Any]) -> Any:
     """The package's, of sets in tensors, whose classes may be probabilities: its other one fails on random tensors in 0.2.0.
 
@@ -65,7 +72,9 @@ def evaluator(arguments: dict[str, Any]) -> Any:
     from ddranking.metrics import LabelRobustScoreHard, hard_label  # type: ignore[import-not-found, unused-ignore]
 
     hard_label.save_results = lambda results, path: None
-    return LabelRobustScoreHard(**arguments)
+    made = LabelRobustScoreHard(**arguments)
+    made.class_map = Classes(made.class_map)
+    return made
 
 
 def show(found: dict[str, float]) -> None:
