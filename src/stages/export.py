@@ -1,7 +1,7 @@
 """export: a run's synthetic set in a folder of its own, for use elsewhere. No stage of the pipeline: it makes no artifact.
 
 The tensors are pixels, whatever whitening they were distilled under, so that anybody can normalise them in their own way. A
-folder in data/released is one that `evaluate --released` scores.
+folder in data/released is one that `evaluate --released` scores. Other formats are those of src/exchange/formats.
 """
 
 from __future__ import annotations

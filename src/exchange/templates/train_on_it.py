@@ -194,7 +194,8 @@ def space(card: dict[str, Any]) -> Callable[[Tensor], Tensor]:
     return lambda pixels: (pixels - mean) / std
 
 
-def main() -> None:
+def told() -> argparse.Namespace:
+    """What the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--test", type=Path, required=True, help="the .npz file")
     parser.add_argument("--students", type=int, default=5)
@@ -202,18 +203,21 @@ def main() -> None:
     parser.add_argument("--pixel-max", type=float, default=255, help="the white of integer test images")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    asked = parser.parse_args()
-    card = json.loads((HERE / "set.json").read_text(encoding="utf-8"))
+    return parser.parse_args()
+
+
+def main() -> None:
+    asked, card = told(), json.loads((HERE / "set.json").read_text(encoding="utf-8"))
     normalise, protocol = space(card), card["evaluation"] | ({"epochs": asked.epochs} if asked.epochs else {})
     images, labels = (tensor.to(asked.device) for tensor in read(HERE, normalise))
-    real = arrays(asked.test)
-    test = normalise(pixels_of(real["images"], tuple(images.shape[1:]), asked.pixel_max)).to(asked.device)
-    truth = real["labels"].long().to(asked.device)
+    real, shape = arrays(asked.test), tuple(images.shape[1:])
+    test = normalise(pixels_of(real["images"], shape, asked.pixel_max)), real["labels"].long()
+    test = test[0].to(asked.device), test[1].to(asked.device)
     found = []
     for student in range(asked.students):
         torch.manual_seed(asked.seed + student)
-        model = convnet(card["network"], images.shape[1], images.shape[2], len(card["dataset"]["classes"])).to(asked.device)
-        found.append(100 * trained(model, images, labels, card["syn_lr"], protocol, (test, truth)))
+        model = convnet(card["network"], shape[0], shape[1], len(card["dataset"]["classes"])).to(asked.device)
+        found.append(100 * trained(model, images, labels, card["syn_lr"], protocol, test))
         print(f"student {student + 1}: {found[-1]:.1f} %", flush=True)
     std = torch.tensor(found).std().item() if len(found) > 1 else 0.0
     print(f"test accuracy {sum(found) / len(found):.1f} ± {std:.1f} % over {len(found)} students")
