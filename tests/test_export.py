@@ -79,8 +79,8 @@ def test_an_exported_set_scores_as_before(
 def test_an_export_is_whole_or_not_there(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut off by Ctrl-C or by a kill, the same command begins again."""
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(exporting, "_card", lambda *_: {})
-        patched.setattr(exporting, "_words", _interrupted)
+        patched.setattr(exporting, "_card", lambda *_: {"accuracy": None})
+        patched.setattr(exporting.words, "readme", _interrupted)
         exporting.run(STORE, resolved.run(load(), "one"), Path("out"))
     assert not list(Path("out").iterdir())
     killed = Path("out", f"{files.UNFILLED}abc.tmp")

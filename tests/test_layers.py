@@ -17,9 +17,9 @@ LAYERS = (
     "src/loops",
     "src/store",
     ("src/sources", "src/tracking", "src/pages", "src/editing"),
-    ("src/stages", "src/bench"),
     "src/exchange",
-    ("src/api.py", "src/studies"),
+    ("src/stages", "src/bench", "src/api.py"),
+    "src/studies",
     "src/cli",
 )
 STAGES = {f"src/stages/{name}.py" for name in ("prepare", "experts", "distill", "evaluate", "report")}

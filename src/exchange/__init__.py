@@ -1,0 +1,1 @@
+"""What leaves the repository for other code, and what comes in from it."""
