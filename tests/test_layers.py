@@ -10,7 +10,7 @@ import pytest
 
 from tests.imports import ROOT, imported, modules
 
-LAYERS = ("src/ground", "src/maths", "src/io", ("src/stages", "src/bench"), "src/studies", "src/cli.py")
+LAYERS = ("src/ground", "src/maths", "src/io", "src/exchange", ("src/stages", "src/bench"), "src/studies", "src/cli.py")
 STAGES = {f"src/stages/{name}.py" for name in ("prepare", "experts", "distill", "evaluate", "report")}
 
 
