@@ -24,6 +24,7 @@ Shapes = tuple[tuple[int, ...], ...]  # of the parameters of a network, in its o
 
 KERNEL = (3, 3)
 MNIST = 28  # side that the field pads to 32
+WIDER = 4  # pixels by which MTT's first convolution makes a side of grey images longer
 LARGEST = 1024  # side in pixels; images beyond it are of no ConvNet with pooling
 REMEDY = "name the experts' own network"
 
@@ -93,10 +94,12 @@ def check_network(shapes: Shapes, spec: Network, image_shape: ImageShape) -> Non
 def doubts(spec: Network, image_shape: ImageShape) -> tuple[str, ...]:
     """What shapes can't tell: where the experts differ in it, they fit, yet are of another function."""
     said = ["shapes do not tell instance, group and batch norm apart, nor activations, nor average from max pooling"]
-    if isinstance(spec, ConvNet) and image_shape.channels == 1 and image_shape.size != MNIST:
-        side = f"{image_shape.size}x{image_shape.size}"
-        said.append(f"MTT's code pads grey images by 3 pixels whatever their size, where it is 1 here for {side}")
-    if isinstance(spec, ConvNet) and spec.pooling != "none" and _left(image_shape.size, spec.depth) == 1:
+    if not isinstance(spec, ConvNet) or spec.pooling == "none":
+        return tuple(said)
+    side, left = image_shape.size, _left(image_shape.size, spec.depth)
+    if image_shape.channels == 1 and side != MNIST and (side + WIDER) >> spec.depth == left:  # else theirs would not run
+        said.append(f"MTT's code pads grey images by 3 pixels whatever their size, where it is 1 here for {side}x{side}")
+    if left == 1:
         said.append("a ConvNet that ends in a global average (MTT's ConvNetGAP) has the same shapes")
     return tuple(said)
 

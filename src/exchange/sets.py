@@ -1,6 +1,6 @@
 """Anybody's synthetic set -> ours: pixels, labels and learning rate, checked for what they are said to be.
 
-Sources: MTT's distill.py (images_best.pt and labels_best.pt, in the networks' space), DATM's DATM.py (soft labels as logits, and
+Sources: MTT's distill.py (images_best.pt and labels_best.pt, in the networks' space), DATM's DATM.py (logits as labels,
 lr_best.pt), DC's main.py (res_*.pt).
 """
 
