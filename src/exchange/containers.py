@@ -111,7 +111,7 @@ def _lone(path: Path, words: Sequence[str], what: str) -> Tensor:
 
 def _with_neighbours(path: Path, found: Contents) -> Contents:
     """Labels and learning rate from the files that MTT and DATM put beside images_best.pt, where nothing else says them."""
-    labels, syn_lr = (path.with_name(path.name.replace("images", word, 1)) for word in ("labels", "lr"))
+    labels, syn_lr = (path.with_name(path.name.replace("_zca", "").replace("images", word, 1)) for word in ("labels", "lr"))
     if found.labels is None and labels != path and labels.is_file():
         found = replace(
             found, labels=_lone(labels, LABELS, "labels"), notes=(*found.notes, f"the labels are those of {labels}")
