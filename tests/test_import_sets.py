@@ -22,6 +22,7 @@ from src.io.artifacts import Record, SyntheticSet
 from src.maths import pixels as spaces
 from src.maths.networks import ImageShape
 from src.maths.pixels import Normalisation, Whitening
+from tests.imports import ROOT
 from tests.mtt_files import write
 
 SHAPE = ImageShape(3, 8, 4)
@@ -32,6 +33,10 @@ PIXELS = Options("pixels", syn_lr=0.02)
 
 def draw(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def uniform(*shape: int) -> Tensor:
+    return torch.rand(shape, generator=draw(4))
 
 
 def set_of(shape: ImageShape = SHAPE) -> SyntheticSet:
@@ -104,6 +109,31 @@ def test_every_form_comes_back_from_every_space(space: Any, form: Callable[..., 
     assert not found.pixels.requires_grad
 
 
+RELEASED = sorted(path.parent.name for path in (ROOT / "data" / "released").glob("*/set.json"))
+FIGURES = {  # mean and std of the training images
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)), "digits": ((0.305,), (0.376,)),
+    "fashion": ((0.286,), (0.353,)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_distilled_sets_are_taken_in_their_space_and_in_no_other(name: str, tmp_path: Path) -> None:
+    """Those of one image per class are the wildest: a sixth of their pixels lies below -0.5."""
+    made = artifacts.read_synthetic(ROOT / "data" / "released" / name / "synthetic.safetensors", "")
+    of = Normalisation(*(torch.tensor(figures) for figures in FIGURES[name.partition("-")[0]]))
+    shape = ImageShape(made.pixels.shape[1], made.pixels.shape[2], 10)
+    forms = {"pixels": made.pixels, "normalised": of.normalise(made.pixels)}
+    for true, images in forms.items():
+        path = of_tensors(tmp_path, images, made.labels)
+        for said in forms:
+            options = Options(said, None if said == "pixels" else of)  # type: ignore[arg-type]
+            if said == true:
+                assert (read(path, options, shape).value.pixels - made.pixels).abs().max() <= 1e-5
+            else:
+                with pytest.raises(ArtifactError, match=f"looks {'like pixels' if true == 'pixels' else 'normalised'}"):
+                    read(path, options, shape)
+
+
 @pytest.mark.parametrize("half", [False, True])
 def test_our_own_files_come_back(half: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -113,7 +143,7 @@ def test_our_own_files_come_back(half: bool, tmp_path: Path, monkeypatch: pytest
     found = read(tmp_path / "x.safetensors", Options("normalised")).value
     assert (found.pixels - set_of().pixels).abs().max() <= (1e-3 if half else 0)
     assert torch.equal(found.syn_lr, set_of().syn_lr)
-    artifacts.save_snapshots("r", artifacts.Snapshots(torch.tensor([0]), torch.rand(1, 2, 3, 8, 8)), Record("", {}))
+    artifacts.save_snapshots("r", artifacts.Snapshots(torch.tensor([0]), uniform(1, 2, 3, 8, 8)), Record("", {}))
     with pytest.raises(ArtifactError, match="is a 'snapshots', not a 'synthetic set'"):
         read(artifacts.snapshots_file("r"))
 
@@ -208,8 +238,8 @@ def test_labels_of_every_kind(labels: Tensor, said: Any, expected: Tensor, tmp_p
         (set_of().labels - 1, None, "labels from -1 to 2"),
         (set_of().labels + 5, None, "labels from 5 to 8, .*: use the data set of these labels"),
         (set_of().labels[:-1], None, r"labels of shape \(7,\) for 8 images"),
-        (torch.rand(8, 4, 2), None, r"labels of shape \(8, 4, 2\) for 8 images"),
-        (torch.rand(8, 5), None, "soft labels of 5 classes, but the data set has 4"),
+        (uniform(8, 4, 2), None, r"labels of shape \(8, 4, 2\) for 8 images"),
+        (uniform(8, 5), None, "soft labels of 5 classes, but the data set has 4"),
         (SOFT.log().masked_fill(SOFT < 0.01, float("-inf")), None, "labels that are not finite"),
         (torch.tensor(3), None, r"labels of shape \(\) for 8 images"),
         (set_of().labels.bool(), None, "no whole numbers"),
@@ -239,25 +269,26 @@ NORMAL = Normalisation(MEAN, STD)
     ("images", "options", "words"),
     [
         (NORMAL.normalise(set_of().pixels), PIXELS, "looks normalised: its numbers are .*: say that it is"),
-        (100 * torch.rand(8, 3, 8, 8), PIXELS, "looks like pixels of 0 to 255.*: divide by 255"),
+        (100 * uniform(8, 3, 8, 8), PIXELS, "looks like pixels of 0 to 255.*: divide by 255"),
         (set_of().pixels - 1, PIXELS, "looks normalised"),
-        (0.1 * torch.rand(8, 3, 8, 8) - 0.4, PIXELS, "looks like no pixels: its pixels have mean -0.35"),
-        (torch.rand(8, 3, 8, 8), Options("normalised", NORMAL, syn_lr=1.0), r"looks like pixels: all .* in \[0, 1\], with"),
-        (torch.rand(8, 3, 8, 8), Options("whitened", whitening(), syn_lr=1.0), "though whitened images have mean 0"),
-        (torch.randint(256, (8, 3, 8, 8)), Options("normalised", NORMAL, syn_lr=1.0), "it holds integers"),
-        (torch.randint(-5, 300, (8, 3, 8, 8)), PIXELS, "integers of -5 to 299"),
+        (0.1 * uniform(8, 3, 8, 8) - 0.4, PIXELS, "looks like no pixels: its pixels have mean -0.3"),
+        (uniform(8, 3, 8, 8), Options("normalised", NORMAL, syn_lr=1.0), r"pixels: all of its .* in \[0, 1\], with mean"),
+        (uniform(8, 3, 8, 8), Options("whitened", whitening(), syn_lr=1.0), "where whitened images have 0"),
+        (2 * set_of().pixels - 0.5, Options("normalised", NORMAL, syn_lr=1.0), "looks like pixels: .* of its numbers"),
+        (torch.randint(256, (8, 3, 8, 8), generator=draw()), Options("normalised", NORMAL, syn_lr=1.0), "it holds integers"),
+        (torch.randint(-5, 300, (8, 3, 8, 8), generator=draw()), PIXELS, "integers of -5 to 299"),
         (set_of().pixels * 30 + 10, Options("normalised", NORMAL, syn_lr=1.0), "looks otherwise than normalised"),
         (set_of().pixels / 0, PIXELS, "numbers that are not finite"),
         (torch.ones(8, 3, 8, 8, dtype=torch.bool), PIXELS, "which are none"),
         (torch.ones(0, 3, 8, 8), PIXELS, "which are none"),
         (torch.ones(()), PIXELS, "reshape them"),
-        (torch.rand(8, 192), PIXELS, r"images of shape \(8, 192\), but the data set's are \(S, 3, 8, 8\): reshape"),
-        (torch.rand(4, 2, 3, 8, 8), PIXELS, "reshape them"),
-        (torch.rand(8, 1, 8, 8), PIXELS, "these have 1 channels, so use a data set with 1"),
-        (torch.rand(8, 8, 8, 1), PIXELS, "these have 1 channels behind height and width"),
-        (torch.rand(8, 3, 16, 16), PIXELS, "these have 16x16 pixels"),
-        (torch.rand(8, 16, 16, 3), PIXELS, "these have 16x16 pixels"),
-        (torch.rand(8, 8, 8), PIXELS, "reshape them"),
+        (uniform(8, 192), PIXELS, r"images of shape \(8, 192\), but the data set's are \(S, 3, 8, 8\): reshape"),
+        (uniform(4, 2, 3, 8, 8), PIXELS, "reshape them"),
+        (uniform(8, 1, 8, 8), PIXELS, "these have 1 channels, so use a data set with 1"),
+        (uniform(8, 8, 8, 1), PIXELS, "these have 1 channels behind height and width"),
+        (uniform(8, 3, 16, 16), PIXELS, "these have 16x16 pixels"),
+        (uniform(8, 16, 16, 3), PIXELS, "these have 16x16 pixels"),
+        (uniform(8, 8, 8), PIXELS, "reshape them"),
     ],
 )  # fmt: skip
 def test_images_that_are_not_what_is_said(images: Tensor, options: Options, words: str, tmp_path: Path) -> None:
@@ -270,8 +301,10 @@ def test_images_that_are_not_what_is_said(images: Tensor, options: Options, word
     ("options", "words"),
     [
         (Options("normalised", syn_lr=1.0), "which is not known: give the mean and std"),
-        (Options("normalised", whitening(), syn_lr=1.0), "has the other one, whitening"),
-        (Options("whitened", NORMAL, syn_lr=1.0), "the other one, normalisation: give a data set with whitening 'zca'"),
+        (Options("normalised", whitening(), syn_lr=1.0), "is another one, whitening"),
+        (Options("whitened", NORMAL, syn_lr=1.0), "is another one, normalisation: give a data set with whitening 'zca'"),
+        (Options("normalised", Normalisation(MEAN[:1], STD[:1]), syn_lr=1.0), "for 1 numbers .*, but the images have 3"),
+        (Options("whitened", whitening(ImageShape(1, 8, 4)), syn_lr=1.0), "for 64 numbers .*, but the images have 192"),
         (Options("pixels"), "says no learning rate for students: give syn_lr"),
         (Options("pixels", syn_lr=0.0), "the learning rate 0, but students need one above 0"),
         (Options("pixels", syn_lr=float("nan")), "the learning rate nan"),

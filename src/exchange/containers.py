@@ -192,7 +192,7 @@ def _of_archive(path: Path) -> Named:
 
 
 def _numpy_error(path: Path, error: Exception) -> ArtifactError:
-    if "allow_pickle" in str(error):
+    if "allow_pickle" in str(error) or "Python objects" in str(error):
         return ArtifactError(f"{path} holds Python objects, which are not loaded as they could run code: {PLAIN}")
     return ArtifactError(f"{path} is damaged or no file of NumPy ({error}): save it again with numpy.save or numpy.savez")
 

@@ -1,11 +1,13 @@
 """Images as somebody saved them -> pixels (S, C, H, W) in float32: their order of axes, and the space that they are in.
 
 What the user says about the space is compared with the numbers: a mistake there gives a set that trains students to nothing,
-without any other sign. Distilled pixels may leave [0, 1], so that only what no such set does is refused; `sure` goes before.
+without any other sign. Distilled pixels leave [0, 1], a sixth of them even [-0.5, 3], but keep a mean well above 0, which
+normalised images lose: the bounds below lie between the sets of data/released and the same sets normalised. `sure` goes before.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -18,11 +20,12 @@ from src.maths.pixels import Normalisation, Space, Whitening
 SpaceName = Literal["pixels", "normalised", "whitened"]
 
 BYTE = 255  # the largest integer of a pixel
-LOW, HIGH = -0.5, 3.0  # what few numbers of distilled pixels lie outside of
-SHARE = 0.05  # of all numbers: more than a few
+LOW, HIGH = -0.5, 3.0  # what numbers of pixels seldom lie outside of
+FEW, MANY = 0.02, 0.3  # shares of them that do: images may be normalised, are no pixels
+CENTRED = 0.2  # mean / std: pixels have 0.3 to 1.2, normalised images -0.3 to 0.1
+INSIDE = 0.4  # share of numbers in [0, 1]: pixels have 0.46 to 1, normalised images 0.1 to 0.2
 MEANS = (-0.25, 1.25)  # that the mean of pixels lies between, for sure
 SURE = "or import it with `sure`"
-NORMALISED = "looks normalised"
 
 
 def arranged(images: Tensor, shape: ImageShape, title: str) -> tuple[Tensor, tuple[str, ...]]:
@@ -57,10 +60,10 @@ def to_pixels(images: Tensor, name: SpaceName, space: Space | None, sure: bool, 
         if not sure:
             _check_pixels(found, title)
         return found, notes
-    if not sure and float(found.min()) >= 0 and float(found.max()) <= 1:
-        mean = f"looks like pixels: all its numbers lie in [0, 1], with mean {float(found.mean()):.2f}"
-        raise ArtifactError(f"{title} {mean}, though {name} images have mean 0: say that they are pixels, {SURE}")
-    pixels = _space(space, name).to_pixels(found)
+    known = _space(space, name, found)
+    if not sure:
+        _check_no_pixels(found, name, title)
+    pixels = known.to_pixels(found)
     _check_result(pixels, name, sure, title)
     return pixels, notes
 
@@ -87,12 +90,29 @@ def _check_pixels(images: Tensor, title: str) -> None:
     lowest, highest = float(images.min()), float(images.max())
     bounds = f"its numbers are {lowest:.3g} to {highest:.3g}"
     share = float(((images < LOW) | (images.abs() > HIGH)).float().mean())
-    if lowest >= 0 and share > SHARE:
+    if lowest >= 0 and share > FEW:
         raise ArtifactError(f"{title} looks like pixels of 0 to {BYTE}: {bounds}, not of 0 to 1: divide by {BYTE}, {SURE}")
-    if share > SHARE:
-        words = f"{NORMALISED}: {bounds}, and {share:.0%} of them lie below {LOW} or beyond {HIGH:g}, as pixels do not"
-        raise ArtifactError(f"{title} {words}: say that it is normalised or whitened, {SURE}")
+    if share > MANY or (share > FEW and _centre(images) < CENTRED):
+        mean = f"{bounds}, their mean is {float(images.mean()):.2g}, and {share:.0%} of them lie below {LOW} or beyond {HIGH:g}"
+        raise ArtifactError(f"{title} looks normalised: {mean}: say that it is normalised or whitened, {SURE}")
     _check_mean(images, title, "looks like no pixels", f"say that it is normalised or whitened, {SURE}")
+
+
+def _check_no_pixels(images: Tensor, name: SpaceName, title: str) -> None:
+    inside = float(((images >= 0) & (images <= 1)).float().mean())
+    if inside == 1 or (inside > INSIDE and _centre(images) > CENTRED):
+        bounds = (
+            f"{'all' if inside == 1 else f'{inside:.0%}'} of its numbers lie in [0, 1], with mean {float(images.mean()):.2f}"
+        )
+        raise ArtifactError(
+            f"{title} looks like pixels: {bounds}, where {name} images have 0: say that they are pixels, {SURE}"
+        )
+
+
+def _centre(images: Tensor) -> float:
+    """Mean by standard deviation; of images that are all one number, their side of 0."""
+    mean, std = float(images.mean()), float(images.std(correction=0))
+    return mean / std if std else math.copysign(math.inf, mean)
 
 
 def _check_result(pixels: Tensor, name: SpaceName, sure: bool, title: str) -> None:
@@ -109,14 +129,21 @@ def _check_mean(pixels: Tensor, title: str, words: str, remedy: str) -> None:
         raise ArtifactError(f"{title} {words}: its pixels have mean {mean:.3g}, where those of images lie in [0, 1]: {remedy}")
 
 
-def _space(space: Space | None, name: SpaceName) -> Space:
-    wanted = Whitening if name == "whitened" else Normalisation
-    if not isinstance(space, wanted):
-        has = "is not known" if space is None else f"has the other one, {type(space).__name__.lower()}"
+def _space(space: Space | None, name: SpaceName, images: Tensor) -> Space:
+    """The data set's space, if it is the one that the images are said to be in, and for such images."""
+    if name == "whitened" and isinstance(space, Whitening):
+        size, numbers = len(space.mean), images[0].numel()
+    elif name == "normalised" and isinstance(space, Normalisation):
+        size, numbers = len(space.mean), images.shape[1]
+    else:
+        has = "is not known" if space is None else f"is another one, {type(space).__name__.lower()}"
         needs = (
             "a data set with whitening 'zca'" if name == "whitened" else "the mean and std that the images were normalised by"
         )
         raise UserError(f"images said to be {name} are undone by the data set's space, which {has}: give {needs}")
+    if size != numbers:
+        what = f"the data set's space is for {size:,} numbers of an image or channels, but the images have {numbers:,}"
+        raise UserError(f"{what}: use the data set that these images were distilled from")
     return space
 
 

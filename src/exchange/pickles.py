@@ -58,19 +58,25 @@ def flaw(value: object) -> str | None:
 
 
 def _check_archive(path: Path) -> None:
+    _check_there(path)
     try:
         with zipfile.ZipFile(path) as archive:
             _check_members(path, archive)
             damaged = archive.testzip()  # by checksum, a block at a time
-    except OSError as error:
-        raise ArtifactError(f"{path} can't be read ({error.strerror or error}): give a file of torch.save") from None
-    # RuntimeError and NotImplementedError: damage may look like encryption or like a kind of compression
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
+    # OSError: damage may point before the file's begin; RuntimeError: it may look like encryption or like a kind of compression
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
         what = "is damaged, or no file of torch.save since torch 1.6"
         remedy = "copy it again, or load it with the torch that made it and save it with a newer one"
         raise ArtifactError(f"{path} {what} ({_first_line(error)}): {remedy}") from None
     if damaged is not None:
         raise ArtifactError(f"{path} is damaged, as the checksum of {damaged} does not fit: copy it again")
+
+
+def _check_there(path: Path) -> None:
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise ArtifactError(f"{path} can't be read ({error.strerror or error}): give a file of torch.save") from None
 
 
 def _check_members(path: Path, archive: zipfile.ZipFile) -> None:
