@@ -103,6 +103,17 @@ def test_trajectories_need_their_file_no_more(tmp_path: Path) -> None:
         assert torch.equal(one.theta[1], torch.cat([p.reshape(-1) for p in trajectory[1]]))
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="says what is mapped on Linux alone")
+def test_no_more_than_one_file_is_held(tmp_path: Path) -> None:
+    mtt_files.write_buffers(tmp_path, SPEC, SHAPE, [2, 2, 2])
+    held = []
+    for trajectory in buffers.read(buffers.files_of(tmp_path)):
+        mapped = set(re.findall(r"replay_buffer_[0-9]+\.pt", Path("/proc/self/maps").read_text()))
+        held.append((trajectory.path.name, mapped))
+    assert held == [(path.name, {path.name}) for path in buffers.files_of(tmp_path) for _ in range(2)]
+    assert "replay_buffer_" not in Path("/proc/self/maps").read_text()
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_precisions_become_float32(dtype: torch.dtype, tmp_path: Path) -> None:
     snapshots = [[p.to(dtype) for p in parts] for parts in mtt_files.trained(mtt_files.network(SPEC, SHAPE), SHAPE, 2)]
@@ -225,18 +236,18 @@ def stuck() -> list[list[Tensor]]:
 
 REFUSED: dict[str, tuple[Any, str]] = {
     "tensor": (torch.ones(3), r"holds a tensor of shape \(3,\), but a buffer is a list of trajectories"),
-    "state": ({"net": sound()[0]}, "holds of type dict, but"),
+    "state": ({"net": sound()[0]}, "holds an object of type dict, but"),
     "empty": ([], "holds no trajectory"),
     "no snapshots": ([[]], "trajectory 0 of .*x.pt is an empty list"),
-    "numbers": ([[1, 2]], "snapshot 0 of trajectory 0 of .* is of type int"),
+    "numbers": ([[1, 2]], "snapshot 0 of trajectory 0 of .* is an object of type int"),
     "flat": (sound(), r"snapshot 0 of trajectory 0 of .*x.pt is a tensor of shape \(8, 3, 3, 3\)"),
-    "texts": ([[["a"], ["b"]]], "parameter 1 in snapshot 0 .* of type str, no tensor"),
-    "nothing": ([changed(1, 2, None)], "parameter 3 in snapshot 1 .* of type NoneType"),
+    "texts": ([[["a"], ["b"]]], "parameter 1 in snapshot 0 .* is an object of type str"),
+    "nothing": ([changed(1, 2, None)], "parameter 3 in snapshot 1 .* is an object of type NoneType"),
     "one": ([sound()[:1]], "has a single snapshot"),
     "empty snapshot": ([[*sound(), []]], "snapshot 3 of trajectory 0 .* is an empty list"),
     "integers": ([changed(2, 1, torch.arange(8))], "parameter 2 in snapshot 2 .* of int64 and not of real numbers"),
-    "complex": ([changed(0, 1, torch.ones(8, dtype=torch.complex64))], "a tensor, but not of plain numbers"),
-    "sparse": ([changed(0, 1, torch.ones(8).to_sparse())], "a tensor, but not of plain numbers"),
+    "complex": ([changed(0, 1, torch.ones(8, dtype=torch.complex64))], "a tensor of another kind than plain numbers"),
+    "sparse": ([changed(0, 1, torch.ones(8).to_sparse())], "a tensor of another kind than plain numbers"),
     "expanded": ([changed(0, 1, torch.ones(1).expand(8))], r"of shape \(8,\), more than what the file holds"),
     "shape": ([changed(2, 1, torch.ones(9))], r"snapshot 2 of .* \(parameter 2 has the shape \(9,\), not \(8,\)\)"),
     "count": ([[sound()[0], sound()[1][:-1]]], r"snapshot 1 .* \(9 parameters, not 10\)"),

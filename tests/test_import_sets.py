@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from src.exchange import sets
+from src.exchange.images import MTT_FIGURES
 from src.exchange.sets import Imported, Options
 from src.ground.errors import ArtifactError, UserError
 from src.io import artifacts
@@ -110,10 +111,7 @@ def test_every_form_comes_back_from_every_space(space: Any, form: Callable[..., 
 
 
 RELEASED = sorted(path.parent.name for path in (ROOT / "data" / "released").glob("*/set.json"))
-FIGURES = {  # mean and std of the training images
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)), "digits": ((0.305,), (0.376,)),
-    "fashion": ((0.286,), (0.353,)),
-}  # fmt: skip
+FIGURES = {"cifar10": MTT_FIGURES["cifar10"], "digits": ((0.305,), (0.376,)), "fashion": ((0.286,), (0.353,))}  # mean and std
 
 
 @pytest.mark.parametrize("name", RELEASED)
@@ -404,7 +402,7 @@ def test_a_folder_in_colour_is_no_grey_set(tmp_path: Path) -> None:
         ({"data": [[torch.ones(2), torch.ones(2)]] * 3}, "holds 3 sets under 'data'"),
         ("text", "holds an object of type str"),
         ([torch.ones(2)] * 3, "holds an object of type list"),
-        ({"images": torch.ones(2).to_sparse(), "labels": 1}, "a tensor, but not of plain numbers"),
+        ({"images": torch.ones(2).to_sparse(), "labels": 1}, "a tensor of another kind than plain numbers"),
         (torch.ones(1).expand(1000), "more than what the file holds of it"),
     ],
 )

@@ -114,7 +114,7 @@ def _flaw(value: object) -> str | None:
     """What makes it no tensor of real numbers, if anything does."""
     found = pickles.flaw(value)
     if found is None and isinstance(value, Tensor) and not value.is_floating_point():
-        return f"of {str(value.dtype).removeprefix('torch.')} and not of real numbers"
+        return f"a tensor of {str(value.dtype).removeprefix('torch.')} and not of real numbers"
     return found
 
 
@@ -176,4 +176,4 @@ def _kind(value: object) -> str:
         return f"a {type(value).__name__} of {len(value)}" if value else f"an empty {type(value).__name__}"
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
-    return "nothing" if value is None else f"of type {type(value).__name__}"
+    return f"an object of type {type(value).__name__}"

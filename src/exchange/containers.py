@@ -171,12 +171,14 @@ def _copied(path: Path, value: Tensor) -> Tensor:
     """The tensor, which was a view of the file, in memory."""
     flaw = pickles.flaw(value)
     if flaw:
-        raise ArtifactError(f"{path} holds an object that is {flaw}: save a plain tensor")
+        raise ArtifactError(f"{path} holds {flaw}: save a plain tensor")
     return value.detach().clone()
 
 
 def _array(path: Path) -> NDArray[Any]:
     try:
+        with path.open("rb") as file:
+            np.lib.format.read_magic(file)  # else NumPy takes what it does not know for a pickle
         return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]  # a file cut short is noticed
     except (OSError, ValueError, EOFError, MemoryError) as error:
         raise _numpy_error(path, error) from None

@@ -8,6 +8,7 @@ normalised images lose: the bounds below lie between the sets of data/released a
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -25,6 +26,12 @@ FEW, MANY = 0.02, 0.3  # shares of them that do: images may be normalised, are n
 CENTRED = 0.2  # mean / std: pixels have 0.3 to 1.2, normalised images -0.3 to 0.1
 INSIDE = 0.4  # share of numbers in [0, 1]: pixels have 0.46 to 1, normalised images 0.1 to 0.2
 MEANS = (-0.25, 1.25)  # that the mean of pixels lies between, for sure
+MTT_FIGURES: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = {  # mean and std that MTT's utils.py normalises by
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),  # this std is not the data set's, which is 0.247 and more
+    "cifar100": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "tiny_imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
 SURE = "or import it with `sure`"
 
 

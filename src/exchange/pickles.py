@@ -19,6 +19,7 @@ from src.ground.errors import ArtifactError
 
 CONTENT = "data.pkl"  # the member of torch's archives that says what is in it
 SCRIPT = "constants.pkl"  # the member that TorchScript's archives have beside it
+LFS = b"version https://git-lfs"  # how a file begins that only says where the real one is
 SAVE_AGAIN = "save plain tensors again with torch.save"
 
 
@@ -48,10 +49,10 @@ def is_of_torch(path: Path) -> bool:
 def flaw(value: object) -> str | None:
     """What makes it no plain tensor of whole or real numbers that the file holds, if anything does."""
     if type(value) not in (Tensor, nn.Parameter):
-        return f"of type {type(value).__name__}, no tensor"
+        return f"an object of type {type(value).__name__}"
     assert isinstance(value, Tensor)
     if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized or value.is_complex():
-        return "a tensor, but not of plain numbers"
+        return "a tensor of another kind than plain numbers"
     if value.numel() * value.element_size() > value.untyped_storage().nbytes():  # numbers that stand for many
         return f"a tensor of shape {tuple(value.shape)}, more than what the file holds of it"
     return None
@@ -65,11 +66,25 @@ def _check_archive(path: Path) -> None:
             damaged = archive.testzip()  # by checksum, a block at a time
     # OSError: damage may point before the file's begin; RuntimeError: it may look like encryption or like a kind of compression
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
-        what = "is damaged, or no file of torch.save since torch 1.6"
-        remedy = "copy it again, or load it with the torch that made it and save it with a newer one"
-        raise ArtifactError(f"{path} {what} ({_first_line(error)}): {remedy}") from None
+        raise ArtifactError(f"{path} {_no_archive(path, error)}") from None
     if damaged is not None:
-        raise ArtifactError(f"{path} is damaged, as the checksum of {damaged} does not fit: copy it again")
+        raise ArtifactError(
+            f"{path} is damaged, as the checksum of {damaged} does not fit: copy it again, or save it with checksums"
+        )
+
+
+def _no_archive(path: Path, error: Exception) -> str:
+    """What a file is instead of an archive that can be read, by its first bytes."""
+    with path.open("rb") as file:
+        head = file.read(len(LFS))
+    if head.startswith(b"PK"):
+        return f"is damaged ({_first_line(error)}): copy it again"
+    if head == LFS:
+        return "is a pointer of git-lfs, not the file: fetch it with git lfs pull"
+    if head[:1] == b"\x80":
+        remedy = "load it with the torch that made it, and save it with a newer one"
+        return f"is a pickle by itself, as torch before 1.6 wrote, and not its archive of today: {remedy}"
+    return "is no file of torch.save: give one, or save plain tensors with torch.save"
 
 
 def _check_there(path: Path) -> None:
@@ -108,4 +123,6 @@ def _refusal(path: Path, message: str) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0] or type(error).__name__
+    """The first sentence of what a library says."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0] or type(error).__name__
+    return line.partition(". ")[0].removesuffix(".")
