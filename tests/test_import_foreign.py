@@ -164,7 +164,7 @@ PATTERN = b"\x00\x00\x80\x3f" * 4  # ones in float32
 
 DAMAGED: dict[str, tuple[Callable[[Path, Any], object], str]] = {
     "missing": (lambda path, _: None, "can't be read|is no file"),
-    "folder": (lambda path, _: path.mkdir(), "folder|lies in no|Is a directory"),
+    "folder": (lambda path, _: path.mkdir(), "holds 0 folders with images|Is a directory"),
     "empty": (lambda path, _: path.write_bytes(b""), "is no file of torch.save"),
     "byte": (lambda path, _: path.write_bytes(b"P"), "is no file of torch.save"),
     "text": (lambda path, _: path.write_text("replay buffer"), "is no file of torch.save"),

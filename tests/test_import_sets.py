@@ -184,6 +184,14 @@ def test_other_orders_of_axes_are_noticed(tmp_path: Path) -> None:
     assert torch.equal(found.value.pixels, grey.pixels)
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint16, torch.uint32, torch.uint64])
+def test_integers_of_any_type_are_classes(dtype: torch.dtype, tmp_path: Path) -> None:
+    found = read(of_safetensors(tmp_path, set_of().pixels, set_of().labels.to(dtype))).value
+    assert torch.equal(found.labels, set_of().labels)
+    with pytest.raises(ArtifactError, match=r"images of .* are of type float8_e5m2: save plain arrays of numbers of float32"):
+        read(of_safetensors(tmp_path, set_of().pixels.to(torch.float8_e5m2), set_of().labels))
+
+
 def test_half_precision_becomes_float32(tmp_path: Path) -> None:
     made = set_of()
     for dtype in (torch.float16, torch.bfloat16, torch.float64):
@@ -240,7 +248,7 @@ def test_labels_of_every_kind(labels: Tensor, said: Any, expected: Tensor, tmp_p
         (uniform(8, 5), None, "soft labels of 5 classes, but the data set has 4"),
         (SOFT.log().masked_fill(SOFT < 0.01, float("-inf")), None, "labels that are not finite"),
         (torch.tensor(3), None, r"labels of shape \(\) for 8 images"),
-        (set_of().labels.bool(), None, "no whole numbers"),
+        (set_of().labels.bool(), None, "labels of .*x.pt are of type bool"),
     ],
 )
 def test_labels_that_are_not_what_is_said(labels: Tensor, said: Any, words: str, tmp_path: Path) -> None:
@@ -277,7 +285,7 @@ NORMAL = Normalisation(MEAN, STD)
         (torch.randint(-5, 300, (8, 3, 8, 8), generator=draw()), PIXELS, "integers of -5 to 299"),
         (set_of().pixels * 30 + 10, Options("normalised", NORMAL, syn_lr=1.0), "looks otherwise than normalised"),
         (set_of().pixels / 0, PIXELS, "numbers that are not finite"),
-        (torch.ones(8, 3, 8, 8, dtype=torch.bool), PIXELS, "which are none"),
+        (torch.ones(8, 3, 8, 8, dtype=torch.bool), PIXELS, "images of .*x.pt are of type bool"),
         (torch.ones(0, 3, 8, 8), PIXELS, "which are none"),
         (torch.ones(()), PIXELS, "reshape them"),
         (uniform(8, 192), PIXELS, r"images of shape \(8, 192\), but the data set's are \(S, 3, 8, 8\): reshape"),

@@ -33,6 +33,12 @@ TORCH, NUMPY, ARCHIVE, SAFE = frozenset({".pt", ".pth", ".bin"}), ".npy", ".npz"
 KINDS = "a .pt file of torch.save, .npy, .npz, .safetensors, or a folder of images with a folder a class"
 PLAIN = "save plain arrays of numbers"
 
+COMMON = frozenset({  # types of numbers
+    torch.float16, torch.bfloat16, torch.float32, torch.float64,
+    torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
+})  # fmt: skip
+UNSIGNED = frozenset({torch.uint16, torch.uint32, torch.uint64})  # which torch can store, and little else
+
 Named = dict[str, Tensor]
 
 
@@ -57,7 +63,10 @@ def read(path: Path, labels_file: Path | None = None) -> Contents:
         found = _named(path, tensors(path))
     if labels_file is not None:
         found = replace(found, labels=_lone(labels_file, LABELS, "labels"))
-    return _with_neighbours(path, found)
+    found = _with_neighbours(path, found)
+    labels = None if found.labels is None else _common(found.labels, f"labels of {path}")
+    syn_lr = None if found.syn_lr is None else _common(found.syn_lr, f"learning rates of {path}")
+    return replace(found, images=_common(found.images, f"images of {path}"), labels=labels, syn_lr=syn_lr)
 
 
 def tensors(path: Path) -> Named:
@@ -74,6 +83,17 @@ def tensors(path: Path) -> Named:
     if suffix in TORCH or pickles.is_of_torch(path):
         return _of_torch(path, pickles.load(path))
     raise ArtifactError(f"{path} is of no kind that is read: give {KINDS}")
+
+
+def _common(value: Tensor, title: str) -> Tensor:
+    """In a type that torch can calculate with."""
+    if value.dtype in UNSIGNED:
+        return value.to(torch.int64)
+    if value.dtype not in COMMON:
+        raise ArtifactError(
+            f"{title} are of type {str(value.dtype).removeprefix('torch.')}: {PLAIN} of float32, or of integers"
+        )
+    return value
 
 
 def _named(path: Path, found: Named) -> Contents:

@@ -24,12 +24,7 @@ def read(path: Path, shape: ImageShape, class_names: Sequence[str]) -> tuple[Ten
     Raises ArtifactError where classes or sizes are others, or an image can't be read.
     """
     found = contents.of(Folder(path))
-    of_class: dict[str, list[str]] = {}
-    for name in found.images:
-        folder, _, rest = name.partition("/")
-        if not rest:
-            raise ArtifactError(f"{path / name} lies in no folder of a class: give a folder with a folder for each class")
-        of_class.setdefault(folder, []).append(name)
+    of_class = _by_folder(path, found.images)
     classes, note = _classes(path, sorted(of_class, key=natural), shape.classes, class_names)
     left = [f"left out of {path}: {', '.join(list(found.left_out)[:NAMES_SAID])}"] if found.left_out else []
     names = [name for folder in classes for name in of_class[folder]]
@@ -37,6 +32,17 @@ def read(path: Path, shape: ImageShape, class_names: Sequence[str]) -> tuple[Ten
     with images.quiet():
         pixels = torch.stack([_image(path / name, shape) for name in names])
     return pixels, labels, (note, *left)
+
+
+def _by_folder(path: Path, names: Sequence[str]) -> dict[str, list[str]]:
+    """Images by the folder at the top that they lie in."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        folder, _, rest = name.partition("/")
+        if not rest:
+            raise ArtifactError(f"{path / name} lies in no folder of a class: give a folder with a folder for each class")
+        found.setdefault(folder, []).append(name)
+    return found
 
 
 def _classes(path: Path, folders: list[str], count: int, names: Sequence[str]) -> tuple[Mapping[str, int], str]:

@@ -11,7 +11,6 @@ import math
 from collections.abc import Mapping
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from src.ground.errors import ArtifactError, UserError
@@ -39,10 +38,8 @@ def arranged(images: Tensor, shape: ImageShape, title: str) -> tuple[Tensor, tup
     """(S, C, H, W) of the channels and size given, and what was done for it. Raises ArtifactError on any other shape."""
     one, last = (shape.channels, shape.size, shape.size), (shape.size, shape.size, shape.channels)
     found = tuple(images.shape)
-    if not images.numel() or images.dtype == torch.bool:
-        raise ArtifactError(
-            f"{title} holds images of shape {found} and {images.dtype}, which are none: give the file of a synthetic set"
-        )
+    if not images.numel():
+        raise ArtifactError(f"{title} holds images of shape {found}, which are none: give the file of a synthetic set")
     if found[1:] == one and images.ndim == 4:
         return images, ()
     if found[1:] == last:
@@ -63,20 +60,28 @@ def to_pixels(images: Tensor, name: SpaceName, space: Space | None, sure: bool, 
     if not images.isfinite().all():
         raise ArtifactError(f"{title} holds images with numbers that are not finite: use a set from before it diverged")
     found, notes = _unit(images, name, title)
-    if name == "pixels":
-        if not sure:
-            _check_pixels(found, title)
-        return found, notes
-    known = _space(space, name, found)
+    if name != "pixels":
+        return _undone(found, name, _space(space, name, found), sure, title), notes
     if not sure:
-        _check_no_pixels(found, name, title)
-    pixels = known.to_pixels(found)
-    _check_result(pixels, name, sure, title)
-    return pixels, notes
+        _check_pixels(found, title)
+    return found, notes
+
+
+def _undone(images: Tensor, name: SpaceName, space: Space, sure: bool, title: str) -> Tensor:
+    """Pixels of images in the space of this name."""
+    if not sure:
+        _check_no_pixels(images, name, title)
+    pixels = space.to_pixels(images)
+    if not pixels.isfinite().all():
+        raise ArtifactError(f"{title} holds {name} images whose pixels are not finite: check the data set's mean and std")
+    if not sure:
+        remedy = f"check the data set, its mean and std, and whether the images are whitened, {SURE}"
+        _check_mean(pixels, title, f"looks otherwise than {name} as this data set is", remedy)
+    return pixels
 
 
 def _unit(images: Tensor, name: SpaceName, title: str) -> tuple[Tensor, tuple[str, ...]]:
-    """In float32; integers 0 to 255, also as real numbers, as pixels in [0, 1]."""
+    """In float32; integers 0 to 255, also such as are saved as real numbers, become pixels in [0, 1]."""
     whole = not images.is_floating_point() or bool((images == images.round()).all())
     lowest, highest = float(images.min()), float(images.max())
     if not whole or (images.is_floating_point() and (highest <= 1 or lowest < 0 or highest > BYTE)):
@@ -120,14 +125,6 @@ def _centre(images: Tensor) -> float:
     """Mean by standard deviation; of images that are all one number, their side of 0."""
     mean, std = float(images.mean()), float(images.std(correction=0))
     return mean / std if std else math.copysign(math.inf, mean)
-
-
-def _check_result(pixels: Tensor, name: SpaceName, sure: bool, title: str) -> None:
-    if not pixels.isfinite().all():
-        raise ArtifactError(f"{title} holds {name} images whose pixels are not finite: check the data set's mean and std")
-    if not sure:
-        remedy = f"check the data set, its mean and std, and whether the images are whitened, {SURE}"
-        _check_mean(pixels, title, f"looks otherwise than {name} as this data set is", remedy)
 
 
 def _check_mean(pixels: Tensor, title: str, words: str, remedy: str) -> None:

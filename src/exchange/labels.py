@@ -51,7 +51,7 @@ def _hard(labels: Tensor, classes: int, said: LabelsName | None, title: str) -> 
     if said in ("probabilities", "logits"):
         raise ArtifactError(f"{title} has one label for each image, but {said} are one number for each class: say classes")
     whole = not labels.is_floating_point() or bool((labels == labels.round()).all())
-    if not whole or labels.dtype == torch.bool:
+    if not whole:
         raise ArtifactError(f"{title} has labels that are no whole numbers, but classes are 0 to {classes - 1}: give those")
     lowest, highest = int(labels.min()), int(labels.max())
     if lowest < 0 or highest >= classes:
@@ -63,26 +63,22 @@ def _hard(labels: Tensor, classes: int, said: LabelsName | None, title: str) -> 
 
 
 def _soft(labels: Tensor, said: LabelsName | None, sure: bool, title: str) -> Tensor:
-    """Probabilities of (S, K); one-hot rows of integers are classes."""
-    values = labels.double()
-    sums = values.sum(dim=1)
-    distribution = bool((values >= 0).all()) and bool(((sums - 1).abs() <= TOLERANCE).all())
+    """Probabilities (S, K); one-hot rows of integers are classes."""
     if said == "classes" or not labels.is_floating_point():
         return _one_hot(labels, said, title)
+    sums = labels.sum(dim=1)
+    negative = bool((labels < 0).any())
+    distribution = not negative and bool(((sums - 1).abs() <= TOLERANCE).all())
     if said == "probabilities" and not distribution:
-        worst = sums[(sums - 1).abs().argmax()]
-        flaw = "some are negative" if bool((values < 0).any()) else f"those of an image sum to {float(worst):.4g}"
+        flaw = "some are negative" if negative else f"those of an image sum to {float(sums[(sums - 1).abs().argmax()]):.4g}"
         raise ArtifactError(f"{title} has labels that are no probabilities, as {flaw}: say logits, if their softmax is meant")
     if said == "logits" and distribution and not sure:
-        raise ArtifactError(
-            f"{title} looks like probabilities, as each row sums to 1: say probabilities, or import it with `sure`"
-        )
-    if said is None and not distribution and not bool((values < 0).any()):
+        raise ArtifactError(f"{title} looks like probabilities, as each row sums to 1: say so, or import it with `sure`")
+    if said is None and not distribution and not negative:
         what = "soft labels that are not negative, but don't sum to 1, so that they may be logits or counts"
         raise ArtifactError(f"{title} has {what}: say logits, or divide each row by its sum and say probabilities")
-    if said == "probabilities" or (said is None and distribution):
-        return (values / sums[:, None]).float()
-    return values.softmax(dim=1).float()
+    as_they_are = said == "probabilities" or (said is None and distribution)
+    return (labels / sums[:, None] if as_they_are else labels.softmax(dim=1)).float()
 
 
 def _one_hot(labels: Tensor, said: LabelsName | None, title: str) -> Tensor:
