@@ -248,7 +248,7 @@ def test_the_scripts_network_is_the_repositorys() -> None:
         for size in (8, 28):
             theirs, ours = (
                 train_on_it.convnet(spec.model_dump(), 3, size, 10),
-                networks._assembled(spec, ImageShape(3, size, 10)),
+                networks.assembled(spec, ImageShape(3, size, 10)),
             )
             ours.load_state_dict(dict(zip(ours.state_dict(), theirs.state_dict().values(), strict=True)))
             assert torch.equal(flatten(ours), flatten(theirs))

@@ -1,1 +1,1 @@
-"""What leaves the repository for other code, and what comes in from it."""
+"""Files in and out: buffers and sets that other code wrote, and formats that other code reads."""

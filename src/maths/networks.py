@@ -28,14 +28,17 @@ def build(spec: Network, shape: ImageShape, generator: torch.Generator) -> nn.Mo
     Raises UserError where the image is too small for it, or the width does not fit the norm.
     """
     with torch.device("meta"):  # nothing is drawn twice, and nothing from the global state
-        network = _assembled(spec, shape)
+        network = assembled(spec, shape)
     _allocate(network)
     _initialise(network, generator)
     return network
 
 
-def _assembled(spec: Network, shape: ImageShape) -> nn.Sequential:
-    """By the family's own module, so that no other one is loaded, and none but those that use it rest on it."""
+def assembled(spec: Network, shape: ImageShape) -> nn.Sequential:
+    """A network of `spec` with torch's own initialisation, built by the family's module: no other one is loaded.
+
+    Raises UserError where the image is too small for it, or the width does not fit the norm.
+    """
     family = importlib.import_module(f"src.maths.families.{spec.family.lower()}")
     return nn.Sequential(*family.layers(spec, shape.channels, shape.size, shape.classes))
 
