@@ -32,7 +32,7 @@ from src.maths.pixels import Normalisation, Space
 from src.settings.base import describe
 from src.settings.distillation import Distillation
 from src.settings.experts import Experts
-from src.settings.networks import ConvNet, Network
+from src.settings.networks import FAMILIES, Architecture, ConvNet, Network
 from src.settings.protocols import Protocol
 from src.settings.runtime import Runtime
 from src.store import files, tensors, values
@@ -139,7 +139,7 @@ def train_experts(
     `Experts`; `network` is a ConvNet of depth 3 and width 128 where left out.
     """
     asked = _settings(Experts, {**NOT_NAMED, "count": 1, **settings})
-    spec, lent = network or ConvNet(depth=3, width=128), machine or Runtime()
+    spec, lent = _specified(network, ConvNet(depth=3, width=128)), machine or Runtime()
     with _lent(lent, lent.threads or 1) as device:
         real = real_images(images, labels, pixel_max, zca_eps)
         held = real if val is None else _in_space(*val, pixel_max, real)
@@ -159,15 +159,18 @@ def distill(experts: ExpertBuffer, ipc: int, *, seed: int | None = None, report:
     distil = _settings(Distillation, {"initialisation": "random", "iterations": 1000, **settings})
     root, real, lent = experts.seed if seed is None else seed, experts.real, experts.runtime
     last = experts.settings.last_epoch
+    if not isinstance(ipc, int) or ipc < 1:
+        raise UserError(f"ipc is {ipc!r}: give a number of images a class, 1 or more")
     if distil.iterations and distil.last_epoch > last:
         text = f"max_start_epoch - 1 + expert_epochs = {distil.last_epoch} lies beyond the experts' {last} epochs"
         raise UserError(f"{text}: lower one of the two, or train more epochs")
     with _lent(lent, lent.threads) as device:
-        network = FlatNetwork(networks.build(experts.spec, real.shape, torch.Generator()).to(device))
-        given = (distil.initialisation, ipc, root, real.images, real.labels, real.counts, network)
+        chooser = _function(experts.spec, real.shape, torch.device("cpu"))  # where the pipeline chooses initial images too
+        given = (distil.initialisation, ipc, root, real.images, real.labels, real.counts, chooser)
         images, labels = initial.images(*given, lambda: experts.trajectories[0][last], "ipc")
         outer.check_batch(distil, len(labels), "batch_syn")
         images, labels = images.to(device), labels.to(device)
+        network = _function(experts.spec, real.shape, device)
         derivatives, _, _ = outer.differentiate(distil, lent, network, images)
         read = functools.partial(_snapshots, experts.trajectories)
         loop = Loop("distill", root, distil, len(experts.trajectories), read, network, derivatives, labels, real.space)
@@ -212,15 +215,21 @@ def train_student(
     report: Report = silent,
     **settings: Any,
 ) -> nn.Module:
-    """One network trained on the synthetic set alone: a module that reads images as `synthetic.space` normalises pixels."""
+    """One network trained on the synthetic set alone: a module that reads images as `synthetic.space` normalises pixels.
+
+    It is the first student of `evaluate` under the same seed and settings, on the CPU, in evaluation mode.
+    """
     asked = _settings(Protocol, {**settings, "students": 2})  # a protocol has two or more; the first is trained
-    spec, shape = network or synthetic.spec, synthetic.shape
+    if asked.selects_on_test:
+        raise UserError("score 'best_test' chooses on real images, of which a student is given none: leave it out")
+    spec, shape = _specified(network, synthetic.spec), synthetic.shape
     found = _trained(synthetic, spec, asked, seed, machine or Runtime(), report, None, only=1)
-    if isinstance(found.last, nn.Module):
-        return found.last
     module = networks.build(spec, shape, torch.Generator())
-    torch.nn.utils.vector_to_parameters(found.last, module.parameters())
-    return module
+    if isinstance(found.last, nn.Module):  # that one is hooked into the signals that end a stage
+        module.load_state_dict(found.last.state_dict())
+    else:
+        torch.nn.utils.vector_to_parameters(found.last, module.parameters())
+    return module.eval()
 
 
 def load_synthetic(
@@ -242,20 +251,22 @@ def load_synthetic(
     if space is None or network is None:
         text = f"{file} does not tell how networks read it"
         raise UserError(f"{text}: give space, as real_images(...).space, and network, as ConvNet(depth=3, width=128)")
-    known = len(told["dataset"]["classes"]) if told else int(found.classes.max()) + 1
+    known = len(told["dataset"]["classes"]) if told else _classes(found)
     return Synthetic(found.pixels, found.labels, found.syn_lr, space, network, classes or known)
 
 
 def real_images(images: Tensor, labels: Tensor, pixel_max: int = 255, zca_eps: float | None = None) -> RealImages:
     """Real images as networks read them, and the space that is fitted on them: normalised by channel, or whitened."""
     whole = _integers(images, pixel_max)
-    _check(whole, labels)
+    classes = _numbers(whole, labels)
+    if not (held := torch.bincount(classes)).all():
+        raise UserError(f"no image is of class {int(held.argmin())}: number the classes from 0 on without a gap")
     if zca_eps is not None:
         space: Space = pixels.fit_whitening(whole, pixel_max, zca_eps)
     else:
         space = pixels.fit_normalisation(whole, pixel_max)
-    shape = ImageShape(whole.shape[1], whole.shape[-1], int(labels.max()) + 1)
-    return RealImages(pixels.inputs(space, whole, pixel_max), labels.long(), space, shape)
+    shape = ImageShape(whole.shape[1], whole.shape[-1], int(classes.max()) + 1)
+    return RealImages(pixels.inputs(space, whole, pixel_max), classes, space, shape)
 
 
 def _in_space(
@@ -268,19 +279,26 @@ def _in_space(
 ) -> RealImages:
     """Other real images, as networks read them that read `like`, or this space."""  # fmt: skip
     whole = _integers(images, pixel_max)
-    _check(whole, labels)
+    classes = _numbers(whole, labels)
     used, wanted = (like.space, like.shape) if like is not None else (space, shape)
     assert used is not None and wanted is not None
-    if (whole.shape[1], whole.shape[-1]) != (wanted.channels, wanted.size) or int(labels.max()) >= wanted.classes:
+    if (whole.shape[1], whole.shape[-1]) != (wanted.channels, wanted.size) or int(classes.max()) >= wanted.classes:
         raise UserError(
-            f"images are {whole.shape[1]}x{whole.shape[2]}x{whole.shape[3]} of {int(labels.max()) + 1} classes, not "
+            f"images are {whole.shape[1]}x{whole.shape[2]}x{whole.shape[3]} of {int(classes.max()) + 1} classes, not "
             f"{wanted.channels}x{wanted.size}x{wanted.size} of {wanted.classes}: give images of the same data set"
         )
-    return RealImages(pixels.inputs(used, whole, pixel_max), labels.long(), used, wanted)
+    return RealImages(pixels.inputs(used, whole, pixel_max), classes, used, wanted)
+
+
+def _classes(found: SyntheticSet) -> int:
+    """K, of probabilities by their shape; of labels that are classes by the highest one."""
+    return found.labels.shape[1] if found.labels.is_floating_point() else int(found.labels.max()) + 1
 
 
 def _integers(images: Tensor, pixel_max: int) -> Tensor:
-    """The images (N, C, H, W), once it is sure that they are integers: statistics are exact on these."""
+    """The images (N, C, H, W) on the CPU, once it is sure that they are integers: statistics are exact on these."""
+    if not isinstance(images, Tensor):
+        raise UserError(f"images are of the type {type(images).__name__}: give a tensor, as torch.as_tensor(images) makes one")
     if images.dim() != 4 or images.shape[2] != images.shape[3]:
         raise UserError(f"images have the shape {tuple(images.shape)}: give square ones, (N, C, H, W)")
     if images.is_floating_point():
@@ -288,24 +306,31 @@ def _integers(images: Tensor, pixel_max: int) -> Tensor:
         raise UserError(f"{text}; (255 * images).round().to(torch.uint8) makes them of [0, 1]")
     if len(images) == 0 or int(images.min()) < 0 or int(images.max()) > pixel_max:
         raise UserError(f"images are none, or not within 0 and pixel_max, {pixel_max}: give another pixel_max")
-    return images
+    return images.cpu()
 
 
-def _check(images: Tensor, labels: Tensor) -> None:
+def _numbers(images: Tensor, labels: Tensor) -> Tensor:
+    """The labels (N,) in int64 on the CPU, once it is sure that they are classes of these images."""
+    if not isinstance(labels, Tensor):
+        raise UserError(f"labels are of the type {type(labels).__name__}: give a tensor, as torch.as_tensor(labels) makes one")
     if labels.shape != images.shape[:1] or labels.is_floating_point() or int(labels.min()) < 0:
         text = f"labels have the shape {tuple(labels.shape)} and the type {labels.dtype}"
         raise UserError(f"{text}: give one class for each image, from 0 on")
+    return labels.long().cpu()
 
 
 @contextmanager
 def _lent(asked: Runtime, threads: int | None) -> Iterator[torch.device]:
     """The machine as the settings want it, and as it was afterwards."""
-    before, mode = torch.get_num_threads(), torch.get_deterministic_debug_mode()
+    before, mode, tried = torch.get_num_threads(), torch.get_deterministic_debug_mode(), torch.backends.cudnn.benchmark
+    filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     try:
         yield runtime.start(asked.model_copy(update={"threads": threads}))
     finally:
         torch.set_num_threads(before)
         torch.set_deterministic_debug_mode(mode)
+        torch.backends.cudnn.benchmark = tried
+        torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
 
 
 def _settings(model: type[Model], given: Mapping[str, Any]) -> Model:
@@ -315,9 +340,14 @@ def _settings(model: type[Model], given: Mapping[str, Any]) -> Model:
         raise ParamsError(model.__name__, describe(error, model)) from None
 
 
-def _network(told: Mapping[str, Any]) -> Network:
-    from src.settings.networks import FAMILIES
+def _specified(network: Network | None, usual: Network) -> Network:
+    if network is not None and not isinstance(network, Architecture):
+        text = f"network is {network!r}: give the specification of one, of src.settings.networks"
+        raise UserError(f"{text}, as ConvNet(depth=3, width=128)")
+    return network or usual
 
+
+def _network(told: Mapping[str, Any]) -> Network:
     return _settings(FAMILIES[told["family"]], told)
 
 
@@ -329,6 +359,11 @@ def _expert(training: expert.Training, index: int, device: torch.device, report:
             figures = {key: value for key, value in one.rows[-1].items() if isinstance(value, float)}
             report(index * epochs + len(one.rows), training.settings.count * epochs, figures)
     return expert.curves(training, one)
+
+
+def _function(spec: Network, shape: ImageShape, device: torch.device) -> FlatNetwork:
+    """A network as a function; its own parameters are never used."""
+    return FlatNetwork(networks.build(spec, shape, torch.Generator()).to(device))
 
 
 def _snapshots(trajectories: tuple[Tensor, ...], index: int, start: int, stop: int) -> Tensor:
@@ -352,7 +387,7 @@ def _trained(
     only: int | None = None,
 ) -> _Trained:
     """Students after their last epoch, and what they predict of the images."""  # fmt: skip
-    spec, shape = network or synthetic.spec, synthetic.shape
+    spec, shape = _specified(network, synthetic.spec), synthetic.shape
     with _lent(lent, lent.threads or 1) as device:
         flops = students.forward_flops(spec, shape)
         way = protocol.choose(lent, device, asked, len(synthetic.labels), flops, spec.keeps_statistics)

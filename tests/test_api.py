@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,15 @@ def test_what_is_saved_is_loaded(synthetic: Synthetic, tmp_path: Path) -> None:
     assert (found.shape, found.spec) == (synthetic.shape, synthetic.spec)
 
 
+def test_classes_of_soft_labels_are_counted_by_their_shape(synthetic: Synthetic, tmp_path: Path) -> None:
+    """Also where no image is likeliest of the last class."""
+    labels = torch.nn.functional.one_hot(synthetic.labels.clamp(max=7), 10).float()
+    replace(synthetic, labels=labels).save(tmp_path / "soft.safetensors")
+    found = load_synthetic(tmp_path / "soft.safetensors", space=synthetic.space, network=SPEC)
+    assert found.shape == synthetic.shape
+    assert len(evaluate(found, *digits(), pixel_max=16, epochs=1, students=2, machine=MACHINE)) == 2
+
+
 def test_a_released_set_tells_all_by_itself() -> None:
     found = load_synthetic(ROOT / "data/released/digits-ipc1-ast/synthetic.safetensors")
     assert (found.classes, found.spec) == (10, ConvNet(depth=2, width=32))
@@ -153,9 +163,11 @@ def digits() -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("network", [None, ResNet18(family="ResNet18", width=4, norm="batch")])
-def test_a_trained_student_is_that_of_evaluate(network: Any, synthetic: Synthetic, params: Params) -> None:
+def test_a_trained_student_is_that_of_evaluate(network: Any, synthetic: Synthetic, params: Params, tmp_path: Path) -> None:
     images, labels = split("test")
     student = train_student(synthetic, network=network, seed=3, machine=MACHINE, epochs=12)
+    assert not student.training
+    torch.save(student, tmp_path / "student.pt")
     accuracies = evaluate(synthetic, images, labels, network=network, pixel_max=16, seed=3, machine=MACHINE, epochs=12)
     predicted = student(synthetic.space.normalise(images.float() / 16)).argmax(dim=1)
     assert (predicted == labels).double().mean().item() == pytest.approx(accuracies[0], abs=0.01)
@@ -189,12 +201,16 @@ def test_progress_is_reported(params: Params) -> None:
 def test_the_machine_is_left_as_it_was(synthetic: Synthetic, params: Params) -> None:
     torch.set_num_threads(2)
     mode = torch.get_deterministic_debug_mode()
+    torch.backends.cudnn.benchmark = torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
     try:
         evaluate(synthetic, *split("test"), pixel_max=16, epochs=1, students=2, machine=MACHINE)
         assert torch.get_num_threads() == 2
         assert torch.get_deterministic_debug_mode() == mode
+        assert torch.backends.cudnn.benchmark
+        assert torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     finally:
         torch.set_num_threads(1)
+        torch.backends.cudnn.benchmark = torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 IMAGES, LABELS = torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 0, 1])
@@ -208,11 +224,15 @@ IMAGES, LABELS = torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1,
         (IMAGES + 17, LABELS, {"pixel_max": 16}, UserError, "not within 0 and pixel_max, 16: give another pixel_max"),
         (IMAGES, LABELS[:3], {}, UserError, "give one class for each image"),
         (IMAGES, LABELS.float(), {}, UserError, "give one class for each image"),
+        (IMAGES.numpy(), LABELS, {}, UserError, "images are of the type ndarray: give a tensor"),
+        (IMAGES, LABELS.tolist(), {}, UserError, "labels are of the type list: give a tensor"),
+        (IMAGES, 2 * LABELS, {}, UserError, "no image is of class 1: number the classes from 0 on without a gap"),
+        (IMAGES, LABELS, {"network": "ConvNet"}, UserError, "network is 'ConvNet': give the specification of one"),
         (IMAGES, LABELS, {"epochs": 0}, ParamsError, "epochs: input should be greater than or equal to 1; got 0"),
         (IMAGES, LABELS, {"epoch": 1}, ParamsError, "epoch: unknown key: choose from"),
     ],
 )
-def test_mistakes_are_sentences(images: Tensor, labels: Tensor, settings: Any, error: Any, sentence: str) -> None:
+def test_mistakes_are_sentences(images: Any, labels: Any, settings: Any, error: Any, sentence: str) -> None:
     with pytest.raises(error, match=sentence):
         train_experts(images, labels, **{"network": SPEC, "epochs": 1, "lr": 0.1, **settings})
 
@@ -222,10 +242,15 @@ def test_mistakes_of_distill_and_evaluate(experts: ExpertBuffer, synthetic: Synt
         distill(experts, 1, max_start_epoch=4)
     with pytest.raises(DataError, match="ipc 500 exceeds the smallest class"):
         distill(experts, 500)
+    for ipc in (0, "all"):
+        with pytest.raises(UserError, match=f"ipc is {ipc!r}: give a number of images a class"):
+            distill(experts, ipc)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="batch_syn: 30 exceeds the 10 synthetic images"):
         distill(experts, 1, batch_syn=30)
     with pytest.raises(UserError, match="chooses on the images that it scores"):
         evaluate(synthetic, *split("test"), pixel_max=16, score="best_test")
+    with pytest.raises(UserError, match="chooses on real images, of which a student is given none"):
+        train_student(synthetic, score="best_test")
     with pytest.raises(UserError, match=r"images are 1x4x4 of 10 classes, not 1x8x8 of 10"):
         evaluate(synthetic, split("test")[0][:, :, ::2, ::2], split("test")[1], pixel_max=16)
 

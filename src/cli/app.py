@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
 
 from src.ground.errors import InterruptedWorkError, UserError, lacking
@@ -14,7 +15,7 @@ try:
     import typer
     from rich.console import Console
 except ModuleNotFoundError as error:
-    sys.exit(lacking(error))
+    sys.exit(f"Error: {lacking(error)}")
 
 # what a file system refuses to do, wherever; any other error of the operating system is a defect
 REFUSALS = (errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EPERM, errno.EROFS)
@@ -41,13 +42,18 @@ def _begin(context: typer.Context) -> None:
 
 
 def each(stage: Callable[..., None], resolved: Iterable[Any], strict: bool = False) -> None:
-    """A stage of every value that it takes, in the store of this folder."""
+    """A stage of every value that it takes, in the store of this folder. Tracking is loaded by those that track."""
     from src.store.store import Store
-    from src.tracking import tracker
 
-    with tracker.strictly(strict):
+    with _strictly() if strict else nullcontext():
         for one in resolved:
             stage(Store(), one)
+
+
+def _strictly() -> AbstractContextManager[None]:
+    from src.tracking import tracker
+
+    return tracker.strictly(True)
 
 
 def named(name: str | None, find: Callable[[str], object], known: Iterable[str]) -> list[str]:
@@ -75,7 +81,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] == "src":
             raise
-        sys.exit(lacking(error))
+        sys.exit(f"Error: {lacking(error)}")
     except OSError as error:
         if error.errno not in REFUSALS:
             raise

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib.metadata import distributions
+
+DISTRIBUTION = "smooth-distillation"  # what pip calls this package
+EXTRA = "pipeline"  # of it: all that the commands take
 
 
 class UserError(Exception):
@@ -55,6 +59,15 @@ class TrackingError(InterruptedWorkError):
 
 
 def lacking(error: ModuleNotFoundError) -> str:
-    """A package is not there: most often the environment is not, in which `dvc repro` was to start a stage."""
-    remedy = "activate the environment with `source .venv/bin/activate`, which `make repro` makes"
-    return f"Error: {sys.executable} has no package {error.name}: {remedy}"
+    """A package is not there."""
+    return f"{sys.executable} has no package {error.name}: {installing()}"
+
+
+def installing() -> str:
+    """What brings a package that is not there. Of what pip has installed it leaves a record, which a clone's build has not.
+
+    In a clone the environment is most often not the one in which `dvc repro` was to start a stage.
+    """
+    if any(found.read_text("INSTALLER") for found in distributions(name=DISTRIBUTION)):
+        return f"install it with `pip install '{DISTRIBUTION}[{EXTRA}]'`"
+    return "activate the environment with `source .venv/bin/activate`, which `make repro` makes"

@@ -14,7 +14,7 @@ from functools import partial
 
 from src.ground import runtime
 from src.ground.counting import counted
-from src.ground.errors import InterruptedWorkError, UserError
+from src.ground.errors import InterruptedWorkError, UserError, installing
 from src.process.progress import say
 from src.settings.resolved import Pipeline
 
@@ -104,4 +104,4 @@ def _dvc(*words: str, **options: object) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(["dvc", *words], text=True, check=False, **options)  # type: ignore[call-overload, no-any-return]
     except FileNotFoundError:
-        raise UserError("dvc is not on the PATH: activate the environment, as in `source .venv/bin/activate`") from None
+        raise UserError(f"dvc is not on the PATH: {installing()}") from None

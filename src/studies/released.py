@@ -76,10 +76,9 @@ def _with_path(params: Params, dataset: str, data: str) -> Params:
 
 
 def _workspace() -> Workspace:
-    """A folder of the cache that knows this repository's code and downloaded data sets."""
+    """A folder of the cache that knows this repository's downloaded data sets."""
     top = Path.cwd()
     workspace = Workspace(top / WORKSPACE, top)
-    workspace.link(Path("src"))
     (top / named.FOLDER).mkdir(parents=True, exist_ok=True)
     workspace.link(named.FOLDER)
     return workspace

@@ -91,7 +91,6 @@ class Workspace:
             if not (self.source / path).exists():
                 raise ArtifactError(f"{path} is missing: {remake('prepare', dataset)}")
             place(self.source / path, self.folder / path)
-        self.link(Path("src"))  # its digest tells tracking whether work is the same
 
     def link(self, folder: Path) -> None:
         """Let a folder of the repository's be seen in the workspace too."""

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-from src.ground.errors import UserError
+from src.ground.errors import UserError, lacking
 
 SCHEMA = re.compile(r"found version (\w+), but expected")
 
@@ -36,6 +36,8 @@ def sentence(error: Exception, store: str) -> str:
     """The store is blamed only where it is at fault."""
     if isinstance(error, HeldError | UserError):
         return str(error)
+    if isinstance(error, ModuleNotFoundError):
+        return lacking(error)
     if isinstance(error, FolderGoneError):
         return f"MLflow at {store}: {error}, so make it, mount it, or name another store"
     if isinstance(error, DeletedError):

@@ -29,6 +29,7 @@ from PIL import Image
 from src.ground.errors import InterruptedWorkError, TrackingError
 from src.process.progress import say
 from src.store import files
+from src.store.code import ROOT
 from src.tracking import backlog, courier, mlflow_row, mlflow_store, store_trouble, stores, system_metrics
 from src.tracking.journal import Entry, Journal, Opening
 from src.tracking.mlflow_row import Row
@@ -85,7 +86,7 @@ def _within(variable: ContextVar[Value], value: Value) -> Iterator[None]:
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
     """Short digest of what defines a piece of work: its settings and inputs, and the package's code."""
-    code = sorted((p.as_posix(), files.digest(p)) for p in Path("src").rglob("*.py"))
+    code = sorted((path.relative_to(ROOT).as_posix(), files.digest(path)) for path in (ROOT / "src").rglob("*.py"))
     return hashlib.sha256(json.dumps([settings, code], sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
