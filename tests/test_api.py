@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -128,6 +129,24 @@ def test_ten_lines_without_the_pipelines_libraries(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout == "5\n"
     assert [path.name for path in tmp_path.iterdir()] == ["synthetic.safetensors"]
+
+
+SHORTER = {"epochs=20": "epochs=7", "iterations=200": "iterations=2", '"epochs": 300': '"epochs": 3', "epochs=300": "epochs=3"}
+
+
+def test_the_notebook_runs_from_any_folder_of_the_clone() -> None:
+    """With fewer epochs and iterations, so that what it says of them is not that of the whole."""
+    cells = json.loads((ROOT / "notebooks/python_api.ipynb").read_text(encoding="utf-8"))["cells"]
+    cells = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert not any(cell["outputs"] or cell["execution_count"] for cell in cells)
+    code = "\n".join("".join(cell["source"]) for cell in cells)
+    for words, fewer in SHORTER.items():
+        assert words in code
+        code = code.replace(words, fewer)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "docs", capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "ten distilled images: " in done.stdout
+    assert done.stdout.endswith("the same again: True\n")
 
 
 def test_what_is_saved_is_loaded(synthetic: Synthetic, tmp_path: Path) -> None:
