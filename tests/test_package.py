@@ -104,6 +104,17 @@ def test_only_tracking_studies_and_figures_take_the_extra() -> None:
     assert not {module for module in takers if not module.startswith(TAKES_PIPELINE)}
 
 
+def test_commands_that_track_nothing_start_without_the_extra() -> None:
+    """Those that docs/api.md names."""
+    stages = ("clean", "export", "init", "plan", "prepare", "presets", "report", "repro", "resolve", "verify")
+    benches = ("comparison", "limits", "process", "training", "worker")
+    needed = ", ".join([*(f"src.stages.{name}" for name in stages), *(f"src.bench.{name}" for name in benches), "src.cli.app"])
+    code = "import sys; sys.modules.update(dict.fromkeys(('mlflow', 'dvc', 'optuna', 'matplotlib', 'psutil', 'pynvml')))\n"
+    code += f"import {needed}; src.cli.app.whole()"
+    done = run(ROOT, sys.executable, "-c", code)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_command_is_that_of_the_module() -> None:
     from src import cli
 
