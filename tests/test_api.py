@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -131,7 +133,7 @@ def test_ten_lines_without_the_pipelines_libraries(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["synthetic.safetensors"]
 
 
-SHORTER = {"epochs=20": "epochs=7", "iterations=200": "iterations=2", '"epochs": 300': '"epochs": 3', "epochs=300": "epochs=3"}
+SHORTER = {"count=5": "count=1", "epochs=20": "epochs=7", "iterations=200": "iterations=2", "300": "3"}
 
 
 def test_the_notebook_runs_from_any_folder_of_the_clone() -> None:
@@ -272,6 +274,12 @@ def test_mistakes_of_distill_and_evaluate(experts: ExpertBuffer, synthetic: Synt
         train_student(synthetic, score="best_test")
     with pytest.raises(UserError, match=r"images are 1x4x4 of 10 classes, not 1x8x8 of 10"):
         evaluate(synthetic, split("test")[0][:, :, ::2, ::2], split("test")[1], pixel_max=16)
+
+
+@pytest.mark.parametrize("function", [train_experts, distill, evaluate, train_student, load_synthetic, real_images, Runtime])
+def test_the_page_names_every_parameter(function: Any) -> None:
+    text = (ROOT / "docs/api.md").read_text(encoding="utf-8")
+    assert not [name for name in inspect.signature(function).parameters if not re.search(rf"\b{name}\b", text)]
 
 
 def test_real_images_are_read_as_prepare_does(params: Params) -> None:
