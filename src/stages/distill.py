@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from src.ground.errors import ArtifactError
 from src.loops import initial, outer
 from src.loops.outer import Distilling, Loop
 from src.maths import networks
@@ -19,7 +20,7 @@ from src.stages.records import experts_record, iterations_record, prepared, synt
 from src.store import checkpoints, cost, files
 from src.store.checkpoints import Checkpoint
 from src.store.cost import Cost
-from src.store.store import Store
+from src.store.store import Store, read_synthetic
 from src.store.values import Record, Snapshots, Statistics, SyntheticSet
 from src.tracking import tracker as tracking
 from src.tracking.tracker import Tracker
@@ -69,6 +70,9 @@ def _run(store: Store, run: Run, watch: Watch) -> None:
 def _initial_images(store: Store, run: Run, statistics: Statistics, device: torch.device) -> tuple[Tensor, Tensor]:
     """Images (S, C, H, W) and labels (S,) before the first iteration, on the device."""
     real, real_labels = store.load_inputs(run.dataset.name, "train")
+    found = _given(store, run)
+    if found is not None:
+        return store.load_space(run.dataset.name).normalise(found.pixels).to(device), found.labels.to(device)
     if run.ipc == "all":
         return real.to(device), real_labels.to(device)
 
@@ -79,6 +83,20 @@ def _initial_images(store: Store, run: Run, statistics: Statistics, device: torc
     given = (run.distillation.initialisation, run.ipc, run.seed, real, real_labels, statistics.counts["train"])
     images, labels = initial.images(*given, _network(run, statistics, torch.device("cpu")), last, f"runs.{run.name}.ipc")
     return images.to(device), labels.to(device)
+
+
+def _given(store: Store, run: Run) -> SyntheticSet | None:
+    """The imported set, if the run has one. Raises ArtifactError where it is another one, or of other images."""
+    given = run.distillation.given
+    if given is None:
+        return None
+    path, remedy = store.imported_file(given.file), "bring it again with `python -m src.cli import synthetic`"
+    found, shape = read_synthetic(path, remedy), store.load_statistics(run.dataset.name).shape
+    if found.sha256() != given.sha256:
+        raise ArtifactError(f"{path} is not the set that runs.{run.name}.distill.given names: {remedy}")
+    if found.pixels.shape[1:] != (shape.channels, shape.size, shape.size) or int(found.classes.max()) >= shape.classes:
+        raise ArtifactError(f"{path} holds no images of {run.dataset.name}: {remedy}")
+    return found
 
 
 def _network(run: Run, statistics: Statistics, device: torch.device) -> FlatNetwork:
@@ -101,14 +119,13 @@ def _optimise(
     derivatives, compiled, note = outer.differentiate(run.distillation, run.runtime, network, images)
     if note:
         progress.say(f"{run.name}: {note}")
-    name, space = run.name, store.load_space(run.dataset.name)
-    buffer = run.buffer
+    name, space, buffer, given = run.name, store.load_space(run.dataset.name), run.buffer, _given(store, run)
     loop = Loop(
         name, run.seed, run.distillation, 0 if buffer is None else buffer.settings.count,
         functools.partial(store.read_snapshots, "" if buffer is None else buffer.name), network, derivatives, labels, space,
     )  # fmt: skip
     checkpoint = work.of(run.runtime, "distill", name, iterations_record(record), run.spec, compiled).checkpoint()
-    at = outer.resumed(loop, checkpoint.load()) or outer.first(loop, images)
+    at = outer.resumed(loop, checkpoint.load()) or outer.first(loop, images, None if given is None else given.pixels)
     if at.iteration:
         progress.say(f"{name}: resumed at iteration {at.iteration} of {loop.distil.iterations}")
     return _iterate(loop, at, checkpoint, tracker, watch), checkpoint
@@ -119,7 +136,7 @@ def _iterate(loop: Loop, at: Distilling, checkpoint: Checkpoint, tracker: Tracke
     for row in at.rows:
         run_log.log_row(tracker, row)
     for iteration, pixels in at.snapshots.items():
-        run_log.log_images(tracker, pixels, loop.labels, iteration)
+        run_log.log_images(tracker, pixels, loop.classes, iteration)
     furthest, total = at.iteration, loop.distil.iterations
     with progress.progress(f"distill {loop.name}", total, furthest) as advance, checkpoint.kept() as keep:
         while at.iteration < total:
@@ -129,7 +146,7 @@ def _iterate(loop: Loop, at: Distilling, checkpoint: Checkpoint, tracker: Tracke
                 furthest, row = at.iteration, at.rows[-1]
                 run_log.log_row(tracker, row)
                 if furthest in at.snapshots:
-                    run_log.log_images(tracker, at.snapshots[furthest], loop.labels, furthest)
+                    run_log.log_images(tracker, at.snapshots[furthest], loop.classes, furthest)
                     watch(furthest, SyntheticSet(at.snapshots[furthest], loop.labels.cpu(), at.state.syn_lr.cpu()))
                 advance(f"matching loss {row['matching_loss']:.4f}, syn_lr {row['syn_lr']:.4f}")
     return at
