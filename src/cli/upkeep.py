@@ -65,3 +65,20 @@ def clean(
     from src.store.store import Store
 
     cleaning.run(Store(), resolved.pipeline(params), yes, everything)
+
+
+@app.command()
+def adopt(
+    stages: Annotated[
+        list[str] | None, typer.Argument(help="Stages of dvc.yaml, as distill@RUN; all where left out.", show_default=False)
+    ] = None,
+) -> None:
+    """After a change of code: do a sample of the work again, and mark up to date what comes out with the same bytes."""
+    from src.settings.params import load
+
+    params = load()
+    from src.settings import resolved
+    from src.store.store import Store
+    from src.studies import adopt as adopting
+
+    adopting.run(Store(), resolved.pipeline(params), stages or [])

@@ -18,7 +18,7 @@ from src.settings.resolved import Run
 from src.stages import run_log, work
 from src.stages.records import experts_record, iterations_record, prepared, synthetic_record
 from src.store import checkpoints, cost, files
-from src.store.checkpoints import Checkpoint
+from src.store.checkpoints import Checkpoint, Work
 from src.store.cost import Cost
 from src.store.store import Store, read_synthetic
 from src.store.values import Record, Snapshots, Statistics, SyntheticSet
@@ -50,7 +50,7 @@ def _run(store: Store, run: Run, watch: Watch) -> None:
     if buffer is not None:
         store.check_trajectories(buffer.name, buffer.settings.count, experts_record(store, buffer))
     record = work.whole(synthetic_record(store, run), run.runtime, "distill", device)
-    images, labels = _initial_images(store, run, statistics, device)
+    images, labels = initial_images(store, run, statistics, device)
     outer.check_batch(run.distillation, len(labels), f"runs.{name}.distill.batch_syn")
 
     find = {"ast.fingerprint": tracking.fingerprint(vars(record))}
@@ -67,7 +67,7 @@ def _run(store: Store, run: Run, watch: Watch) -> None:
     progress.say(f"{name}: {len(labels)} synthetic images, syn_lr {ended.state.syn_lr.item():.4g}, in {spent.seconds:.0f} s")
 
 
-def _initial_images(store: Store, run: Run, statistics: Statistics, device: torch.device) -> tuple[Tensor, Tensor]:
+def initial_images(store: Store, run: Run, statistics: Statistics, device: torch.device) -> tuple[Tensor, Tensor]:
     """Images (S, C, H, W) and labels (S,) before the first iteration, on the device."""
     real, real_labels = store.load_inputs(run.dataset.name, "train")
     found = _given(store, run)
@@ -104,6 +104,20 @@ def _network(run: Run, statistics: Statistics, device: torch.device) -> FlatNetw
     return FlatNetwork(networks.build(run.spec, statistics.shape, torch.Generator()).to(device))
 
 
+def loop_of(store: Store, run: Run, statistics: Statistics, images: Tensor, labels: Tensor) -> tuple[Loop, bool, str]:
+    """What every iteration takes, whether it is compiled, and what a user should know of that."""
+    network, buffer = _network(run, statistics, images.device), run.buffer
+    derivatives, compiled, note = outer.differentiate(run.distillation, run.runtime, network, images)
+    count, called = (0, "") if buffer is None else (buffer.settings.count, buffer.name)
+    read, space = functools.partial(store.read_snapshots, called), store.load_space(run.dataset.name)
+    return Loop(run.name, run.seed, run.distillation, count, read, network, derivatives, labels, space), compiled, note
+
+
+def work_of(run: Run, record: Record, compiled: bool) -> Work:
+    """The work by which a run goes on, also with more iterations; its record is whole."""
+    return work.of(run.runtime, "distill", run.name, iterations_record(record), run.spec, compiled)
+
+
 def _optimise(
     store: Store,
     run: Run,
@@ -115,16 +129,11 @@ def _optimise(
     watch: Watch,
 ) -> tuple[Distilling, Checkpoint]:
     """The outer loop; every iteration draws from its own generator."""
-    network = _network(run, statistics, images.device)
-    derivatives, compiled, note = outer.differentiate(run.distillation, run.runtime, network, images)
+    name, given = run.name, _given(store, run)
+    loop, compiled, note = loop_of(store, run, statistics, images, labels)
     if note:
-        progress.say(f"{run.name}: {note}")
-    name, space, buffer, given = run.name, store.load_space(run.dataset.name), run.buffer, _given(store, run)
-    loop = Loop(
-        name, run.seed, run.distillation, 0 if buffer is None else buffer.settings.count,
-        functools.partial(store.read_snapshots, "" if buffer is None else buffer.name), network, derivatives, labels, space,
-    )  # fmt: skip
-    checkpoint = work.of(run.runtime, "distill", name, iterations_record(record), run.spec, compiled).checkpoint()
+        progress.say(f"{name}: {note}")
+    checkpoint = work_of(run, record, compiled).checkpoint()
     at = outer.resumed(loop, checkpoint.load()) or outer.first(loop, images, None if given is None else given.pixels)
     if at.iteration:
         progress.say(f"{name}: resumed at iteration {at.iteration} of {loop.distil.iterations}")

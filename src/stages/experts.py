@@ -100,15 +100,12 @@ def train_all(
     store: Store, buffer: Buffer, statistics: Statistics, record: Record, device: torch.device
 ) -> tuple[list[dict[str, Any]], Cost]:
     """Train every expert; the curves' rows by expert and epoch, and the cost of other processes, earlier ones included."""
-    name, settings, spec, shape, asked = buffer.name, buffer.settings, buffer.spec, statistics.shape, buffer.runtime
-    train, val = (_arrays(store, buffer.dataset.name, split) for split in ("train", "val"))
-    flops = settings.count * expert.flops(settings, spec, shape, len(train[1]))
-    compiled, reason = runtime.compiles(asked, flops)
-    if reason:
-        progress.say(f"{name}: {reason}")
-    training = Training(settings, spec, shape, buffer.seed, asked.precision == "bfloat16", compiled, train, val)
-    job = Job(store, name, record, work.of(asked, "experts", name, record, spec, compiled), training)
-    processes = workers.processes(asked, device, settings.count, flops)
+    name, settings, asked = buffer.name, buffer.settings, buffer.runtime
+    training, note = training_of(store, buffer, statistics)
+    if note:
+        progress.say(f"{name}: {note}")
+    job = Job(store, name, record, work.of(asked, "experts", name, record, buffer.spec, training.compiled), training)
+    processes = workers.processes(asked, device, settings.count, _flops(buffer, statistics))
     units, earlier = settings.count * settings.last_epoch, [job.work.checkpoint(i).facts() for i in range(settings.count)]
     before = sum(len(facts["rows"]) for facts in earlier if facts)
     if any(earlier):
@@ -117,6 +114,20 @@ def train_all(
     seconds = job.work.seconds_spent(settings.count) / processes
     found, peak = workers.each(train_one, settings.count, asked, processes, f"experts {name}", units, before)
     return [row for rows in found for row in rows], Cost(seconds, peak)
+
+
+def training_of(store: Store, buffer: Buffer, statistics: Statistics) -> tuple[Training, str]:
+    """What the training of every expert takes, and what a user should know of it."""
+    asked, arrays = buffer.runtime, (_arrays(store, buffer.dataset.name, split) for split in ("train", "val"))
+    compiled, note = runtime.compiles(asked, _flops(buffer, statistics))
+    bfloat16 = asked.precision == "bfloat16"
+    return Training(buffer.settings, buffer.spec, statistics.shape, buffer.seed, bfloat16, compiled, *arrays), note
+
+
+def _flops(buffer: Buffer, statistics: Statistics) -> float:
+    """Floating-point operations of all experts."""
+    images = sum(statistics.counts["train"].values())
+    return buffer.settings.count * expert.flops(buffer.settings, buffer.spec, statistics.shape, images)
 
 
 def _arrays(store: Store, dataset: str, split: str) -> tuple[Array, Array]:
