@@ -25,7 +25,16 @@ PARTS = (
 )  # of AST, numbered from 1, and what each acts on
 MARK = "†"  # of test accuracies that were chosen on the test split
 SELECTED = "each student's best epoch on the test split: chosen on it, so higher than an honest choice, for comparison only"
-REAL = {"random": "random real images", "representative": "representative real images", "noise": "noise"}
+# images that are not distilled, by their initialisation
+REAL = {
+    "random": "random real images",
+    "representative": "representative real images",
+    "noise": "noise",
+    "k_means_embeddings": "real images by K-means",
+    "herding": "real images by herding",
+    "k_center": "real images by k-center",
+    "given": "imported images",
+}
 
 
 @dataclass(frozen=True)

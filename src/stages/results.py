@@ -102,7 +102,10 @@ def _coloured(results: Sequence[Result]) -> list[Result]:
 def _group(members: Sequence[Result], results: Sequence[Result]) -> Group:
     first = members[0]
     # random images are what everybody knows; another initialisation stands in where there are none
-    real = sorted((r for r in members if not r.distilled and not r.whole), key=lambda r: r.initialisation != "random")
+    real = sorted(
+        (r for r in members if not (r.distilled or r.whole or r.initialisation == "given")),
+        key=lambda r: r.initialisation != "random",
+    )
     baseline = real[0] if real else None
     if baseline is not None:
         rest = [r for r in members if r is not baseline]
