@@ -139,6 +139,8 @@ def train_experts(
     `Experts`; `network` is a ConvNet of depth 3 and width 128 where left out.
     """
     asked = _settings(Experts, {**NOT_NAMED, "count": 1, **settings})
+    if asked.imported is not None:
+        raise UserError("imported names experts that `import experts` brought into the pipeline: leave it out to train some")
     spec, lent = _specified(network, ConvNet(depth=3, width=128)), machine or Runtime()
     with _lent(lent, lent.threads or 1) as device:
         real = real_images(images, labels, pixel_max, zca_eps)
@@ -159,6 +161,10 @@ def distill(experts: ExpertBuffer, ipc: int, *, seed: int | None = None, report:
     distil = _settings(Distillation, {"initialisation": "random", "iterations": 1000, **settings})
     root, real, lent = experts.seed if seed is None else seed, experts.real, experts.runtime
     last = experts.settings.last_epoch
+    if distil.initialisation == "given" or distil.given is not None:
+        raise UserError(
+            "initialisation 'given' takes a set that `import synthetic` brought into the pipeline: choose another one"
+        )
     if not isinstance(ipc, int) or ipc < 1:
         raise UserError(f"ipc is {ipc!r}: give a number of images a class, 1 or more")
     if distil.iterations and distil.last_epoch > last:

@@ -247,6 +247,7 @@ IMAGES, LABELS = torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1,
         (IMAGES, LABELS.float(), {}, UserError, "give one class for each image"),
         (IMAGES.numpy(), LABELS, {}, UserError, "images are of the type ndarray: give a tensor"),
         (IMAGES, LABELS.tolist(), {}, UserError, "labels are of the type list: give a tensor"),
+        (IMAGES, LABELS, {"imported": "0" * 64}, UserError, "imported names experts that `import experts` brought"),
         (IMAGES, 2 * LABELS, {}, UserError, "no image is of class 1: number the classes from 0 on without a gap"),
         (IMAGES, LABELS, {"network": "ConvNet"}, UserError, "network is 'ConvNet': give the specification of one"),
         (IMAGES, LABELS, {"epochs": 0}, ParamsError, "epochs: input should be greater than or equal to 1; got 0"),
@@ -263,6 +264,8 @@ def test_mistakes_of_distill_and_evaluate(experts: ExpertBuffer, synthetic: Synt
         distill(experts, 1, max_start_epoch=4)
     with pytest.raises(DataError, match="ipc 500 exceeds the smallest class"):
         distill(experts, 500)
+    with pytest.raises(UserError, match="initialisation 'given' takes a set that `import synthetic` brought"):
+        distill(experts, 1, initialisation="given")
     for ipc in (0, "all"):
         with pytest.raises(UserError, match=f"ipc is {ipc!r}: give a number of images a class"):
             distill(experts, ipc)  # type: ignore[arg-type]
