@@ -9,8 +9,11 @@ from pathlib import Path
 import jinja2
 
 from src.ground.durations import duration
+from src.maths.scores_beyond import Estimate
+from src.pages import standings
 from src.pages.charts import Chart, Scale
 from src.pages.sheets import Sheet
+from src.pages.standings import Standings
 from src.settings.resolved import Run
 from src.store.cost import Cost
 
@@ -25,15 +28,8 @@ PARTS = (
 )  # of AST, numbered from 1, and what each acts on
 MARK = "†"  # of test accuracies that were chosen on the test split
 SELECTED = "each student's best epoch on the test split: chosen on it, so higher than an honest choice, for comparison only"
+Accuracy = Estimate  # of students
 REAL = {"random": "random real images", "representative": "representative real images", "noise": "noise"}
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """Mean and standard deviation over students, as fractions."""
-
-    mean: float
-    std: float
 
 
 @dataclass(frozen=True)
@@ -53,6 +49,7 @@ class Result:
     test: Accuracy
     students: tuple[float, ...]  # test accuracy of each
     selected: bool  # whether these are of the best epoch on the test split
+    soft: bool = False  # whether its labels are probabilities
     colour: int | None = None  # None where not distilled
     gain: float | None = None  # mean test accuracy above the baseline's; None without one
 
@@ -166,6 +163,7 @@ class Page:
     groups: tuple[Group, ...]
     panels: tuple[Panel, ...]
     matrix: Matrix | None
+    standings: Standings
     galleries: tuple[Gallery, ...]
     films: tuple[Film, ...]
     matching: tuple[Curves, ...]
@@ -199,10 +197,10 @@ def html(page: Page) -> str:
         keep_trailing_newline=True,
     )
     environment.filters.update(percent=percent, share=share, points=points, duration=duration, per_class=per_class)
-    return environment.get_template(TEMPLATE).render(page=page, parts=PARTS, mark=MARK, selected=SELECTED)
+    return environment.get_template(TEMPLATE).render(page=page, parts=PARTS, mark=MARK, selected=SELECTED, unit=standings.unit)
 
 
-def markdown(title: str, results: Sequence[Result], matrix: Matrix | None) -> str:
+def markdown(title: str, results: Sequence[Result], matrix: Matrix | None, beyond: Standings) -> str:
     """A heading and the tables of results, aligned for a terminal. No costs: all of it is reproducible."""
     header = ("run", "data set", "images per class", "images", "method", "AST parts", "validation, %", "test, %", "gain")
     lines = table(header, [_cells(result) for result in results], left=(0, 1, 4, 5))
@@ -214,8 +212,15 @@ def markdown(title: str, results: Sequence[Result], matrix: Matrix | None) -> st
     )
     if any(result.selected for result in results):
         notes += f"{MARK} {SELECTED}.\n"
-    others = "" if matrix is None else f"\n{_markdown_matrix(matrix)}"
+    others = f"\n{_markdown_standings(results, beyond)}" if beyond.columns else ""
+    others += "" if matrix is None else f"\n{_markdown_matrix(matrix)}"
     return f"# {title}\n\n{lines}\n\n{notes}{others}\nMade by `python -m src.cli report`.\n"
+
+
+def _markdown_standings(results: Sequence[Result], beyond: Standings) -> str:
+    header, rows = standings.table(beyond, [result.run for result in results])
+    notes = "\n".join(f"- {note}" for note in beyond.notes)
+    return f"Scores beyond accuracy:\n\n{table(header, rows, left=(0, len(header) - 1))}\n\n{notes}\n"
 
 
 def _markdown_matrix(matrix: Matrix) -> str:

@@ -113,6 +113,11 @@ class Tracker:
         self._logged |= dict.fromkeys(new, step)
         self._queue(new, step)
 
+    def figures(self, values: Mapping[str, float]) -> None:
+        """Log figures that other runs may change: a point more of each that is another than the last one."""
+        finite = {name: float(value) for name, value in values.items() if np.isfinite(value)}
+        self._put({"do": "figures", "values": finite, "moment": _now()})
+
     def _queue(self, values: Mapping[str, float], step: int) -> None:
         with self._lock:
             self._points += [(name, float(value), step, _now()) for name, value in values.items()]
@@ -279,12 +284,12 @@ class Tracker:
 
 @contextmanager
 def track(
-    experiment: str, name: str, kind: str, find: Mapping[str, str], add: Mapping[str, str] | None = None
+    experiment: str, name: str, kind: str, find: Mapping[str, str], add: Mapping[str, str] | None = None, sampled: bool = True
 ) -> Iterator[Tracker]:
     """An MLflow run around the block, of this name and kind.
 
     It is the newest one that has the tags `find`, and has the tags `add` or does not have them yet; or a new one. Inside
-    `joined` it is the one that is open already, and stays open.
+    `joined` it is the one that is open already, and stays open. A stage that is no work of the run's own is not `sampled`.
     """
     if (tracker := _open.get()) is not None:
         yield tracker
@@ -293,7 +298,7 @@ def track(
     tracker._begin()
     status = "FAILED"
     try:
-        with system_metrics.sampled(tracker.sample) if kind in SAMPLED else nullcontext():
+        with system_metrics.sampled(tracker.sample) if sampled and kind in SAMPLED else nullcontext():
             yield tracker
         status = "FINISHED"
     except (KeyboardInterrupt, InterruptedWorkError):
