@@ -17,7 +17,7 @@ from src.pages.standings import Standings
 from src.settings.resolved import Run
 from src.store.cost import Cost
 
-TEMPLATE = "report.html.j2"
+TEMPLATE, STYLE = "report.html.j2", "style.css.j2"
 PARTS = (
     ("Clipping loss", "experts"),
     ("Gradient penalty", "experts"),
@@ -188,6 +188,11 @@ class Page:
 
 def html(page: Page) -> str:
     """The page as one HTML document."""
+    return filled(TEMPLATE, page=page, parts=PARTS, mark=MARK, selected=SELECTED, unit=standings.unit)
+
+
+def filled(template: str, **values: object) -> str:
+    """A template of this folder with these values, in the style of all pages."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         undefined=jinja2.StrictUndefined,
@@ -197,7 +202,7 @@ def html(page: Page) -> str:
         keep_trailing_newline=True,
     )
     environment.filters.update(percent=percent, share=share, points=points, duration=duration, per_class=per_class)
-    return environment.get_template(TEMPLATE).render(page=page, parts=PARTS, mark=MARK, selected=SELECTED, unit=standings.unit)
+    return environment.get_template(template).render(style=STYLE, **values)
 
 
 def markdown(title: str, results: Sequence[Result], matrix: Matrix | None, beyond: Standings) -> str:
