@@ -23,6 +23,7 @@ SIDE = 48  # pixels that an image is enlarged to, at least, where nothing else i
 GAP, MARGIN, APART = 2, 24, 36  # pixels between images, around the picture, between panels
 LONGEST = 8192  # side of a picture, in pixels
 PER_SECOND = 20  # frames, at most: GIF's clock has a hundredth of a second
+NEAR = 1e-6  # shares of the way that count as one
 HELD = 0.15  # share of the time that the last frame stays
 PAPER, INK, SOFT, RULE, TONE = (252, 251, 248), (27, 26, 24), (98, 94, 87), (228, 224, 216), (29, 95, 184)  # the page's
 LARGE, MEDIUM, SMALL = 15, 13, 11  # pixels of letters
@@ -51,7 +52,7 @@ class Moments:
 
     def at(self, share: float) -> int:
         """The moment that shows when so much of the way is done: the last one that is not later."""
-        return max(bisect.bisect_right(self.shares, share + 1e-9) - 1, 0)
+        return max(bisect.bisect_right(self.shares, share + NEAR) - 1, 0)
 
     def told(self, moment: int) -> str:
         """Which iteration that is, in words."""

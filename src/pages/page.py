@@ -217,15 +217,16 @@ def markdown(title: str, results: Sequence[Result], matrix: Matrix | None, beyon
     )
     if any(result.selected for result in results):
         notes += f"{MARK} {SELECTED}.\n"
-    others = f"\n{_markdown_standings(results, beyond)}" if beyond.columns else ""
+    others = f"\n{_markdown_standings(results, beyond)}" if beyond.notes else ""
     others += "" if matrix is None else f"\n{_markdown_matrix(matrix)}"
     return f"# {title}\n\n{lines}\n\n{notes}{others}\nMade by `python -m src.cli report`.\n"
 
 
 def _markdown_standings(results: Sequence[Result], beyond: Standings) -> str:
-    header, rows = standings.table(beyond, [result.run for result in results])
+    header, rows = standings.table(beyond, {result.run: result.mark for result in results})
+    shown = f"{table(header, rows, left=(0, len(header) - 1))}\n\n" if rows else ""
     notes = "\n".join(f"- {note}" for note in beyond.notes)
-    return f"Scores beyond accuracy:\n\n{table(header, rows, left=(0, len(header) - 1))}\n\n{notes}\n"
+    return f"Scores beyond accuracy:\n\n{shown}{notes}\n"
 
 
 def _markdown_matrix(matrix: Matrix) -> str:

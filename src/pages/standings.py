@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from src.maths.scores_beyond import Estimate
@@ -40,10 +40,10 @@ class Standings:
         """Scores that some run has."""
         return tuple(name for name in SAYS if any(name in row.scores for row in self.rows.values()))
 
-    def cells(self, run: str, missing: str = "-") -> tuple[str, ...]:
-        """A run's figures, a cell a column."""
+    def cells(self, run: str, mark: str = "", missing: str = "-") -> tuple[str, ...]:
+        """A run's figures with a mark, a cell a column."""
         found = self.rows[run].scores if run in self.rows else {}
-        return tuple(figure(name, found[name]) if name in found else missing for name in self.columns)
+        return tuple(figure(name, found[name]) + mark if name in found else missing for name in self.columns)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -61,8 +61,8 @@ def unit(name: str) -> str:
     return f"{name}, {'points' if name in DIFFERENCES else '%'}"
 
 
-def table(standings: Standings, runs: Sequence[str]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Header and rows, of the runs that have a score, in this order."""
+def table(standings: Standings, runs: Mapping[str, str]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and rows, of those of these runs that have a score; a run's mark goes with its figures."""
     header = ("run", *(unit(name) for name in standings.columns), "set beside")
-    shown = [run for run in runs if run in standings.rows]
-    return header, [(run, *standings.cells(run), ", ".join(standings.rows[run].beside)) for run in shown]
+    shown = {run: mark for run, mark in runs.items() if run in standings.rows}
+    return header, [(run, *standings.cells(run, mark), ", ".join(standings.rows[run].beside)) for run, mark in shown.items()]

@@ -197,7 +197,7 @@ def _show(title: str, content: Page) -> None:
 
 
 def _scores(content: Page) -> Table:
-    (heading, *columns, _), rows = standings.table(content.standings, [result.run for result in content.results])
+    (heading, *columns, _), rows = standings.table(content.standings, {result.run: result.mark for result in content.results})
     table = Table(heading)
     for column in columns:
         table.add_column(column, justify="right")
