@@ -133,6 +133,9 @@ def test_large_sets_show_a_sheet() -> None:
     few = run_of("few", (0, 1), ipc=3, classes=23)
     assert [len(names) for names, _ in few.bands(0)] == [10, 10, 3]
     assert few.rows == 1
+    assert many.told(1) == "iteration 1 of 1, 100 of 123 classes"
+    assert deep.told(0) == "iteration 0 of 1, 10 of 50 images per class"
+    assert few.told(0) == "iteration 0 of 1, 1 of 3 images per class"
     assert animation.panel(many, 0, None).height > 10 * (animation.SIDE + LABEL)
 
 

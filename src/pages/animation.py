@@ -55,9 +55,14 @@ class Moments:
         return max(bisect.bisect_right(self.shares, share + NEAR) - 1, 0)
 
     def told(self, moment: int) -> str:
-        """Which iteration that is, in words."""
-        last = self.iterations[-1]
-        return f"iteration {self.iterations[moment]:,} of {last:,}" if last else "not distilled"
+        """Which iteration that is, in words, and what is left out for room."""
+        last, most, each = self.iterations[-1], COLUMNS * MOST_ROWS, int(torch.bincount(self.labels).max())
+        words = [f"iteration {self.iterations[moment]:,} of {last:,}" if last else "not distilled"]
+        if len(self.classes) > most:
+            words.append(f"{most} of {len(self.classes):,} classes")
+        if each > self.rows:
+            words.append(f"{self.rows} of {each:,} images per class")
+        return ", ".join(words)
 
     def bands(self, moment: int) -> list[tuple[tuple[str, ...], list[Tensor]]]:
         """Ten classes each, with a column of images (n, C, H, W) a class: of ten classes up to ten images, of more the first.
