@@ -189,11 +189,11 @@ def test_what_is_not_there_is_not_shown_and_said(params: Params) -> None:
         found = beyond.standings(own, [one for one in pool if one.run.name not in names])
         return set(found.columns), " ".join(found.lacking)
 
-    assert without("all") == ({"IOR", "ARS"}, f"HLR and LRS of own are not shown: it would take {beyond.NO_WHOLE}.")
+    assert without("all") == ({"IOR", "ARS"}, f"HLR and LRS of own are not shown: this takes {beyond.NO_WHOLE}.")
     shown, said = without("random")
     assert shown == {"HLR"}
-    assert f"IOR and LRS of own are not shown: it would take {beyond.NO_RANDOM}." in said
-    assert f"ARS of own is not shown: it would take {beyond.NO_OTHER}." in said
+    assert f"IOR and LRS of own are not shown: this takes {beyond.NO_RANDOM}." in said
+    assert f"ARS of own is not shown: this takes {beyond.NO_OTHER}." in said
     for missing in ("own-plain", "random-plain"):
         assert without(missing)[0] == {"HLR", "IOR", "LRS"}
     assert without("all", "random", "random-plain")[0] == set()
@@ -220,7 +220,7 @@ def test_a_soft_set_has_no_scores_of_hard_labels(params: Params) -> None:
     pool = [replace(one, result=replace(one.result, soft=one.run.name.startswith("own"))) for one in evaluated(params)]
     found = beyond.standings([one for one in pool if one.run.name == "own"], pool)
     assert not found.columns
-    assert f"HLR and LRS of own are not shown: it would take {beyond.NO_HARD}." in found.lacking
+    assert f"HLR and LRS of own are not shown: this takes {beyond.NO_HARD}." in found.lacking
 
 
 def test_of_several_random_runs_the_validation_split_chooses(params: Params) -> None:

@@ -151,7 +151,7 @@ def _sentences(lacks: Mapping[str, Lacks]) -> Iterator[str]:
         for named in dict.fromkeys(tuple(own) for own in runs.values()):
             those = [run for run, own in runs.items() if tuple(own) == named]
             shown = f"{' and '.join(sorted(named))} of {', '.join(those)} {'is' if len(named) == 1 else 'are'} not shown"
-            yield f"{shown}: it would take {reason}."
+            yield f"{shown}: this takes {reason}."
 
 
 def track(store: Store, runs: Mapping[str, Run], found: Standings) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics as numbers
 from collections.abc import Mapping, Sequence
 
-from src.pages import charts, page, standings
+from src.pages import charts, markdown, page, standings
 from src.pages.charts import Chart, Series
 from src.pages.page import Curves, Film, Gallery, Group, Page, Panel, Pictures, Result, Spent
 from src.pages.sheets import out_of_range, sheets
@@ -30,7 +30,7 @@ def run(store: Store, pipeline: Pipeline) -> None:
         check(store, one)
     content = page_of(store, pipeline.runs, pipeline.networks, pipeline.title)
     files.write_text(store.report_file("html"), page.html(content))
-    files.write_text(store.report_file("md"), page.markdown(pipeline.title, content.results, content.matrix, content.standings))
+    files.write_text(store.report_file("md"), markdown.text(pipeline.title, content.results, content.matrix, content.standings))
     _show(pipeline.title, content)
     progress.say(f"page: {store.report_file('html')}")
     beyond.track(store, pipeline.runs, content.standings)
