@@ -21,7 +21,7 @@ from src.store import files, tensors
 from src.store.store import Store
 from src.tracking import tracker as tracking
 
-NO_WHOLE = "a run of all real images (`ipc: all`) of the same data set and network, whose protocol scores the same epoch"
+NO_WHOLE = "a run of all real images (ipc: all) of the same data set and network, whose protocol scores the same epoch"
 NO_HARD = "students that learn hard labels from its images, as its own labels are soft"
 NO_RANDOM = "a run of random real images, as many, with the same kind of labels, network and protocol"
 NO_OTHER = "a run that differs in its protocol's augmentation alone, one with and one without, and random images by both"
@@ -155,10 +155,15 @@ def _sentences(lacks: Mapping[str, Lacks]) -> Iterator[str]:
 
 
 def track(store: Store, runs: Mapping[str, Run], found: Standings) -> None:
-    """Put the scores into the runs' MLflow rows, found as `evaluate` finds them; a row that is not there yet is begun."""
+    """Put the scores into the runs' MLflow rows, found as `evaluate` finds them; a row that is not there yet is begun.
+
+    Where the store fails no other run is tried: the next report has the same scores.
+    """
     for name, standing in found.rows.items():
         run, find = runs[name], {"ast.synthetic": files.digest(store.synthetic_file(name))}
         with tracking.track(run.dataset.name, name, "run", find, sampled=False) as tracker:
             scored = standing.scores.items()
             figures = {f"scores/{score.lower()}": value.mean for score, value in scored}
             tracker.figures(figures | {f"scores/{score.lower()}_std": value.std for score, value in scored})
+        if tracker.gone:
+            return

@@ -95,6 +95,7 @@ class Tracker:
 
     opening: Opening
     strict: bool = False
+    gone: bool = False  # whether the store has failed, so that the rest waits
     _row: Row | None = None
     _journal: Journal | None = None
     _problem: TrackingError | None = None  # of strict tracking
@@ -226,6 +227,7 @@ class Tracker:
         if row is not None and mlflow_row.refused(error):
             self._row = row
             return say(f"Warning: MLflow at {store} refused a part of {self.opening.name}: {first(error)}")
+        self.gone = True
         say(f"Warning: {trouble}; this stage goes on, and what it tracks from here on waits for `python -m src.cli track-sync`")
         return self._wait()
 
