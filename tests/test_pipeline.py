@@ -163,3 +163,68 @@ def test_an_experiment_changes_one_run_only(repository: Path) -> None:
     found = client.search_runs(["1"], "tags.`dvc.experiment` = 'steeper'")
     assert [run.info.run_name for run in found] == ["digits-ipc1-ast"]
     assert found[0].data.params["distill.lr_img"] == "7.0"
+
+
+# -- adopt, which changes the clone's code
+
+
+def python(repository: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return call(repository, sys.executable, "-m", "src.cli", *words, COLUMNS="200")
+
+
+def edit(repository: Path, path: str, old: str, new: str) -> None:
+    file = repository / path
+    text = file.read_text(encoding="utf-8")
+    assert old in text
+    file.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def outdated(repository: Path) -> set[str]:
+    return set(json.loads(call(repository, "dvc", "status", "--json").stdout))
+
+
+def test_code_that_gives_the_same_bytes_is_adopted(repository: Path) -> None:
+    done = call(repository, "dvc", "repro")
+    assert done.returncode == 0, done.stderr
+    none = python(repository, "adopt")
+    assert (none.returncode, none.stdout) == (0, "")
+    assert "No stage is out of date by its code alone" in none.stderr
+    edit(repository, "src/maths/matching.py", "def way_points(", "def points_on_the_way(")
+    edit(repository, "src/maths/distillation.py", "matching.way_points(", "matching.points_on_the_way(")
+    assert outdated(repository) == {"resolve"}
+    kept = lock(repository)
+    done = python(repository, "adopt", "distill@digits-ipc1-ast", "distill@digits-ipc1-random")
+    assert done.returncode == 0, done.stderr
+    assert "the first 5 iterations' figures" in done.stdout
+    assert "the images after the last 6 iterations" in done.stdout
+    assert "2 stages marked up to date" in done.stderr
+    assert outdated(repository) == set()
+    new, old = (YAML(typ="safe").load(text)["stages"] for text in (lock(repository), kept))
+    assert {name for name in old if old[name] != new[name]} == {"resolve", *(f"distill@{run}" for run in RUNS)}
+    assert all(new[name].get("outs") == old[name].get("outs") for name in old if name != "resolve")
+
+
+def test_code_that_gives_other_bytes_is_refused(repository: Path) -> None:
+    kept = lock(repository)
+    edit(repository, "src/maths/smoothness.py", "(norm - 1).square().mean()", "(norm - 1).square().mean() * 1.5")
+    edit(repository, "src/maths/protocol.py", "batches = []", "batches: list[Tensor] = list()")
+    done = python(repository, "adopt")
+    assert done.returncode == 1
+    assert "by up to" in done.stdout
+    assert "experts@digits-smooth would come out otherwise, and stay out of date: run `dvc repro`" in done.stderr
+    new, old = (YAML(typ="safe").load(text)["stages"] for text in (lock(repository), kept))
+    assert {name for name in old if old[name] != new[name]} == {"resolve", *(f"evaluate@{run}" for run in RUNS)}
+    assert outdated(repository) == {"experts@digits-smooth"}
+    refused = python(repository, "adopt", "experts@nothing")
+    assert "no stage is named 'experts@nothing': name some of dvc.yaml" in refused.stderr
+
+
+def test_other_settings_are_not_adopted(repository: Path) -> None:
+    raw = YAML(typ="safe").load((repository / "params.yaml").read_text())
+    raw["evaluate"]["mtt"]["epochs"] = 21
+    YAML(typ="safe").dump(raw, repository / "params.yaml")
+    kept = lock(repository)
+    done = python(repository, "adopt", "evaluate@digits-ipc1-ast")
+    assert done.returncode == 1
+    assert "evaluate@digits-ipc1-ast can't be adopted: its settings changed, not its code alone (evaluate.epochs" in done.stderr
+    assert lock(repository) == kept

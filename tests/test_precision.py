@@ -152,7 +152,7 @@ def test_an_expert_chooses_initial_images_in_float32(params: Params) -> None:
     STORE.save_trajectory("smooth", 0, thetas, experts_record(STORE, resolved.buffer(given, "smooth")))
     for precision in ("float32", "bfloat16"):
         asked = replace(given, runtime=given.runtime.model_copy(update={"precision": precision}))
-        chosen.append(distill._initial_images(STORE, resolved.run(asked, "one"), STORE.load_statistics("digits"), CPU)[0])
+        chosen.append(distill.initial_images(STORE, resolved.run(asked, "one"), STORE.load_statistics("digits"), CPU)[0])
     assert torch.equal(*chosen)
 
 

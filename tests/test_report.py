@@ -7,7 +7,7 @@ import copy
 import io
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import matplotlib.image
 import pytest
@@ -17,6 +17,7 @@ from src.ground.errors import ArtifactError
 from src.maths.pixels import Normalisation
 from src.pages import charts, page, sheets
 from src.settings import resolved
+from src.settings.distillation import Distillation
 from src.settings.params import Params, parse
 from src.stages import beyond, report, results
 from src.stages.records import experts_record, prepared_record, synthetic_record
@@ -225,3 +226,7 @@ def test_long_lines_are_thinned_and_keep_their_end() -> None:
     points = chart.lines[0].path[1:].split("L")
     assert len(points) <= charts.MOST_POINTS + 1
     assert points[-1].startswith("100,")
+
+
+def test_every_initialisation_has_words() -> None:
+    assert set(page.REAL) == set(get_args(Distillation.model_fields["initialisation"].annotation))

@@ -216,11 +216,20 @@ def test_other_settings_are_not_set_beside(params: Params) -> None:
     assert beside(evaluation=own.run.evaluation.model_copy(update={"score": "best_test"})) == ()
 
 
-def test_a_soft_set_has_no_scores_of_hard_labels(params: Params) -> None:
-    pool = [replace(one, result=replace(one.result, soft=one.run.name.startswith("own"))) for one in evaluated(params)]
-    found = beyond.standings([one for one in pool if one.run.name == "own"], pool)
-    assert not found.columns
-    assert f"HLR and LRS of own are not shown: this takes {beyond.NO_HARD}." in found.lacking
+def test_a_soft_set_takes_the_same_images_with_hard_labels(params: Params) -> None:
+    """Its HLR is theirs; with random images, whose labels are hard, it is not compared."""
+    pool = evaluated(params)
+    hard = next(one for one in pool if one.run.name == "own")
+    soft = replace(hard, run=replace(hard.run, name="soft"), result=replace(hard.result, soft=True, test=Estimate(0.95, 0.01)))
+    found = beyond.standings([soft], [*pool, soft])
+    (full, s_full), (own, s_own) = of_students("all"), of_students("own")
+    assert found.rows["soft"].scores["HLR"] == Estimate(pytest.approx(full - own), pytest.approx(math.hypot(s_full, s_own)))
+    assert found.columns == ("HLR",)
+    assert set(found.rows["soft"].beside) == {"all", "own"}
+    assert f"ARS and IOR and LRS of soft are not shown: this takes {beyond.NO_SOFT_RANDOM}." in found.lacking
+    alone = beyond.standings([soft], [one for one in pool if not one.run.name.startswith("own")])
+    assert not alone.columns
+    assert f"HLR and LRS of soft are not shown: this takes {beyond.NO_HARD}." in alone.lacking
 
 
 def test_of_several_random_runs_the_validation_split_chooses(params: Params) -> None:

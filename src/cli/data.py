@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 import typer
 
@@ -36,6 +37,72 @@ def init(
 
     told = {"splits": splits, "label_column": label_column, "path": path}
     stage.run(data, name, size, ipc, skip_broken=skip_broken, update=update, **told)
+
+
+import_app = typer.Typer(help="Experts and synthetic sets that other code made.", no_args_is_help=True)
+app.add_typer(import_app, name="import")
+PathArgument = Annotated[Path, typer.Argument(help="What other code wrote.", show_default=False)]
+NameOption = Annotated[str, typer.Option(help="What params.yaml is to call it.")]
+PreparedOption = Annotated[str, typer.Option(help="The data set, prepared: a key of the section `prepare`.")]
+
+
+@import_app.command("experts")
+def import_experts(
+    path: PathArgument,
+    name: NameOption,
+    dataset: PreparedOption,
+    network: Annotated[str | None, typer.Option(help="Their network; found from the shapes where left out.")] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="So many trajectories; all where left out.")] = None,
+    lr: Annotated[
+        float, typer.Option(min=1e-9, help="What they were trained with, for the record; MTT's where left out.")
+    ] = 0.01,
+) -> None:
+    """Bring expert buffers of MTT, FTD, ATT, TESLA or DATM: a folder of replay_buffer_N.pt, or one of them."""
+    from src.settings.params import check_name, load
+
+    check_name(name)
+    params = load()
+    params.dataset(dataset)
+    from src.stages import importing
+    from src.store.store import Store
+
+    importing.experts(Store(), params, path, name, dataset, network, count, lr)
+
+
+@import_app.command("synthetic")
+def import_synthetic(
+    path: PathArgument,
+    name: NameOption,
+    dataset: PreparedOption,
+    network: Annotated[str, typer.Option(help="Of the students: a key of the section `networks`.")],
+    evaluate: Annotated[str, typer.Option(help="Protocol: a key of the section `evaluate`.")],
+    space: Annotated[Literal["pixels", "normalised", "whitened"], typer.Option(help="What the numbers are.")] = "pixels",
+    figures: Annotated[
+        str | None, typer.Option(help="Whose mean and std it was normalised by, as MTT's code has them: cifar10, cifar100, ...")
+    ] = None,
+    labels: Annotated[
+        Literal["classes", "probabilities", "logits"] | None, typer.Option(help="What the labels are, where it is in doubt.")
+    ] = None,
+    labels_file: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="Where the labels lie, if not with the images.")
+    ] = None,
+    syn_lr: Annotated[float | None, typer.Option(help="Learning rate of students; the file's where left out.")] = None,
+    sure: Annotated[
+        bool, typer.Option("--sure", help="Take --space and --labels at their word, whatever the numbers look like.")
+    ] = False,
+) -> None:
+    """Bring a synthetic set: .pt, .npy, .npz, .safetensors, or a folder of images with a folder a class."""
+    from src.settings.params import check_name, load
+
+    check_name(name)
+    params = load()
+    params.dataset(dataset)
+    from src.stages import importing
+    from src.stages.importing import Told
+    from src.store.store import Store
+
+    told = Told(space, figures, labels, labels_file, syn_lr, sure)
+    importing.synthetic(Store(), params, path, name, dataset, network, evaluate, told)
 
 
 preset_app = typer.Typer(help="Ready settings of published experiments, to add to params.yaml.", no_args_is_help=True)

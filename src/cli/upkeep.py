@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from src.cli.app import app
+from src.ground.errors import UserError
 
 
 @app.command()
 def export(
-    run: Annotated[str, typer.Option(help="A run of the section `runs`.")],
+    run: Annotated[list[str], typer.Option(help="A run of the section `runs`; several times for several, in one data set.")],
     to: Annotated[Path, typer.Option(file_okay=False, help="Folder to write to, new or empty.")],
+    form: Annotated[
+        Literal["images", "pt", "safetensors", "huggingface", "ddranking"] | None,
+        typer.Option("--format", help="For other code, with a script that trains on it; our own folder where left out."),
+    ] = None,
     half: Annotated[bool, typer.Option("--half", help="Pixels in float16: a file of half the size.")] = False,
 ) -> None:
     """Write a run's synthetic set to a folder, as tensors of pixels and as PNG files, for use elsewhere."""
     from src.settings.params import load
 
     params = load()
-    params.run(run)
+    for name in run:
+        params.run(name)
+    if form is None and len(run) > 1:
+        raise UserError("several runs go into one folder with --format huggingface alone: name one --run, or that format")
     from src.settings import resolved
     from src.stages import export as exporting
     from src.store.store import Store
 
-    exporting.run(Store(), resolved.run(params, run), to, half)
+    runs = [resolved.run(params, name) for name in run]
+    if form is None:
+        return exporting.run(Store(), runs[0], to, half)
+    return exporting.run_as(Store(), runs, to, form, half)
 
 
 @app.command()
@@ -80,3 +91,20 @@ def clean(
     from src.store.store import Store
 
     cleaning.run(Store(), resolved.pipeline(params), yes, everything)
+
+
+@app.command()
+def adopt(
+    stages: Annotated[
+        list[str] | None, typer.Argument(help="Stages of dvc.yaml, as distill@RUN; all where left out.", show_default=False)
+    ] = None,
+) -> None:
+    """After a change of code: do a sample of the work again, and mark up to date what comes out with the same bytes."""
+    from src.settings.params import load
+
+    params = load()
+    from src.settings import resolved
+    from src.store.store import Store
+    from src.studies import adopt as adopting
+
+    adopting.run(Store(), resolved.pipeline(params), stages or [])

@@ -145,6 +145,10 @@ def _child(node: MappingNode, name: str) -> MappingNode:
 def _inserted(text: str, section: str, entries: Section, path: Path) -> str:
     """The text with the entries at the end of the section."""
     node = _child(_tree(text), section)
+    if node.flow_style and not node.value:  # `experts: {}`, where there were none so far
+        begun = text[: node.start_mark.index].rstrip(" ") + text[node.end_mark.index :]
+        place = begun.find("\n", node.start_mark.index - 1) + 1 or len(begun)
+        return _with_lines(begun, place, list(_lines(entries, 2, 1)))
     return _with_lines(text, _end(text, node), list(_lines(entries, _column(node, section, path), 1)))
 
 

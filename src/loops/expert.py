@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -113,7 +114,31 @@ def _derivative(
 def curves(training: Training, expert: Expert) -> tuple[Tensor, list[Row]]:
     """The trajectory (T + 1, P), and the rows of its epochs with how long each step was."""
     trajectory = torch.stack(expert.thetas)
+    return trajectory, _with_steps(training, trajectory, expert.rows)
+
+
+def _with_steps(training: Training, trajectory: Tensor, found: Sequence[Row]) -> list[Row]:
     network = FlatNetwork(networks.build(training.spec, training.shape, torch.Generator()))
     steps = smoothness.parameter_steps(trajectory).tolist(), smoothness.common_logit_steps(trajectory, network).tolist()
-    rows = zip(expert.rows, *steps, strict=True)
-    return trajectory, [{**row, "parameter_step": step, "common_logit_step": common} for row, step, common in rows]
+    rows = zip(found, *steps, strict=True)
+    return [{**row, "parameter_step": step, "common_logit_step": common} for row, step, common in rows]
+
+
+def curves_of(training: Training, index: int, trajectory: Tensor, device: torch.device) -> list[Row]:
+    """The rows of a trajectory (T + 1, P) that is there: what it scores on the validation split, and how long each step was.
+
+    What its training saw is not known: the loss is nan.
+    """
+    images, labels = (torch.from_numpy(x).to(device) for x in training.val)
+    network = FlatNetwork(networks.build(training.spec, training.shape, torch.Generator()).to(device))
+    rows = []
+    for epoch, theta in enumerate(trajectory[1:].to(device), start=1):
+        predicted = scores.predictions(functools.partial(network, theta), images)
+        figures = {"train_loss": float("nan"), "gradient_penalty": 0.0, "val_accuracy": scores.accuracy(predicted, labels)}
+        rows.append({"expert": index, "epoch": epoch, **figures})
+    return _with_steps(training, trajectory, rows)
+
+
+def digest(trajectory: Tensor) -> str:
+    """Of the numbers of a trajectory (T + 1, P)."""
+    return hashlib.sha256(str(tuple(trajectory.shape)).encode() + trajectory.contiguous().numpy().tobytes()).hexdigest()

@@ -63,8 +63,13 @@ class Loop:
     read: Read  # their snapshots
     network: FlatNetwork
     derivatives: Derivatives
-    labels: Tensor  # (S,)
+    labels: Tensor  # (S,) classes, or (S, K) probabilities
     space: Space
+
+    @property
+    def classes(self) -> Tensor:
+        """(S,), the likeliest class of each image."""
+        return self.labels.argmax(dim=1) if self.labels.is_floating_point() else self.labels
 
     @property
     def moments(self) -> frozenset[int]:
@@ -90,10 +95,10 @@ def differentiate(distil: Distillation, asked: Runtime, network: FlatNetwork, im
     return found, compiled, note
 
 
-def first(loop: Loop, images: Tensor) -> Distilling:
-    """The outer loop before its first iteration, at images (S, C, H, W) on the device."""
+def first(loop: Loop, images: Tensor, pixels: Tensor | None = None) -> Distilling:
+    """The outer loop before its first iteration, at images (S, C, H, W) on the device; `pixels` where they were given so."""
     state = distillation.start(images, loop.distil)
-    return Distilling(state, state, (), {0: loop.space.to_pixels(images.cpu())})
+    return Distilling(state, state, (), {0: loop.space.to_pixels(images.cpu()) if pixels is None else pixels})
 
 
 def resumed(loop: Loop, stored: Stored | None) -> Distilling | None:

@@ -29,7 +29,16 @@ PARTS = (
 MARK = "†"  # of test accuracies that were chosen on the test split
 SELECTED = "each student's best epoch on the test split: chosen on it, so higher than an honest choice, for comparison only"
 Accuracy = Estimate  # of students
-REAL = {"random": "random real images", "representative": "representative real images", "noise": "noise"}
+# images that are not distilled, by their initialisation
+REAL = {
+    "random": "random real images",
+    "representative": "representative real images",
+    "noise": "noise",
+    "k_means_embeddings": "real images by K-means",
+    "herding": "real images by herding",
+    "k_center": "real images by k-center",
+    "given": "imported images",
+}
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,7 @@ class Result:
     students: tuple[float, ...]  # test accuracy of each
     selected: bool  # whether these are of the best epoch on the test split
     soft: bool = False  # whether its labels are probabilities
+    pixels: str = ""  # digest of its images, equal for the same ones with other labels
     colour: int | None = None  # None where not distilled
     gain: float | None = None  # mean test accuracy above the baseline's; None without one
 

@@ -16,6 +16,9 @@ Momentum = Annotated[float, Field(ge=0, lt=1)]
 AugmentationKind = Literal["color", "crop", "cutout", "flip", "scale", "rotate"]
 
 
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
 def _once(kinds: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(kinds)) < len(kinds):
         raise ValueError(f"a kind stands twice in {', '.join(kinds)}: name each once, as all have the same chance")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from src.settings.base import Positive, PositiveReal, Settings
+from src.settings.base import Positive, PositiveReal, Settings, Sha256
 
 
 def _with_train(folders: dict[str, str]) -> dict[str, str]:
@@ -23,7 +23,7 @@ class Dataset(Settings):
 
     source: str
     """Where the real images come from: the name of a known data set, or a path to images of your own."""
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    sha256: Sha256 | None = None
     """Digest of the decoded images and labels that this pipeline is about; others are refused. Null takes any."""
     size: Positive | None = None
     """Side of the square images, pixels: others are resized to it on the shorter side, then cut at the centre. Null keeps."""

@@ -6,15 +6,29 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from src.settings.base import Augmentation, Momentum, NonNegativeReal, Positive, PositiveReal, Settings
+from src.settings.base import Augmentation, Momentum, NonNegativeReal, Positive, PositiveReal, Settings, Sha256
+
+
+class Given(Settings):
+    """A synthetic set that `import synthetic` brought."""
+
+    file: str
+    """Its name in data/imported, without the suffix."""
+    sha256: Sha256
+    """Digest of its tensors."""
 
 
 class Distillation(Settings):
     """How the synthetic set is initialised and optimised: a method of the section `distill` with a run's own values."""
 
-    initialisation: Literal["representative", "random", "noise", "k_means_embeddings", "herding", "k_center"]
+    initialisation: Literal[
+        "representative", "random", "noise", "k_means_embeddings", "herding", "k_center", "given"
+    ]  # fmt: skip
     """AST part 3 (representative): real images nearest to the K-means centres of an expert's logits; random real ones; noise;
-    or, by the embeddings of an expert, those nearest to K-means centres, those of herding, or the k-center greedy ones."""
+    or, by the embeddings of an expert, those nearest to K-means centres, those of herding or the k-center greedy ones; or those
+    that are `given`."""
+    given: Given | None = Field(default=None, exclude_if=lambda value: value is None)  # so that older records hold
+    """An imported synthetic set, with 0 iterations as it is. Its learning rate is told by lr_init."""
     iterations: Annotated[int, Field(ge=0)]
     """Outer steps; 0 keeps the initial images, which makes the initialisation itself a baseline. A run with more of them than
     before goes on where it ended."""
@@ -69,4 +83,4 @@ class Distillation(Settings):
     @property
     def asks_experts(self) -> bool:
         """Whether they are matched, or choose the initial images."""
-        return self.iterations > 0 or self.initialisation not in ("random", "noise")
+        return self.iterations > 0 or self.initialisation not in ("random", "noise", "given")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from src.settings.base import Augmentation, Momentum, NonNegativeReal, Positive, PositiveReal, Settings
+from src.settings.base import Augmentation, Momentum, NonNegativeReal, Positive, PositiveReal, Settings, Sha256
 
 
 class Experts(Settings):
@@ -49,6 +49,10 @@ class Experts(Settings):
     """AST part 2: lambda, weight of the gradient penalty (AST 2, 0 switches it off)."""
     gradient_penalty_axes: Literal["channels", "image"] = "channels"
     """The norm's axes: per pixel over the channels (AST's code), or over the whole image (as in WGAN-GP)."""
+
+    imported: Sha256 | None = Field(default=None, exclude_if=lambda value: value is None)  # so that older records hold
+    """Digest of trajectories that other code trained and `import experts` brought: they are not trained here, and what the
+    other fields say of their training is what was told then. Null trains."""
 
     @property
     def last_epoch(self) -> int:

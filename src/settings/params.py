@@ -265,6 +265,9 @@ def _check_runs(named: Mapping[str, Mapping[str, Any]], distillations: Mapping[s
             if mine != theirs and {mine, theirs} <= set(named[section]):
                 text = f"is '{mine}', but its experts '{run.experts}' have '{theirs}': use the same"
                 problems.append((f"runs.{name}.{field}", text))
+        if settings is not None and (settings.initialisation == "given") != (settings.given is not None):
+            text = "'given' and the set that is given go together: set both, or none"
+            problems.append((f"runs.{name}.distill.initialisation", text))
         if settings is not None and run.experts is None and run.ipc != "all" and settings.asks_experts:
             text = "must name experts, which the run matches or has choose its images: null is for random images and noise"
             problems.append((f"runs.{name}.experts", text))

@@ -22,8 +22,9 @@ from src.store.store import Store
 from src.tracking import tracker as tracking
 
 NO_WHOLE = "a run of all real images (ipc: all) of the same data set and network, whose protocol scores the same epoch"
-NO_HARD = "students that learn hard labels from its images, as its own labels are soft"
+NO_HARD = "a run of the same images with hard labels, network and protocol, as its own labels are soft"
 NO_RANDOM = "a run of random real images, as many, with the same kind of labels, network and protocol"
+NO_SOFT_RANDOM = "random real images whose labels are soft by the same teacher, which the pipeline does not make"
 NO_OTHER = "a run that differs in its protocol's augmentation alone, one with and one without, and random images by both"
 
 
@@ -73,35 +74,45 @@ def standings(chosen: Sequence[Evaluated], pool: Sequence[Evaluated]) -> Standin
 
 def _of(own: Evaluated, pool: Sequence[Evaluated]) -> tuple[Found, tuple[str, ...], Lacks]:
     """A run's scores, the runs beside it, and what the scores take that are not there."""
-    full, random = _whole(own, pool), _random(own, pool)
-    found, lacks = _over_labels(own, full, random)
-    pairs = _augmentations(own, pool)
+    full, hard, random, pairs = _whole(own, pool), _hard(own, pool), _random(own, pool), _augmentations(own, pool)
+    found, lacks = _over_labels(own, full, hard, random)
     if pairs is None:
-        lacks["ARS"] = NO_OTHER
+        lacks["ARS"] = NO_SOFT_RANDOM if own.result.soft else NO_OTHER
     else:
-        augmented, plain = ((one.result.test, random.result.test) for one, random in pairs)
+        augmented, plain = ((one.result.test, other.result.test) for one, other in pairs)
         found["ARS"] = scores.augmentation_robust(augmented, plain)
-    others = (full, random, *(one for pair in pairs or () for one in pair))
+    others = (full if "HLR" in found else None, hard, random, *(one for pair in pairs or () for one in pair))
     return found, tuple(dict.fromkeys(one.run.name for one in others if one is not None and one is not own)), lacks
 
 
 def _over_labels(
-    own: Evaluated, full: Evaluated | None, random: Evaluated | None
+    own: Evaluated, full: Evaluated | None, hard: Evaluated | None, random: Evaluated | None
 ) -> tuple[dict[str, Estimate], dict[str, str]]:
-    """HLR, IOR and LRS, which a run with soft labels has as far as no hard ones are asked for."""
-    found, lacks, test = {}, {}, own.result.test
-    if own.result.soft or full is None:
-        lacks["HLR"] = lacks["LRS"] = NO_HARD if own.result.soft else NO_WHOLE
+    """HLR, IOR and LRS. `hard` is the run itself where its labels are."""
+    found: dict[str, Estimate] = {}
+    lacks: dict[str, str] = {}
+    test = own.result.test
+    if full is not None and hard is not None:
+        found["HLR"] = scores.hard_label_recovery(full.result.test, hard.result.test)
     else:
-        found["HLR"] = scores.hard_label_recovery(full.result.test, test)
-    if random is None:
-        lacks["IOR"] = NO_RANDOM
-        lacks.setdefault("LRS", NO_RANDOM)
-    else:
+        lacks["HLR"] = lacks["LRS"] = NO_HARD if hard is None else NO_WHOLE
+    if random is not None:
         found["IOR"] = scores.improvement_over_random(test, random.result.test)
-    if full is not None and random is not None and not own.result.soft:
-        found["LRS"] = scores.label_robust(full.result.test, test, random.result.test)
+    else:
+        lacks["IOR"] = NO_SOFT_RANDOM if own.result.soft else NO_RANDOM
+        lacks.setdefault("LRS", lacks["IOR"])
+    if full is not None and hard is not None and random is not None:
+        other = None if hard is own else hard.result.test
+        found["LRS"] = scores.label_robust(full.result.test, test, random.result.test, other)
     return found, lacks
+
+
+def _hard(own: Evaluated, pool: Sequence[Evaluated]) -> Evaluated | None:
+    """The run itself, or the same images with hard labels by the same protocol where its own labels are soft."""
+    if not own.result.soft:
+        return own
+    fits = (one for one in pool if one.result.pixels == own.result.pixels and one.run.evaluation == own.run.evaluation)
+    return _best(one for one in fits if one.is_like(own) and not one.result.soft)
 
 
 def _whole(own: Evaluated, pool: Sequence[Evaluated]) -> Evaluated | None:

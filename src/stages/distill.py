@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from src.ground.errors import ArtifactError
 from src.loops import initial, outer
 from src.loops.outer import Distilling, Loop
 from src.maths import networks
@@ -17,9 +18,9 @@ from src.settings.resolved import Run
 from src.stages import run_log, work
 from src.stages.records import experts_record, iterations_record, prepared, synthetic_record
 from src.store import checkpoints, cost, files
-from src.store.checkpoints import Checkpoint
+from src.store.checkpoints import Checkpoint, Work
 from src.store.cost import Cost
-from src.store.store import Store
+from src.store.store import Store, read_synthetic
 from src.store.values import Record, Snapshots, Statistics, SyntheticSet
 from src.tracking import tracker as tracking
 from src.tracking.tracker import Tracker
@@ -49,7 +50,7 @@ def _run(store: Store, run: Run, watch: Watch) -> None:
     if buffer is not None:
         store.check_trajectories(buffer.name, buffer.settings.count, experts_record(store, buffer))
     record = work.whole(synthetic_record(store, run), run.runtime, "distill", device)
-    images, labels = _initial_images(store, run, statistics, device)
+    images, labels = initial_images(store, run, statistics, device)
     outer.check_batch(run.distillation, len(labels), f"runs.{name}.distill.batch_syn")
 
     find = {"ast.fingerprint": tracking.fingerprint(vars(record))}
@@ -66,9 +67,12 @@ def _run(store: Store, run: Run, watch: Watch) -> None:
     progress.say(f"{name}: {len(labels)} synthetic images, syn_lr {ended.state.syn_lr.item():.4g}, in {spent.seconds:.0f} s")
 
 
-def _initial_images(store: Store, run: Run, statistics: Statistics, device: torch.device) -> tuple[Tensor, Tensor]:
+def initial_images(store: Store, run: Run, statistics: Statistics, device: torch.device) -> tuple[Tensor, Tensor]:
     """Images (S, C, H, W) and labels (S,) before the first iteration, on the device."""
     real, real_labels = store.load_inputs(run.dataset.name, "train")
+    found = _given(store, run)
+    if found is not None:
+        return store.load_space(run.dataset.name).normalise(found.pixels).to(device), found.labels.to(device)
     if run.ipc == "all":
         return real.to(device), real_labels.to(device)
 
@@ -81,9 +85,37 @@ def _initial_images(store: Store, run: Run, statistics: Statistics, device: torc
     return images.to(device), labels.to(device)
 
 
+def _given(store: Store, run: Run) -> SyntheticSet | None:
+    """The imported set, if the run has one. Raises ArtifactError where it is another one, or of other images."""
+    given = run.distillation.given
+    if given is None:
+        return None
+    path, remedy = store.imported_file(given.file), "bring it again with `python -m src.cli import synthetic`"
+    found, shape = read_synthetic(path, remedy), store.load_statistics(run.dataset.name).shape
+    if found.sha256() != given.sha256:
+        raise ArtifactError(f"{path} is not the set that runs.{run.name}.distill.given names: {remedy}")
+    if found.pixels.shape[1:] != (shape.channels, shape.size, shape.size) or int(found.classes.max()) >= shape.classes:
+        raise ArtifactError(f"{path} holds no images of {run.dataset.name}: {remedy}")
+    return found
+
+
 def _network(run: Run, statistics: Statistics, device: torch.device) -> FlatNetwork:
     """The run's network as a function; its own parameters are never used."""
     return FlatNetwork(networks.build(run.spec, statistics.shape, torch.Generator()).to(device))
+
+
+def loop_of(store: Store, run: Run, statistics: Statistics, images: Tensor, labels: Tensor) -> tuple[Loop, bool, str]:
+    """What every iteration takes, whether it is compiled, and what a user should know of that."""
+    network, buffer = _network(run, statistics, images.device), run.buffer
+    derivatives, compiled, note = outer.differentiate(run.distillation, run.runtime, network, images)
+    count, called = (0, "") if buffer is None else (buffer.settings.count, buffer.name)
+    read, space = functools.partial(store.read_snapshots, called), store.load_space(run.dataset.name)
+    return Loop(run.name, run.seed, run.distillation, count, read, network, derivatives, labels, space), compiled, note
+
+
+def work_of(run: Run, record: Record, compiled: bool) -> Work:
+    """The work by which a run goes on, also with more iterations; its record is whole."""
+    return work.of(run.runtime, "distill", run.name, iterations_record(record), run.spec, compiled)
 
 
 def _optimise(
@@ -97,18 +129,12 @@ def _optimise(
     watch: Watch,
 ) -> tuple[Distilling, Checkpoint]:
     """The outer loop; every iteration draws from its own generator."""
-    network = _network(run, statistics, images.device)
-    derivatives, compiled, note = outer.differentiate(run.distillation, run.runtime, network, images)
+    name, given = run.name, _given(store, run)
+    loop, compiled, note = loop_of(store, run, statistics, images, labels)
     if note:
-        progress.say(f"{run.name}: {note}")
-    name, space = run.name, store.load_space(run.dataset.name)
-    buffer = run.buffer
-    loop = Loop(
-        name, run.seed, run.distillation, 0 if buffer is None else buffer.settings.count,
-        functools.partial(store.read_snapshots, "" if buffer is None else buffer.name), network, derivatives, labels, space,
-    )  # fmt: skip
-    checkpoint = work.of(run.runtime, "distill", name, iterations_record(record), run.spec, compiled).checkpoint()
-    at = outer.resumed(loop, checkpoint.load()) or outer.first(loop, images)
+        progress.say(f"{name}: {note}")
+    checkpoint = work_of(run, record, compiled).checkpoint()
+    at = outer.resumed(loop, checkpoint.load()) or outer.first(loop, images, None if given is None else given.pixels)
     if at.iteration:
         progress.say(f"{name}: resumed at iteration {at.iteration} of {loop.distil.iterations}")
     return _iterate(loop, at, checkpoint, tracker, watch), checkpoint
@@ -119,7 +145,7 @@ def _iterate(loop: Loop, at: Distilling, checkpoint: Checkpoint, tracker: Tracke
     for row in at.rows:
         run_log.log_row(tracker, row)
     for iteration, pixels in at.snapshots.items():
-        run_log.log_images(tracker, pixels, loop.labels, iteration)
+        run_log.log_images(tracker, pixels, loop.classes, iteration)
     furthest, total = at.iteration, loop.distil.iterations
     with progress.progress(f"distill {loop.name}", total, furthest) as advance, checkpoint.kept() as keep:
         while at.iteration < total:
@@ -129,7 +155,7 @@ def _iterate(loop: Loop, at: Distilling, checkpoint: Checkpoint, tracker: Tracke
                 furthest, row = at.iteration, at.rows[-1]
                 run_log.log_row(tracker, row)
                 if furthest in at.snapshots:
-                    run_log.log_images(tracker, at.snapshots[furthest], loop.labels, furthest)
+                    run_log.log_images(tracker, at.snapshots[furthest], loop.classes, furthest)
                     watch(furthest, SyntheticSet(at.snapshots[furthest], loop.labels.cpu(), at.state.syn_lr.cpu()))
                 advance(f"matching loss {row['matching_loss']:.4f}, syn_lr {row['syn_lr']:.4f}")
     return at

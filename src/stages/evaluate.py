@@ -144,18 +144,11 @@ def predict_all(
     params.yaml, at which DVC runs every evaluation again, costs no training.
     """
     (called, spec), settings, asked = network, run.evaluation, run.runtime
-    forward = loops.forward_flops(spec, statistics.shape)
-    way = protocol.choose(asked, device, settings, len(synthetic.labels), forward, spec.keeps_statistics)
+    training = training_of(store, run, spec, synthetic, statistics, device, splits)
+    way = training.way
     if way.note:
         progress.say(f"{run.name}: {way.note}")
-    images = store.load_space(run.dataset.name).normalise(synthetic.pixels)
     record = work.whole(students_record(store, run, spec, synthetic), asked, "evaluate", device)
-    training = Training(
-        settings, spec, statistics.shape, run.seed, way,
-        images.numpy(), synthetic.labels.numpy(), synthetic.syn_lr.item(),
-        splits, "test" if settings.selects_on_test else None,
-        functools.partial(store.load_inputs, run.dataset.name),
-    )  # fmt: skip
     job = students.Job(training, work.of(asked, "evaluate", f"{place or run.name}@{called}", record, spec, way.compiled))
     groups = 1 if way.together else settings.students
     processes = workers.processes(asked, device, groups, way.flops)
@@ -163,6 +156,27 @@ def predict_all(
     found, elsewhere = students.train_all(job, groups, asked, processes, title)
     job.work.forget_others()
     return {split: torch.cat([torch.from_numpy(group[split]) for group in found]) for split in splits}, elsewhere
+
+
+def training_of(
+    store: Store,
+    run: Run,
+    spec: Network,
+    synthetic: SyntheticSet,
+    statistics: Statistics,
+    device: torch.device,
+    splits: tuple[str, ...] = SPLITS,
+) -> Training:
+    """What the training of every student of a network takes."""
+    settings, forward = run.evaluation, loops.forward_flops(spec, statistics.shape)
+    way = protocol.choose(run.runtime, device, settings, len(synthetic.labels), forward, spec.keeps_statistics)
+    images = store.load_space(run.dataset.name).normalise(synthetic.pixels)
+    return Training(
+        settings, spec, statistics.shape, run.seed, way,
+        images.numpy(), synthetic.labels.numpy(), synthetic.syn_lr.item(),
+        splits, "test" if settings.selects_on_test else None,
+        functools.partial(store.load_inputs, run.dataset.name),
+    )  # fmt: skip
 
 
 def _accuracies(store: Store, run: Run, predicted: Mapping[str, Predicted]) -> dict[str, Rows]:

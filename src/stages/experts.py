@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import statistics as numbers
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from src.ground import runtime
-from src.ground.errors import DivergenceError
+from src.ground.errors import ArtifactError, DivergenceError
 from src.loops import expert
 from src.loops.expert import Expert, Row, Training
 from src.process import progress, workers
@@ -19,7 +20,7 @@ from src.process.workers import Array
 from src.settings.resolved import Buffer
 from src.stages import run_log, work
 from src.stages.records import experts_record, prepared
-from src.store import checkpoints, cost, files, removed
+from src.store import checkpoints, cost, files, removed, tensors, values
 from src.store.checkpoints import Checkpoint, Stored, Work
 from src.store.cost import Cost
 from src.store.store import Store
@@ -56,7 +57,10 @@ def _run(store: Store, buffer: Buffer) -> None:
         tracker.params({"experts": settings.model_dump(), "network": buffer.spec.model_dump()})
         tracker.dataset(dataset, store.split_file(dataset, "train"), "training")
         with cost.measured(device) as spent:
-            rows, elsewhere = train_all(store, buffer, statistics, record, device)
+            if settings.imported is None:
+                rows, elsewhere = train_all(store, buffer, statistics, record, device)
+            else:
+                rows, elsewhere = imported(store, buffer, statistics, record, device), Cost()
         spent.add(elsewhere)
         files.write_csv(store.expert_curves_file(name), rows)
         _forget_others(store, name, settings.count)
@@ -64,6 +68,24 @@ def _run(store: Store, buffer: Buffer) -> None:
         run_log.log_experts(tracker, store, name, rows, spent)
     final = [row["val_accuracy"] for row in rows if row["epoch"] == settings.last_epoch]
     progress.say(f"{name}: {settings.count} experts, validation accuracy {numbers.mean(final):.1%}")
+
+
+def imported(store: Store, buffer: Buffer, statistics: Statistics, record: Record, device: torch.device) -> list[Row]:
+    """The curves' rows of trajectories that `import experts` brought. Raises ArtifactError where these are not there."""
+    name, settings = buffer.name, buffer.settings
+    remedy = f"they are imported, so bring them again with `python -m src.cli import experts`, or `dvc pull experts@{name}`"
+    tensors.check_record(store.trajectory_file(name, 0), replace(record, kind=values.trajectory_kind(0)), remedy)
+    training = Training(
+        settings, buffer.spec, statistics.shape, buffer.seed, False, False, *2 * [_arrays(store, buffer.dataset.name, "val")]
+    )
+    found, digest = [], hashlib.sha256()
+    for index in range(settings.count):
+        trajectory = store.read_snapshots(name, index, 0, settings.epochs + 1)
+        digest.update(expert.digest(trajectory).encode())
+        found += expert.curves_of(training, index, trajectory, device)
+    if digest.hexdigest() != settings.imported:
+        raise ArtifactError(f"the trajectories of {name} are not those that experts.{name}.imported names: {remedy}")
+    return found
 
 
 def say_what_is_needed(buffer: Buffer) -> None:
@@ -78,15 +100,12 @@ def train_all(
     store: Store, buffer: Buffer, statistics: Statistics, record: Record, device: torch.device
 ) -> tuple[list[dict[str, Any]], Cost]:
     """Train every expert; the curves' rows by expert and epoch, and the cost of other processes, earlier ones included."""
-    name, settings, spec, shape, asked = buffer.name, buffer.settings, buffer.spec, statistics.shape, buffer.runtime
-    train, val = (_arrays(store, buffer.dataset.name, split) for split in ("train", "val"))
-    flops = settings.count * expert.flops(settings, spec, shape, len(train[1]))
-    compiled, reason = runtime.compiles(asked, flops)
-    if reason:
-        progress.say(f"{name}: {reason}")
-    training = Training(settings, spec, shape, buffer.seed, asked.precision == "bfloat16", compiled, train, val)
-    job = Job(store, name, record, work.of(asked, "experts", name, record, spec, compiled), training)
-    processes = workers.processes(asked, device, settings.count, flops)
+    name, settings, asked = buffer.name, buffer.settings, buffer.runtime
+    training, note = training_of(store, buffer, statistics)
+    if note:
+        progress.say(f"{name}: {note}")
+    job = Job(store, name, record, work.of(asked, "experts", name, record, buffer.spec, training.compiled), training)
+    processes = workers.processes(asked, device, settings.count, _flops(buffer, statistics))
     units, earlier = settings.count * settings.last_epoch, [job.work.checkpoint(i).facts() for i in range(settings.count)]
     before = sum(len(facts["rows"]) for facts in earlier if facts)
     if any(earlier):
@@ -95,6 +114,20 @@ def train_all(
     seconds = job.work.seconds_spent(settings.count) / processes
     found, peak = workers.each(train_one, settings.count, asked, processes, f"experts {name}", units, before)
     return [row for rows in found for row in rows], Cost(seconds, peak)
+
+
+def training_of(store: Store, buffer: Buffer, statistics: Statistics) -> tuple[Training, str]:
+    """What the training of every expert takes, and what a user should know of it."""
+    asked, arrays = buffer.runtime, (_arrays(store, buffer.dataset.name, split) for split in ("train", "val"))
+    compiled, note = runtime.compiles(asked, _flops(buffer, statistics))
+    bfloat16 = asked.precision == "bfloat16"
+    return Training(buffer.settings, buffer.spec, statistics.shape, buffer.seed, bfloat16, compiled, *arrays), note
+
+
+def _flops(buffer: Buffer, statistics: Statistics) -> float:
+    """Floating-point operations of all experts."""
+    images = sum(statistics.counts["train"].values())
+    return buffer.settings.count * expert.flops(buffer.settings, buffer.spec, statistics.shape, images)
 
 
 def _arrays(store: Store, dataset: str, split: str) -> tuple[Array, Array]:

@@ -25,8 +25,8 @@ def result_of(store: Store, run: Run) -> Result:
     """One run's row, by itself; raises ArtifactError where it is not made."""
     name, dataset, distil = run.name, run.dataset.name, run.distillation
     metrics, students = _scores(store, name)
-    labels = store.load_synthetic(name).labels
-    images = len(labels)
+    synthetic = store.load_synthetic(name)
+    images = len(synthetic.labels)
     return Result(
         run=name,
         dataset=dataset,
@@ -41,7 +41,8 @@ def result_of(store: Store, run: Run) -> Result:
         test=Accuracy(metrics["test_accuracy_mean"], metrics["test_accuracy_std"]),
         students=students,
         selected=run.evaluation.selects_on_test,
-        soft=labels.is_floating_point(),
+        soft=synthetic.labels.is_floating_point(),
+        pixels="" if run.ipc == "all" else files.checksum({}, {"pixels": synthetic.pixels}),
     )
 
 
@@ -105,7 +106,10 @@ def _coloured(results: Sequence[Result]) -> list[Result]:
 def _group(members: Sequence[Result], results: Sequence[Result]) -> Group:
     first = members[0]
     # random images are what everybody knows; another initialisation stands in where there are none
-    real = sorted((r for r in members if not r.distilled and not r.whole), key=lambda r: r.initialisation != "random")
+    real = sorted(
+        (r for r in members if not (r.distilled or r.whole or r.initialisation == "given")),
+        key=lambda r: r.initialisation != "random",
+    )
     baseline = real[0] if real else None
     if baseline is not None:
         rest = [r for r in members if r is not baseline]

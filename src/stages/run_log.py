@@ -6,6 +6,7 @@ cache and never passed through this store. Points that are there already are not
 
 from __future__ import annotations
 
+import math
 import statistics
 from typing import Any
 
@@ -78,6 +79,11 @@ def _log_figure(tracker: Tracker, rows: list[dict[str, str]]) -> None:
     tracker.curve("figures/matching_loss.png", iterations, lines, ("iteration", "matching loss"))
 
 
+def _known(figures: dict[str, float]) -> dict[str, float]:
+    """Those that are numbers: of imported experts some are not known."""
+    return {key: value for key, value in figures.items() if math.isfinite(value)}
+
+
 def log_experts(tracker: Tracker, store: Store, name: str, rows: list[dict[str, Any]], spent: cost.Cost) -> None:
     """Curves of every expert and of their mean, the smoothness figure, the buffer's digest, cost."""
     epochs = sorted({row["epoch"] for row in rows})
@@ -85,9 +91,10 @@ def log_experts(tracker: Tracker, store: Store, name: str, rows: list[dict[str, 
         key: [statistics.mean(row[key] for row in rows if row["epoch"] == epoch) for epoch in epochs] for key in EXPERT_CURVES
     }
     for position, epoch in enumerate(epochs):
-        tracker.metrics({key: values[position] for key, values in means.items()}, epoch)
+        tracker.metrics(_known({key: values[position] for key, values in means.items()}), epoch)
     for row in rows:
-        tracker.metrics({f"{key}/expert-{row['expert']:03d}": row[key] for key in EXPERT_CURVES}, row["epoch"])
+        figures = {f"{key}/expert-{row['expert']:03d}": row[key] for key in EXPERT_CURVES}
+        tracker.metrics(_known(figures), row["epoch"])
     lines = {"mean": means["parameter_step"]}
     tracker.curve("figures/smoothness.png", epochs, lines, ("epoch", "squared parameter step"), log=True)
     tracker.file(store.expert_curves_file(name))

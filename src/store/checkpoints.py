@@ -206,6 +206,16 @@ def _about(file: Any, path: Path) -> dict[str, Any]:
     return found
 
 
+def stored(path: Path) -> Stored | None:
+    """What a checkpoint's file holds, whoever's it is; None where there is none, or it is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = _about(file, path)
+            return {name: file.get_tensor(name) for name in file.keys()}, about["facts"]  # noqa: SIM118, not a dict
+    except DAMAGE:
+        return None
+
+
 def found() -> list[Path]:
     """Every file of partial work, half-written ones included."""
     return sorted(path for path in folder().rglob("*") if path.is_file())

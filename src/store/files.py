@@ -99,8 +99,13 @@ def _fill(file: Path, text: str) -> None:
     file.write_text(text, encoding="utf-8", newline="\n")
 
 
+def json_text(value: Any) -> str:
+    """As `write_json` writes it."""
+    return json.dumps(value, indent=2, sort_keys=True) + "\n"
+
+
 def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+    write_text(path, json_text(value))
 
 
 def read_json(path: Path, remedy: str) -> Any:
@@ -177,6 +182,11 @@ def unsealed(value: Mapping[str, Any]) -> dict[str, Any]:
     if rest.pop(CHECKSUM, None) != checksum(rest):
         raise ValueError("its checksum does not fit")
     return rest
+
+
+def text_digest(text: str) -> str:
+    """What `digest` gives for a file of this text."""
+    return hashlib.md5(text.encode()).hexdigest()
 
 
 def digest(path: Path) -> str:

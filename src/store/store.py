@@ -52,6 +52,10 @@ class Store:
         """A place as records name it, wherever the store lies."""
         return f"data/{path.relative_to(self.data).as_posix()}"
 
+    def imported_file(self, name: str) -> Path:
+        """A synthetic set that other code made; in git, as released ones are."""
+        return self.data / "imported" / f"{name}.safetensors"
+
     @property
     def no_experts(self) -> Path:
         """What DVC takes for the experts of a run without any, as it puts None for null. In git: a dependency must be there."""
