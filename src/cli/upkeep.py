@@ -1,4 +1,4 @@
-"""What is done with artifacts: exported, verified, cleaned."""
+"""What is done with artifacts: exported, shown, verified, cleaned."""
 
 from __future__ import annotations
 
@@ -37,6 +37,32 @@ def export(
     if form is None:
         return exporting.run(Store(), runs[0], to, half)
     return exporting.run_as(Store(), runs, to, form, half)
+
+
+@app.command()
+def gallery(
+    to: Annotated[Path, typer.Option(dir_okay=False, help="File to write: FILE.html, FILE.webp or FILE.gif.")],
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(help="Runs of the section `runs`; all distilled ones where left out.", show_default=False),
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, max=600, help="From the first iteration to the last.")] = 6.0,
+    scale: Annotated[
+        int | None,
+        typer.Option(min=1, max=512, help="Pixels of the picture for a pixel of the images; as many as show them well."),
+    ] = None,
+) -> None:
+    """Show images of runs evolving over iterations, in a page or an animation."""
+    from src.settings.params import load
+
+    params = load()
+    for name in runs or ():
+        params.run(name)
+    from src.settings import resolved
+    from src.stages import gallery as showing
+    from src.store.store import Store
+
+    showing.run(Store(), resolved.pipeline(params), runs or (), to, seconds, scale)
 
 
 @app.command()

@@ -1,20 +1,23 @@
-"""What the report says, and its two forms: one HTML page that needs nothing else, and a Markdown table."""
+"""What the report says, and its form as one HTML page that needs nothing else."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
 
 from src.ground.durations import duration
+from src.maths.scores_beyond import Estimate
+from src.pages import standings
 from src.pages.charts import Chart, Scale
 from src.pages.sheets import Sheet
+from src.pages.standings import Standings
 from src.settings.resolved import Run
 from src.store.cost import Cost
 
-TEMPLATE = "report.html.j2"
+TEMPLATE, STYLE = "report.html.j2", "style.css.j2"
 PARTS = (
     ("Clipping loss", "experts"),
     ("Gradient penalty", "experts"),
@@ -25,6 +28,7 @@ PARTS = (
 )  # of AST, numbered from 1, and what each acts on
 MARK = "†"  # of test accuracies that were chosen on the test split
 SELECTED = "each student's best epoch on the test split: chosen on it, so higher than an honest choice, for comparison only"
+Accuracy = Estimate  # of students
 # images that are not distilled, by their initialisation
 REAL = {
     "random": "random real images",
@@ -35,14 +39,6 @@ REAL = {
     "k_center": "real images by k-center",
     "given": "imported images",
 }
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """Mean and standard deviation over students, as fractions."""
-
-    mean: float
-    std: float
 
 
 @dataclass(frozen=True)
@@ -62,6 +58,8 @@ class Result:
     test: Accuracy
     students: tuple[float, ...]  # test accuracy of each
     selected: bool  # whether these are of the best epoch on the test split
+    soft: bool = False  # whether its labels are probabilities
+    pixels: str = ""  # digest of its images, equal for the same ones with other labels
     colour: int | None = None  # None where not distilled
     gain: float | None = None  # mean test accuracy above the baseline's; None without one
 
@@ -175,6 +173,7 @@ class Page:
     groups: tuple[Group, ...]
     panels: tuple[Panel, ...]
     matrix: Matrix | None
+    standings: Standings
     galleries: tuple[Gallery, ...]
     films: tuple[Film, ...]
     matching: tuple[Curves, ...]
@@ -199,6 +198,11 @@ class Page:
 
 def html(page: Page) -> str:
     """The page as one HTML document."""
+    return filled(TEMPLATE, page=page, parts=PARTS, mark=MARK, selected=SELECTED, unit=standings.unit)
+
+
+def filled(template: str, **values: object) -> str:
+    """A template of this folder with these values, in the style of all pages."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         undefined=jinja2.StrictUndefined,
@@ -208,56 +212,7 @@ def html(page: Page) -> str:
         keep_trailing_newline=True,
     )
     environment.filters.update(percent=percent, share=share, points=points, duration=duration, per_class=per_class)
-    return environment.get_template(TEMPLATE).render(page=page, parts=PARTS, mark=MARK, selected=SELECTED)
-
-
-def markdown(title: str, results: Sequence[Result], matrix: Matrix | None) -> str:
-    """A heading and the tables of results, aligned for a terminal. No costs: all of it is reproducible."""
-    header = ("run", "data set", "images per class", "images", "method", "AST parts", "validation, %", "test, %", "gain")
-    lines = table(header, [_cells(result) for result in results], left=(0, 1, 4, 5))
-    parts = ", ".join(f"{number} {name.lower()}" for number, (name, _) in enumerate(PARTS, start=1))
-    notes = (
-        "Accuracy of fresh students trained on a run's images alone: mean ± standard deviation over the students.\n"
-        "Gain: points of test accuracy above real images, not distilled, of the same number.\n"
-        f"AST parts: {parts}.\n"
-    )
-    if any(result.selected for result in results):
-        notes += f"{MARK} {SELECTED}.\n"
-    others = "" if matrix is None else f"\n{_markdown_matrix(matrix)}"
-    return f"# {title}\n\n{lines}\n\n{notes}{others}\nMade by `python -m src.cli report`.\n"
-
-
-def _markdown_matrix(matrix: Matrix) -> str:
-    rows = [
-        (result.run, *("-" if accuracy is None else score(accuracy) + result.mark for accuracy in accuracies))
-        for result, accuracies in matrix.rows
-    ]
-    return f"Test accuracy, %, of students of other networks:\n\n{table(('run', *matrix.networks), rows, left=(0,))}\n"
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int]) -> str:
-    """A Markdown table; columns are aligned to the right but for those in `left`."""
-    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
-    rule = ["-" * width if column in left else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
-    lines = []
-    for row in (header, rule, *rows):
-        cells = [cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _cells(result: Result) -> tuple[str, ...]:
-    return (
-        result.run,
-        result.dataset,
-        str(result.ipc),
-        str(result.images),
-        result.label,
-        " ".join(map(str, result.parts)) or "-",
-        score(result.val),
-        score(result.test) + result.mark,
-        "-" if result.gain is None else f"{result.gain * 100:+.1f}",
-    )
+    return environment.get_template(template).render(style=STYLE, **values)
 
 
 def score(accuracy: Accuracy) -> str:

@@ -32,7 +32,7 @@ def sheets(pixels: Tensor, labels: Tensor, classes: Sequence[str], rows: int = M
     for first in range(0, len(classes), COLUMNS):
         columns = by_class[first : first + COLUMNS]
         height = max(1, *map(len, columns))
-        found.append(Sheet(_uri(columns, height), tuple(classes[first : first + COLUMNS]), height))
+        found.append(Sheet(_uri(_canvas(columns, height)), tuple(classes[first : first + COLUMNS]), height))
     return tuple(found)
 
 
@@ -41,8 +41,13 @@ def out_of_range(pixels: Tensor) -> float:
     return ((pixels < -HALF_LEVEL) | (pixels > 1 + HALF_LEVEL)).double().mean().item()
 
 
-def _uri(columns: Sequence[Tensor], rows: int) -> str:
-    """PNG in a data URI; a transparent pixel parts the images, and missing ones are transparent."""
+def roll(moments: Sequence[Sequence[Tensor]], rows: int) -> str:
+    """All moments in one picture, one below the other: columns of images each. A transparent pixel lies around each."""
+    return _uri(torch.cat([torch.nn.functional.pad(_canvas(columns, rows), (0, 0, 1, 1)) for columns in moments], dim=1))
+
+
+def _canvas(columns: Sequence[Tensor], rows: int) -> Tensor:
+    """Red, green, blue and opacity (4, H, W); a transparent pixel parts the images, and missing ones are transparent."""
     height, width = columns[0].shape[-2:]
     canvas = torch.zeros(4, rows * (height + 1) - 1, len(columns) * (width + 1) - 1)
     for x, column in enumerate(columns):
@@ -50,6 +55,11 @@ def _uri(columns: Sequence[Tensor], rows: int) -> str:
             place = canvas[:, y * (height + 1) :, x * (width + 1) :][:, :height, :width]
             place[:3] = image.clamp(0, 1)  # grey becomes three equal channels
             place[3] = 1
+    return canvas
+
+
+def _uri(canvas: Tensor) -> str:
+    """PNG in a data URI."""
     levels = (canvas * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous()  # (H, W, 4)
     file = io.BytesIO()
     Image.fromarray(levels.numpy()).save(file, format="png", optimize=True)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import statistics as numbers
 from collections.abc import Mapping, Sequence
 
-from src.pages import charts, page
+from src.pages import charts, markdown, page, standings
 from src.pages.charts import Chart, Series
 from src.pages.page import Curves, Film, Gallery, Group, Page, Panel, Pictures, Result, Spent
 from src.pages.sheets import out_of_range, sheets
 from src.pages.tables import Table
 from src.process import progress
 from src.settings.resolved import Buffer, Pipeline, Run
-from src.stages import results
+from src.stages import beyond, results
+from src.stages.beyond import Evaluated
 from src.stages.records import experts_record, prepared, synthetic_settings
 from src.store import cost, files, removed, tensors, values
 from src.store.store import Store, remake
@@ -29,9 +30,10 @@ def run(store: Store, pipeline: Pipeline) -> None:
         check(store, one)
     content = page_of(store, pipeline.runs, pipeline.networks, pipeline.title)
     files.write_text(store.report_file("html"), page.html(content))
-    files.write_text(store.report_file("md"), page.markdown(pipeline.title, content.results, content.matrix))
-    _show(pipeline.title, content.results)
+    files.write_text(store.report_file("md"), markdown.text(pipeline.title, content.results, content.matrix, content.standings))
+    _show(pipeline.title, content)
     progress.say(f"page: {store.report_file('html')}")
+    beyond.track(store, pipeline.runs, content.standings)
     removed.set_aside(store, pipeline)
 
 
@@ -46,9 +48,12 @@ def check(store: Store, run: Run) -> None:
         store.check_trajectories(buffer.name, buffer.settings.count, experts_record(store, buffer))
 
 
-def page_of(store: Store, runs: Mapping[str, Run], networks: Sequence[str], title: str) -> Page:
-    """The page about these runs, which are checked; networks in this order."""
+def page_of(
+    store: Store, runs: Mapping[str, Run], networks: Sequence[str], title: str, pool: Sequence[Evaluated] | None = None
+) -> Page:
+    """The page about these runs, which are checked; networks in this order. Scores set them beside the pool, or each other."""
     groups = results.groups(store, runs)
+    evaluated = [Evaluated(runs[result.run], result) for group in groups for result in group.results]
     galleries = tuple(Gallery(group, tuple(_pictures(store, result) for result in group.results)) for group in groups)
     used = list({run.buffer.name: run.buffer for run in runs.values() if run.buffer is not None}.values())
     matched = [group for group in groups if group.distilled]
@@ -57,7 +62,8 @@ def page_of(store: Store, runs: Mapping[str, Run], networks: Sequence[str], titl
         runs=runs,
         groups=groups,
         panels=_panels(groups),
-        matrix=results.matrix(store, runs, networks, [result for group in groups for result in group.results]),
+        matrix=results.matrix(store, runs, networks, [one.result for one in evaluated]),
+        standings=beyond.standings(evaluated, evaluated if pool is None else pool),
         galleries=galleries,
         films=tuple(_film(store, result) for group in matched for result in group.distilled),
         matching=tuple(_matching(store, group) for group in matched),
@@ -173,11 +179,11 @@ def _run_spent(store: Store, run: Run) -> Spent:
     return Spent(run.name, detail, tuple(cost.lookup(path) for path in made))
 
 
-def _show(title: str, found: Sequence[Result]) -> None:
+def _show(title: str, content: Page) -> None:
     table = Table("run", title=title)
     for column in ("images", "validation, %", "test, %", "gain"):
         table.add_column(column, justify="right")
-    for r in found:
+    for r in content.results:
         table.add_row(
             r.run,
             f"{r.images:,}",
@@ -186,3 +192,15 @@ def _show(title: str, found: Sequence[Result]) -> None:
             "" if r.gain is None else page.points(r.gain),
         )
     progress.console.print(table)
+    if content.standings.columns:
+        progress.console.print(_scores(content))
+
+
+def _scores(content: Page) -> Table:
+    (heading, *columns, _), rows = standings.table(content.standings, {result.run: result.mark for result in content.results})
+    table = Table(heading)
+    for column in columns:
+        table.add_column(column, justify="right")
+    for *cells, _ in rows:
+        table.add_row(*cells)
+    return table

@@ -16,15 +16,17 @@ METRICS = ("val_accuracy_mean", "val_accuracy_std", "test_accuracy_mean", "test_
 
 def groups(store: Store, runs: Mapping[str, Run]) -> tuple[Group, ...]:
     """All these runs, grouped by data set and images per class; raises ArtifactError where one is not made."""
-    results = _coloured([_result(store, run) for run in runs.values()])
+    results = _coloured([result_of(store, run) for run in runs.values()])
     keys = dict.fromkeys((result.dataset, result.ipc) for result in results)
     return tuple(_group([r for r in results if (r.dataset, r.ipc) == key], results) for key in keys)
 
 
-def _result(store: Store, run: Run) -> Result:
+def result_of(store: Store, run: Run) -> Result:
+    """One run's row, by itself; raises ArtifactError where it is not made."""
     name, dataset, distil = run.name, run.dataset.name, run.distillation
     metrics, students = _scores(store, name)
-    images = len(store.load_synthetic(name).labels)
+    synthetic = store.load_synthetic(name)
+    images = len(synthetic.labels)
     return Result(
         run=name,
         dataset=dataset,
@@ -39,6 +41,8 @@ def _result(store: Store, run: Run) -> Result:
         test=Accuracy(metrics["test_accuracy_mean"], metrics["test_accuracy_std"]),
         students=students,
         selected=run.evaluation.selects_on_test,
+        soft=synthetic.labels.is_floating_point(),
+        pixels="" if run.ipc == "all" else files.checksum({}, {"pixels": synthetic.pixels}),
     )
 
 

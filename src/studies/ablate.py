@@ -22,7 +22,7 @@ from src.ground import runtime
 from src.ground.errors import UserError
 from src.ground.seeding import seed_of
 from src.maths import scores, significance
-from src.pages import page
+from src.pages import markdown, page
 from src.pages.page import PARTS, Accuracy
 from src.pages.tables import Table
 from src.process import progress
@@ -290,8 +290,8 @@ def _experts_rows(found: Sequence[Outcome]) -> Iterator[tuple[str, ...]]:
 def _write(base: str, found: Sequence[Outcome], seeds: int) -> tuple[Path, ...]:
     folder = runtime.workspace() / "data" / "ablate"
     files.write_json(folder / f"{base}.json", {"run": base, "variants": [asdict(one) for one in found]})
-    text = page.table(HEADER, list(_rows(found)), left=(0, 1, 6))
-    experts = page.table(EXPERTS_HEADER, list(_experts_rows(found)), left=(0,))
+    text = markdown.table(HEADER, list(_rows(found)), left=(0, 1, 6))
+    experts = markdown.table(EXPERTS_HEADER, list(_experts_rows(found)), left=(0,))
     about = (
         f"Mean and standard deviation over {seeds} seeds, each with experts, draws and students of its own; points and p\n"
         "(Welch's t-test over the seeds) of validation accuracy. MTT is the run with all six parts off, all else kept."
@@ -302,7 +302,7 @@ def _write(base: str, found: Sequence[Outcome], seeds: int) -> tuple[Path, ...]:
         f"after the last of them. {base}.png shows what was distilled from them."
     )
     points = _points(found)
-    correlations = page.table(CORRELATIONS_HEADER, list(usefulness.correlations(points)), left=(0, 1))
+    correlations = markdown.table(CORRELATIONS_HEADER, list(usefulness.correlations(points)), left=(0, 1))
     drawn = usefulness.figure(points)
     files.write_atomically(folder / f"{base}.png", lambda path: drawn.savefig(path, format="png", dpi=110))
     plt.close(drawn)

@@ -13,12 +13,14 @@ from rich.console import Console
 from src.ground.durations import duration
 from src.ground.errors import UserError
 from src.maths import scores, significance
-from src.pages import page
+from src.maths.scores_beyond import Estimate
+from src.pages import page, standings
 from src.pages.page import Accuracy, Contrast
 from src.pages.tables import Table
 from src.process import progress
 from src.settings.resolved import Pipeline, Run
-from src.stages import report
+from src.stages import beyond, report
+from src.stages.beyond import Evaluated
 from src.store import cost, files
 from src.store.cost import Cost
 from src.store.store import Store, remake
@@ -37,6 +39,7 @@ class Compared:
     settings: Mapping[str, str]
     accuracies: Mapping[str, tuple[float, ...]]
     costs: Mapping[str, Cost | None]
+    beyond: Mapping[str, Estimate]  # scores beside other runs of the pipeline
 
 
 def run(store: Store, pipeline: Pipeline, names: Sequence[str], html: Path | None) -> None:
@@ -44,7 +47,8 @@ def run(store: Store, pipeline: Pipeline, names: Sequence[str], html: Path | Non
     if len(names) < 2 or len(set(names)) < len(names):
         raise UserError(f"compare takes two different runs or more, and got {', '.join(names)}: name each once")
     chosen = {name: pipeline.runs[name] for name in names}
-    found = [_compared(store, one) for one in chosen.values()]
+    pool = beyond.available(store, pipeline.runs)
+    found = [_compared(store, one, pool) for one in chosen.values()]
     if len({one.dataset for one in found}) > 1:
         sets = ", ".join(f"{one.name} on {one.dataset}" for one in found)
         raise UserError(f"runs on different data sets can't be compared ({sets}): name runs on one")
@@ -54,12 +58,12 @@ def run(store: Store, pipeline: Pipeline, names: Sequence[str], html: Path | Non
         console.print(line, soft_wrap=True)
     if html is not None:
         contrast = Contrast(tuple(names), tuple(rows(found)), tuple(verdicts(found)))
-        content = replace(report.page_of(store, chosen, pipeline.networks, " against ".join(names)), contrast=contrast)
+        content = replace(report.page_of(store, chosen, pipeline.networks, " against ".join(names), pool), contrast=contrast)
         files.write_text(html, page.html(content))
         progress.say(f"page: {html}")
 
 
-def _compared(store: Store, run: Run) -> Compared:
+def _compared(store: Store, run: Run, pool: Sequence[Evaluated]) -> Compared:
     """Raises ArtifactError where the run is not evaluated, or was made with other settings than params.yaml has."""
     name, buffer = run.name, run.buffer
     report.check(store, run)
@@ -70,7 +74,8 @@ def _compared(store: Store, run: Run) -> Compared:
     if buffer is not None:
         made["experts"] = store.trajectories_folder(buffer.name)
     costs = {stage: cost.lookup(made[stage]) if stage in made else None for stage in WORK}
-    return Compared(name, run.dataset.name, settings(run), accuracies, costs)
+    own = beyond.standings([one for one in pool if one.run.name == name], pool).rows.get(name)
+    return Compared(name, run.dataset.name, settings(run), accuracies, costs, own.scores if own else {})
 
 
 def settings(run: Run) -> dict[str, str]:
@@ -92,10 +97,11 @@ def _text(value: Any) -> str:
 
 
 def rows(found: Sequence[Compared]) -> Iterator[tuple[str, ...]]:
-    """Accuracies and cost of all runs, and of the parameters those that differ; the first cell says what a row holds."""
+    """Accuracies, scores and cost of all runs, and of the parameters those that differ; the first cell says what a row is."""
     for split, words in SPLITS.items():
         accuracies = (Accuracy(*scores.mean_and_std(one.accuracies[split])) for one in found)
         yield (f"{words}, %", *(page.score(accuracy) for accuracy in accuracies))
+    yield from _beyond(found)
     for stage in WORK:
         spent = [one.costs[stage] for one in found]
         yield (f"{stage}, time", *("-" if one is None else duration(one.seconds) for one in spent))
@@ -106,11 +112,20 @@ def rows(found: Sequence[Compared]) -> Iterator[tuple[str, ...]]:
             yield (key, *values)
 
 
+def _beyond(found: Sequence[Compared]) -> Iterator[tuple[str, ...]]:
+    """Scores beyond accuracy that a run has."""
+    for name in standings.SAYS:
+        scored = [one.beyond.get(name) for one in found]
+        if any(score is not None for score in scored):
+            yield (standings.unit(name), *("-" if score is None else standings.figure(name, score) for score in scored))
+
+
 def table(found: Sequence[Compared]) -> Table:
     """The rows, a column a run."""
     shown = Table("", *(one.name for one in found))
+    scored = len(SPLITS) + len(list(_beyond(found)))
     for number, row in enumerate(rows(found), start=1):
-        shown.add_row(*row, end_section=number in (len(SPLITS), len(SPLITS) + 2 * len(WORK)))
+        shown.add_row(*row, end_section=number in (scored, scored + 2 * len(WORK)))
     return shown
 
 

@@ -96,6 +96,7 @@ class Tracker:
 
     opening: Opening
     strict: bool = False
+    gone: bool = False  # whether the store has failed, so that the rest waits
     _row: Row | None = None
     _journal: Journal | None = None
     _problem: TrackingError | None = None  # of strict tracking
@@ -113,6 +114,11 @@ class Tracker:
         new = {name: value for name, value in values.items() if np.isfinite(value) and step > self._logged.get(name, -1)}
         self._logged |= dict.fromkeys(new, step)
         self._queue(new, step)
+
+    def figures(self, values: Mapping[str, float]) -> None:
+        """Log figures that other runs may change: a point more of each that is another than the last one."""
+        finite = {name: float(value) for name, value in values.items() if np.isfinite(value)}
+        self._put({"do": "figures", "values": finite, "moment": _now()})
 
     def _queue(self, values: Mapping[str, float], step: int) -> None:
         with self._lock:
@@ -222,6 +228,7 @@ class Tracker:
         if row is not None and mlflow_row.refused(error):
             self._row = row
             return say(f"Warning: MLflow at {store} refused a part of {self.opening.name}: {first(error)}")
+        self.gone = True
         say(f"Warning: {trouble}; this stage goes on, and what it tracks from here on waits for `python -m src.cli track-sync`")
         return self._wait()
 
@@ -280,12 +287,12 @@ class Tracker:
 
 @contextmanager
 def track(
-    experiment: str, name: str, kind: str, find: Mapping[str, str], add: Mapping[str, str] | None = None
+    experiment: str, name: str, kind: str, find: Mapping[str, str], add: Mapping[str, str] | None = None, sampled: bool = True
 ) -> Iterator[Tracker]:
     """An MLflow run around the block, of this name and kind.
 
     It is the newest one that has the tags `find`, and has the tags `add` or does not have them yet; or a new one. Inside
-    `joined` it is the one that is open already, and stays open.
+    `joined` it is the one that is open already, and stays open. A stage that is no work of the run's own is not `sampled`.
     """
     if (tracker := _open.get()) is not None:
         yield tracker
@@ -294,7 +301,7 @@ def track(
     tracker._begin()
     status = "FAILED"
     try:
-        with system_metrics.sampled(tracker.sample) if kind in SAMPLED else nullcontext():
+        with system_metrics.sampled(tracker.sample) if sampled and kind in SAMPLED else nullcontext():
             yield tracker
         status = "FINISHED"
     except (KeyboardInterrupt, InterruptedWorkError):

@@ -1,0 +1,52 @@
+"""gallery: images of runs evolving over iterations, as one page or one animation. It makes no artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from src.ground.errors import UserError
+from src.pages import animation, gallery
+from src.pages.animation import FORMATS, Moments
+from src.process import progress
+from src.settings.resolved import Pipeline, Run
+from src.stages.records import synthetic_settings
+from src.store import files, tensors, values
+from src.store.store import Store, remake
+
+PAGE = ".html"
+
+
+def run(store: Store, pipeline: Pipeline, names: Sequence[str], to: Path, seconds: float, scale: int | None) -> None:
+    """Write what the suffix of `to` says, of these runs, or of all distilled ones."""
+    kind = to.suffix.lower()
+    if kind not in (PAGE, *FORMATS):
+        raise UserError(f"{to} ends in none of {', '.join((PAGE, *FORMATS))}: name a page or an animation by its suffix")
+    shown = [moments(store, pipeline.runs[name]) for name in _chosen(pipeline, names)]
+    if kind == PAGE:
+        files.write_text(to, gallery.html(shown, pipeline.title, seconds, scale))
+        progress.say(f"page of {len(shown)} run{'s' if len(shown) > 1 else ''}: {to}")
+    else:
+        frames = animation.write(to, shown, seconds, scale)
+        progress.say(f"animation of {frames} frame{'s' if frames > 1 else ''}: {to}")
+
+
+def _chosen(pipeline: Pipeline, names: Sequence[str]) -> Sequence[str]:
+    if len(set(names)) < len(names):
+        raise UserError(f"a run is named twice in {', '.join(names)}: name each once")
+    found = names or [name for name, one in pipeline.runs.items() if one.distillation.iterations]
+    if not found:
+        raise UserError("no run of params.yaml is distilled, so that no images evolve: name runs whose images are to be shown")
+    return found
+
+
+def moments(store: Store, run: Run) -> Moments:
+    """A run's images over its iterations; raises ArtifactError where they are missing, or made with other settings."""
+    name, remedy = run.name, remake("distill", run.name)
+    classes = store.load_statistics(run.dataset.name).classes
+    for path, kind in ((store.synthetic_file(name), values.SYNTHETIC), (store.snapshots_file(name), values.SNAPSHOTS)):
+        tensors.check_record(path, synthetic_settings(run, kind), remedy)
+    synthetic, snapshots = store.load_synthetic(name), store.load_snapshots(name)
+    if len(snapshots.iterations):
+        return Moments(name, classes, synthetic.classes, tuple(snapshots.iterations.tolist()), snapshots.pixels)
+    return Moments(name, classes, synthetic.classes, (0,), synthetic.pixels[None])
