@@ -14,12 +14,12 @@ from src.maths import scores_beyond as scores
 from src.maths.scores_beyond import Estimate
 from src.pages.page import Result
 from src.pages.standings import Standing, Standings
+from src.process.progress import say
 from src.settings.resolved import Run
 from src.stages import results
 from src.stages.records import synthetic_settings
 from src.store import files, tensors
 from src.store.store import Store
-from src.tracking import tracker as tracking
 
 NO_WHOLE = "a run of all real images (ipc: all) of the same data set and network, whose protocol scores the same epoch"
 NO_HARD = "a run of the same images with hard labels, network and protocol, as its own labels are soft"
@@ -168,8 +168,13 @@ def _sentences(lacks: Mapping[str, Lacks]) -> Iterator[str]:
 def track(store: Store, runs: Mapping[str, Run], found: Standings) -> None:
     """Put the scores into the runs' MLflow rows, found as `evaluate` finds them; a row that is not there yet is begun.
 
-    Where the store fails no other run is tried: the next report has the same scores.
+    Where the store fails no other run is tried: the next report has the same scores. Nothing is told where the packages for it
+    are not installed, as a page takes none of them.
     """
+    try:
+        from src.tracking import tracker as tracking
+    except ModuleNotFoundError as error:
+        return say(f"The scores are not in MLflow, as the package {error.name} is not installed")
     for name, standing in found.rows.items():
         run, find = runs[name], {"ast.synthetic": files.digest(store.synthetic_file(name))}
         with tracking.track(run.dataset.name, name, "run", find, sampled=False) as tracker:
@@ -177,4 +182,5 @@ def track(store: Store, runs: Mapping[str, Run], found: Standings) -> None:
             figures = {f"scores/{score.lower()}": value.mean for score, value in scored}
             tracker.figures(figures | {f"scores/{score.lower()}_std": value.std for score, value in scored})
         if tracker.gone:
-            return
+            return None
+    return None
