@@ -137,7 +137,7 @@ class Pipeline:
         raw["runtime"] |= {"device": "cpu", "threads": 1, "workers": 1, "checkpoint_seconds": 0}
         raw["prepare"]["other"] = raw["prepare"][DATASET]
         yaml.dump(raw, folder / "params.yaml")
-        for stage in COMMANDS:
+        for stage in ("resolve", *COMMANDS):
             code, said = run(folder, (stage,))
             assert code == 0, said
         shutil.rmtree(folder / ".cache/checkpoints")

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 RUN = "digits-ipc1-ast"
 LR = f"runs.{RUN}.distill.lr_img"
 STEPS = "distill.ast.syn_steps"
-SHOWN = ("--only-changed", "--drop", "Created|State|Executor|^src|^data/[^m]|^data/metrics$")
+SHOWN = ("--only-changed", "--drop", "Created|State|Executor|^src|^params.yaml$|^data/[^m]|^data/metrics$")
 
 
 def tracked(folder: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from tests.test_resume import KILLS, begin, ended, tiny, write_params
 
 pytestmark = pytest.mark.slow
 
-SECONDS = 12.0  # at most between start and kill: DVC and a stage take about seven to begin
+SECONDS = 5.0  # at most between start and kill: DVC and a stage take about three to begin
 CORRUPTED = "JSON structure is corrupted"  # DVC writes the file of its locks in place
 
 
@@ -94,7 +94,8 @@ def test_killed_again_and_again_it_ends_in_the_same_lock_file(
             stop(process, number)
             killed += 1
         else:
-            mended(folder, ended(process)[1])
+            code, errors = ended(process)
+            assert mended(folder, errors) or code == 0, errors
         if killed == KILLS:
             break
     assert killed == KILLS

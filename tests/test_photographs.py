@@ -50,7 +50,7 @@ def settings(size: int, depth: int) -> Params:
             "ast": {"initialisation": "random", "syn_steps": 6, "inner_momentum": 0.9, "snapshot_every": 4},
             "real": {"initialisation": "random", "iterations": 0},
         },
-        "evaluate": {"short": {"students": 2, "epochs": 300, "augmentation": ["flip", "crop"]}},
+        "evaluate": {"short": {"students": 5, "epochs": 300, "augmentation": ["flip", "crop"]}},
         "report": {"title": "Scenes"},
         "runs": {
             "scenes-ast": {

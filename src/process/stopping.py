@@ -22,7 +22,6 @@ from typing import ParamSpec, TypeVar
 from src.ground.errors import InterruptedWorkError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-FROM_TERMINAL = (signal.SIGINT, signal.SIGHUP)  # they reach all processes that a command has started
 PR_SET_PDEATHSIG = 1  # Linux's prctl.h
 AGAIN_SECONDS = 0.01
 

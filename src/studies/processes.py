@@ -30,7 +30,7 @@ class _Worker(SpawnProcess):
     """A process that no Ctrl-C reaches, not even while it starts: it stops when this one tells it by SIGTERM."""
 
     def start(self) -> None:
-        with stopping.spared(stopping.FROM_TERMINAL):
+        with stopping.spared():  # nor a SIGTERM, which would cut off what this process tells the new one
             super().start()
 
 
@@ -96,7 +96,8 @@ def told_to_stop() -> Iterator[None]:
 
 
 def begin(log: Path | None = None) -> None:
-    """Make this process a worker: it speaks to a file, if any, and ends with the process that started it."""
+    """Make this process a worker: it speaks to a file, if any, and ends with the process that started it, or by its SIGTERM."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     if log is not None:
         _write_to(log)
     parent = multiprocessing.parent_process()
