@@ -50,15 +50,15 @@ def settings(size: int, depth: int) -> Params:
             "ast": {"initialisation": "random", "syn_steps": 6, "inner_momentum": 0.9, "snapshot_every": 4},
             "real": {"initialisation": "random", "iterations": 0},
         },
-        "evaluate": {"short": {"students": 5, "epochs": 300, "augmentation": ["flip", "crop"]}},
+        "evaluate": {"short": {"students": 3, "epochs": 300, "augmentation": ["flip", "crop"]}},
         "report": {"title": "Scenes"},
         "runs": {
             "scenes-ast": {
-                **common, "experts": "few", "ipc": 1, "evaluate": "short",
+                **common, "experts": "few", "ipc": 3, "evaluate": "short",
                 "distill": {"method": "ast", "iterations": 8, "lr_img": 10.0, "max_start_epoch": 3, "lr_init": 0.02},
             },
             "scenes-random": {
-                **common, "experts": "few", "ipc": 1, "evaluate": "short", "distill": {"method": "real", "lr_init": 0.02},
+                **common, "experts": "few", "ipc": 3, "evaluate": "short", "distill": {"method": "real", "lr_init": 0.02},
             },
         },
     }  # fmt: skip
@@ -82,7 +82,7 @@ def test_photographs_go_through_every_stage(size: int, depth: int, tmp_path: Pat
     report.run(STORE, resolved.pipeline(params))
 
     start, end = STORE.load_snapshots("scenes-ast").pixels[[0, -1]]
-    assert start.shape == (4, 3, size, size)
+    assert start.shape == (12, 3, size, size)
     assert not start.equal(end)
     assert STORE.load_snapshots("scenes-random").pixels.numel() == 0
     accuracies = [json.loads(STORE.metrics_file(name).read_text())["test_accuracy_mean"] for name in params.runs]
