@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,9 @@ from rich.console import Console
 from rich.table import Table
 
 from src.bench import tables as bench
+from src.maths.scores_beyond import Estimate
 from src.pages.page import Accuracy, Result
+from src.pages.standings import Standing, Standings
 from src.settings import resolved
 from src.settings.datasets import Dataset
 from src.settings.params import Params, parse
@@ -87,7 +90,7 @@ def test_compare() -> None:
     none = dict.fromkeys(lists, "none")
     accuracies = {"val": (0.911, 0.92), "test": (0.9, 0.91)}
     costs: dict[str, Cost | None] = dict.fromkeys(compare.WORK)
-    found = [compare.Compared(f"{LONG}-{n}", "d", [lists, none][n % 2], accuracies, costs) for n in range(3)]
+    found = [compare.Compared(f"{LONG}-{n}", "d", [lists, none][n % 2], accuracies, costs, BEYOND) for n in range(3)]
     check_whole(compare.table(found[:2]))
     check_whole(compare.table(found))
     check_whole(compare.table(found * 5))
@@ -95,7 +98,7 @@ def test_compare() -> None:
 
 def test_a_table_that_fits_is_a_table() -> None:
     accuracies: dict[str, tuple[float, ...]] = {"val": (0.5, 0.5), "test": (0.5, 0.5)}
-    found = [compare.Compared(name, "d", {}, accuracies, dict.fromkeys(compare.WORK)) for name in "ab"]
+    found = [compare.Compared(name, "d", {}, accuracies, dict.fromkeys(compare.WORK), {}) for name in "ab"]
     lines = shown(compare.table(found), 80).splitlines()
     assert "|                  | a          | b          |" in lines
     assert len({len(line) for line in lines}) == 1
@@ -161,11 +164,17 @@ def test_clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def result(name: str) -> Result:
     accuracy = Accuracy(0.9123, 0.0123)
-    return Result(name, "digits", 10, 100, 0.1, "ast", "random", True, (1,), accuracy, accuracy, (0.9,), True, 1, 0.123)
+    given = (name, "digits", 10, 100, 0.1, "ast", "random", True, (1,), accuracy, accuracy, (0.9,))
+    return Result(*given, selected=True, colour=1, gain=0.123)
+
+
+BEYOND = {name: Estimate(0.12345, 0.01) for name in ("HLR", "IOR", "LRS", "ARS")}
 
 
 def test_report(checked_prints: list[Table]) -> None:
-    report._show("A [long] title of a report that is checked_prints above its table", [result(LONG), result("short")])
+    standing = Standing(BEYOND, (LONG, "short"))
+    content = SimpleNamespace(results=[result(LONG), result("short")], standings=Standings({LONG: standing, "short": standing}))
+    report._show("A [long] title of a report that is checked_prints above its table", content)  # type: ignore[arg-type]
     assert "[long]" in shown(checked_prints[0], 80)
 
 
