@@ -210,7 +210,7 @@ def test_a_baseline_needs_no_experts(initialisation: str, valid_params: Raw) -> 
     put(valid_params, "runs/ten/experts", None)
     put(valid_params, "runs/ten/distill", {"method": "ast", "iterations": 0, "initialisation": initialisation})
     put(valid_params, "experts", {})
-    assert parse(valid_params).experts_of("one") is None
+    assert parse(valid_params).runs["one"].experts is None
 
 
 @pytest.mark.parametrize("changes", [{}, {"iterations": 0, "initialisation": "representative"}])

@@ -71,7 +71,7 @@ def parsed(name: str) -> tuple[presets.Preset, Any]:
 def test_every_preset_is_valid_by_itself(name: str) -> None:
     preset, params = parsed(name)
     assert list(params.runs) == [name]
-    run, experts = params.runs[name], params.experts_of(name)
+    run, experts = params.runs[name], params.experts.get(params.runs[name].experts)
     quick = preset.family.endswith("-quick")
     assert params.prepare[run.dataset].source == preset.family.removesuffix("-quick").replace("-", "_")
     assert name.startswith(preset.family)
@@ -130,7 +130,7 @@ def test_published_settings(name: str) -> None:
 def test_a_small_variant_is_its_preset_with_fewer_experts_and_iterations(name: str) -> None:
     (_, small), (_, large) = parsed(name), parsed(name.rsplit("-", 1)[0])
     run, whole, variant = name, *name.rsplit("-", 1)
-    few, many = (params.experts_of(one) for params, one in ((small, run), (large, whole)))
+    few, many = (params.experts.get(params.runs[one].experts) for params, one in ((small, run), (large, whole)))
     if few is not None and many is not None:
         assert small.runs[run].experts == f"{large.runs[whole].experts}-{variant}"
         assert small.runs[run].network == few.network

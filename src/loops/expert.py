@@ -13,6 +13,7 @@ from torch import Tensor
 
 from src.ground import runtime
 from src.ground.seeding import generator
+from src.loops.stored import Stored
 from src.maths import expert_training, networks, scores, smoothness
 from src.maths.expert_training import Gradient, State
 from src.maths.networks import FlatNetwork, ImageShape
@@ -22,7 +23,6 @@ from src.settings.experts import Experts
 from src.settings.networks import Network
 
 Row = dict[str, Any]
-Stored = tuple[dict[str, Tensor], dict[str, Any]]  # tensors, and all that is none
 
 
 @dataclass(frozen=True)

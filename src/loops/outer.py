@@ -12,6 +12,7 @@ from torch import Tensor
 from src.ground import runtime
 from src.ground.errors import DataError, DivergenceError
 from src.ground.seeding import generator
+from src.loops.stored import Stored
 from src.maths import distillation
 from src.maths.derivatives import PASSES, Derivatives
 from src.maths.distillation import Figures, Start, State
@@ -25,7 +26,6 @@ ANCHOR_ITERATIONS = 100  # between two states to restore: a fixed number, so tha
 RESTORES = 3  # at most, each halves lr_img
 
 Row = dict[str, Any]
-Stored = tuple[dict[str, Tensor], dict[str, Any]]  # tensors, and all that is none
 Read = Callable[[int, int, int], Tensor]  # (expert, start, stop) -> theta*_start .. theta*_(stop - 1)
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from src.ground.seeding import generator
+from src.loops.stored import Stored
 from src.maths import networks, protocol, scores
 from src.maths.derivatives import Logits
 from src.maths.networks import FlatNetwork, ImageShape
@@ -20,7 +20,6 @@ from src.process.workers import Array
 from src.settings.networks import Network
 from src.settings.protocols import Protocol
 
-Stored = tuple[dict[str, Tensor], dict[str, Any]]  # tensors, and all that is none
 State = Callable[[], Stored]
 Predictor = Callable[[Tensor], Tensor]  # images (B, C, H, W) -> logits (B, K)
 Read = Callable[[str], tuple[Tensor, Tensor]]  # split -> images and labels

@@ -77,11 +77,6 @@ class Params:
             raise UnknownNameError("set of experts", name, "experts", list(self.experts))
         return self.experts[name]
 
-    def experts_of(self, run: str) -> Experts | None:
-        """The settings of a run's experts; None of a baseline that has none."""
-        name = self.runs[run].experts
-        return None if name is None else self.experts[name]
-
     def matched(self, run: str) -> tuple[str, Experts]:
         """Name and settings of the experts that a run matches or has choose its images; `parse` refuses one without."""
         name = self.runs[run].experts

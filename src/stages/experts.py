@@ -14,6 +14,7 @@ from src.ground import runtime
 from src.ground.errors import ArtifactError, DivergenceError
 from src.loops import expert
 from src.loops.expert import Expert, Row, Training
+from src.loops.stored import Stored
 from src.process import progress, workers
 from src.process.progress import Advance
 from src.process.workers import Array
@@ -21,7 +22,7 @@ from src.settings.resolved import Buffer
 from src.stages import run_log, work
 from src.stages.records import experts_record, prepared
 from src.store import checkpoints, cost, files, removed, tensors, values
-from src.store.checkpoints import Checkpoint, Stored, Work
+from src.store.checkpoints import Checkpoint, Work
 from src.store.cost import Cost
 from src.store.store import Store
 from src.store.values import Record, Statistics

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from src.ground import runtime
+from src.loops import outer
 from src.maths import augmentation, expert_training, inner_loop, networks, protocol
-from src.maths.derivatives import PASSES, Derivatives
+from src.maths.derivatives import Derivatives
 from src.maths.inner_loop import InnerRule, InnerStep
 from src.maths.matching import WayPoint
 from src.maths.networks import FlatNetwork
@@ -99,12 +100,11 @@ class Subject:
 
 def derivatives(asked: Runtime, subject: Subject, network: FlatNetwork) -> tuple[Derivatives, bool]:
     """As distil will have them: compiled where the run is long enough to pay for it; what is compiled now is kept for it."""
-    distil = subject.distil
-    passes = PASSES * distil.iterations * distil.syn_steps * distil.trajectories_per_iteration * subject.batch
-    compiled, reason = runtime.compiles(asked, passes * subject.forward_flops)
-    if reason:
-        progress.say(f"{subject.name}: {reason}")
-    return Derivatives(network, asked.precision == "bfloat16", compiled), compiled
+    images = subject.noise(1)[0].expand(subject.count, -1, -1, -1)
+    found, compiled, note = outer.differentiate(subject.distil, asked, network, images)
+    if note:
+        progress.say(f"{subject.name}: {note}")
+    return found, compiled
 
 
 def inner_step(subject: Subject, network: FlatNetwork, derivatives: Derivatives) -> float:

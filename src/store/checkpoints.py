@@ -21,6 +21,7 @@ from torch import Tensor
 
 from src.ground.errors import ArtifactError, InterruptedWorkError, UserError
 from src.ground.runtime import workspace
+from src.loops.stored import Stored
 from src.process import stopping
 from src.process.progress import say
 from src.store import files
@@ -30,7 +31,6 @@ DAMAGE = (OSError, SafetensorError, KeyError, TypeError, ValueError)  # what rea
 PAUSES = 50  # times that writing took must pass before the next: at most 2 % of the time
 
 Facts = dict[str, Any]  # numbers, text, lists: all that is no tensor
-Stored = tuple[dict[str, Tensor], Facts]
 
 
 @dataclass(frozen=True)
