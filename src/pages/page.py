@@ -37,7 +37,9 @@ REAL = {
     "k_means_embeddings": "real images by K-means",
     "herding": "real images by herding",
     "k_center": "real images by k-center",
+    "classified": "rightly classified real images",
     "given": "imported images",
+    "run": "images of another run",
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -264,10 +264,12 @@ def _check_runs(named: Mapping[str, Mapping[str, Any]], distillations: Mapping[s
             text = "'given' and the set that is given go together: set both, or none"
             problems.append((f"runs.{name}.distill.initialisation", text))
         if settings is not None and run.experts is None and run.ipc != "all" and settings.asks_experts:
-            text = "must name experts, which the run matches or has choose its images: null is for random images and noise"
+            text = "must name experts, which the run matches or has choose its images or labels: null is for random images"
             problems.append((f"runs.{name}.experts", text))
         if settings is not None and settings.iterations > 0:
             problems += [p for p in _matching_problems(name, run, settings, experts) if p not in problems]
+        if settings is not None and settings.initial_run is not None:
+            problems += _initial_problems(name, settings.initial_run, named["runs"], distillations)
 
 
 def _statistics_problems(named: Mapping[str, Mapping[str, Any]]) -> Problems:
@@ -284,7 +286,7 @@ def _statistics_problems(named: Mapping[str, Mapping[str, Any]]) -> Problems:
 def _matching_problems(name: str, run: Run, settings: Distillation, experts: Experts | None) -> Problems:
     """What keeps a run from being matched to its experts."""
     problems: Problems = []
-    if experts is not None and settings.last_epoch > experts.last_epoch:
+    if experts is not None and settings.matches and settings.last_epoch > experts.last_epoch:
         field = "epochs" if experts.stop_epoch is None else "stop_epoch"
         text = (
             f"max_start_epoch - 1 + expert_epochs = {settings.last_epoch} lies beyond the {experts.last_epoch} epochs of "
@@ -298,6 +300,27 @@ def _matching_problems(name: str, run: Run, settings: Distillation, experts: Exp
         text = "'all' takes the whole training split, which can't be distilled: set distill.iterations to 0, or give a number"
         problems.append((f"runs.{name}.ipc", text))
     return problems
+
+
+def _initial_problems(
+    name: str, initial: str, runs: Mapping[str, Run], distillations: Mapping[str, Distillation]
+) -> Iterator[tuple[str, str]]:
+    """What keeps a run from beginning with the synthetic set of another."""
+    place, own = f"runs.{name}.distill.initial_run", runs[name]
+    if initial not in runs:
+        yield place, _unknown(initial, "runs", runs)
+        return
+    way = [name, initial]
+    while way[-1] in distillations and (before := distillations[way[-1]].initial_run) and len({*way}) == len(way):
+        way.append(before)
+    if initial == name:
+        yield place, f"a run can't begin with its own synthetic set: name another run than '{name}'"
+    elif len({*way}) < len(way):
+        yield place, f"these runs begin with one another, {' with '.join(way)}: have one of them begin otherwise"
+    for field in ("dataset", "ipc"):
+        mine, its = getattr(own, field), getattr(runs[initial], field)
+        if mine != its:
+            yield place, f"the run '{initial}' has {field} {its}, this one has {mine}: name a run with the same"
 
 
 def _place(name: str, run: Run, field: str) -> str:

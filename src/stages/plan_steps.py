@@ -17,9 +17,9 @@ from src.loops import outer
 from src.maths import augmentation, expert_training, inner_loop, networks, protocol
 from src.maths.derivatives import Derivatives
 from src.maths.inner_loop import InnerRule, InnerStep
-from src.maths.matching import WayPoint
 from src.maths.networks import FlatNetwork
 from src.maths.protocol import ModuleStudent, Way
+from src.maths.targets.snapshots import WayPoint
 from src.process import progress, workers
 from src.process.progress import Advance
 from src.settings.distillation import Distillation

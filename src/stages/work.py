@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,14 +35,16 @@ def whole(record: Record, asked: Runtime, stage: str, device: torch.device) -> R
     return replace(record, provenance={"packages": provenance.packages(), "runtime": lent})
 
 
-def definition(stage: str, record: Record, spec: Network) -> Mapping[str, Any]:
-    """Everything that the bytes of a stage's work with a network depend on, save whether it is compiled."""
-    return {"record": record.plain(), "code": code.digest(stage, [spec])}
+def definition(stage: str, record: Record, spec: Network, targets: Sequence[str] = ()) -> Mapping[str, Any]:
+    """Everything that the bytes of a stage's work with a network and targets depend on, save whether it is compiled."""
+    return {"record": record.plain(), "code": code.digest(stage, [spec], targets=targets)}
 
 
-def of(asked: Runtime, stage: str, name: str, record: Record, spec: Network, compiled: bool) -> Work:
+def of(
+    asked: Runtime, stage: str, name: str, record: Record, spec: Network, compiled: bool, targets: Sequence[str] = ()
+) -> Work:
     """The work of a stage as its checkpoints know it; its record is whole. Says why it can't go on with earlier work."""
-    found = Work(stage, name, {**definition(stage, record, spec), "compiled": compiled}, asked.checkpoint_seconds)
+    found = Work(stage, name, {**definition(stage, record, spec, targets), "compiled": compiled}, asked.checkpoint_seconds)
     before = found.predecessor()
     if before is not None:
         old, new = ({"compiled": one["compiled"], "code": one["code"], **one["record"]} for one in (before, found.definition))

@@ -1,0 +1,167 @@
+"""Every method as the stages run it: what it keeps, what its history tells, and that it goes on to the same bytes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from src.ground.errors import ParamsError
+from src.loops import outer
+from src.settings import params as reading
+from src.settings import resolved
+from src.settings.params import Params
+from src.stages import distill, resolve
+from src.stages.records import prepared
+from src.store import code, files
+from tests.small_run import STORE, made
+
+RUNS: dict[str, dict[str, Any]] = {
+    "mtt": {},
+    "att": {"target": "nearest", "ema": 0.9},
+    "tesla": {"labels": "expert", "gradient": "tesla"},
+    "datm": {
+        "initialisation": "classified", "labels": "learned", "lr_label": 2.0, "label_momentum": 0.9, "ema": 0.9,
+        "start_growth": {"max_start_epoch": 1, "iterations": 4},
+    },
+    "real": {
+        "initialisation": "noise", "objective": "real", "real": {"students": 2, "images": 32, "max_age": 12, "max_skip": 3},
+        "inner_optimiser": "adam", "outer_optimiser": "adam", "lr_img": 0.01, "lr_init": 0.001,
+    },
+    "refined": {
+        "initialisation": "run", "initial_run": "datm", "lr_init": None, "objective": "both", "real": {"images": 32},
+    },
+}  # fmt: skip
+
+
+def raw() -> dict[str, Any]:
+    """In the order in which the run that begins with another one stands before that."""
+    method = {"initialisation": "random", "iterations": 6, "syn_steps": 5, "max_start_epoch": 3, "lr_img": 5.0, "lr_init": 0.05}
+    run = {"dataset": "digits", "network": "D2", "experts": "plain", "evaluate": "mtt", "ipc": 2}
+    return {
+        "seed": 0,
+        "runtime": {"device": "cpu", "threads": 1, "workers": 1},
+        "prepare": {"digits": {"source": "digits"}},
+        "networks": {"D2": {"depth": 2, "width": 8}},
+        "experts": {"plain": {"dataset": "digits", "network": "D2", "count": 2, "epochs": 12, "lr": 0.05, "momentum": 0.9}},
+        "distill": {"base": {**method, "augmentation": ["crop"]}},
+        "evaluate": {"mtt": {"students": 2, "epochs": 2}},
+        "report": {"title": "Test"},
+        "runs": {
+            name: {**run, "experts": None if name == "real" else "plain", "distill": {"method": "base", **RUNS[name]}}
+            for name in reversed(RUNS)
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def params(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Params]:
+    with made(tmp_path_factory.mktemp("methods"), raw()) as found:
+        yield found
+
+
+def history(name: str) -> list[dict[str, str]]:
+    return files.read_csv(STORE.history_file(name), "")
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_method_goes_on_to_the_same_bytes(name: str, params: Params) -> None:
+    run = resolved.run(params, name)
+    statistics = prepared(STORE, run.dataset, "train")
+    images, labels = distill.initial_images(STORE, run, statistics, torch.device("cpu"))
+    loop, _, _ = distill.loop_of(STORE, run, statistics, images, labels)
+    whole = part = outer.first(loop, images)
+    while whole.iteration < 6:
+        whole = outer.iterate(loop, whole)
+    while part.iteration < 3:
+        part = outer.iterate(loop, part)
+    again = outer.resumed(loop, part.stored())
+    assert again is not None
+    while again.iteration < 6:
+        again = outer.iterate(loop, again)
+    (tensors, facts), (others, told) = whole.stored(), again.stored()
+    assert tensors.keys() == others.keys()
+    assert all(torch.equal(tensors[key], others[key]) for key in tensors)
+    assert list(facts["rows"]) == list(told["rows"])
+    kept = STORE.load_synthetic(name)
+    assert torch.equal(kept.pixels, again.snapshots[6])
+    assert torch.equal(kept.labels, outer.labels(loop, again.state))
+    assert torch.equal(kept.syn_lr, again.state.syn_lr)
+
+
+def test_soft_labels_are_kept_where_they_are_learned(params: Params) -> None:
+    for name in RUNS:
+        labels = STORE.load_synthetic(name).labels
+        assert labels.is_floating_point() == (name in ("tesla", "datm", "refined")), name
+        if labels.is_floating_point():
+            torch.testing.assert_close(labels.sum(1), torch.ones(20))
+
+
+def test_histories_tell_what_a_method_has(params: Params) -> None:
+    plain = ["iteration", "expert", "start_epoch", "matching_loss", "way_point_1", "syn_lr", "grad_norm_images"]
+    rest = ["grad_norm_syn_lr", "lr_img"]
+    assert list(history("mtt")[0]) == [*plain, *rest]
+    assert {float(row["matched_step"]) for row in history("att")} <= {1, 2, 3, 4, 5}
+    assert [row["start_bound"] for row in history("datm")] == ["1", "1", "2", "2", "3", "3"]
+    assert not {"expert", "start_epoch"} & history("real")[0].keys()
+    both = history("refined")[0]
+    assert float(both["matching_loss"]) == pytest.approx(float(both["way_point_1"]) + float(both["real_loss"]), rel=1e-6)
+
+
+def test_a_run_begins_with_another_ones_set(params: Params) -> None:
+    kept, begun = STORE.load_synthetic("datm"), STORE.load_snapshots("refined")
+    assert torch.equal(begun.pixels[0], kept.pixels)
+    assert float(history("refined")[0]["syn_lr"]) == pytest.approx(kept.syn_lr.item())
+
+
+def test_a_method_rests_on_its_own_targets(params: Params) -> None:
+    places = dict(resolve.files_of(resolved.pipeline(params)))
+    digests = {name: places[f"distill/{name}.json"]["code"] for name in RUNS}
+    assert digests["mtt"] == digests["tesla"] == digests["datm"]
+    assert len({digests[name] for name in ("mtt", "att", "real", "refined")}) == 4
+    entry = code.ENTRIES["distill"]
+    assert not any("targets/" in module and "base" not in module for module in code.closure(entry))
+    assert places["distill/refined.json"]["initial"] == places["distill/datm.json"]
+
+
+@pytest.mark.parametrize(
+    ("run", "changes", "place", "sentence"),
+    [
+        ("refined", {"initial_run": "refined"}, "initial_run", "can't begin with its own synthetic set"),
+        ("refined", {"initial_run": "nobody"}, "initial_run", "'nobody' is not in the section runs"),
+        ("datm", {"initialisation": "run", "initial_run": "refined"}, "initial_run", "these runs begin with one another"),
+        ("refined", {"ipc": 3}, "initial_run", "has ipc 2, this one has 3"),
+        ("att", {"experts": None}, "", "must name experts"),
+    ],
+)
+def test_runs_that_can_not_begin_are_refused(run: str, changes: dict[str, Any], place: str, sentence: str) -> None:
+    document = raw()
+    own = document["runs"][run]
+    for name, value in changes.items():
+        (own if name in own else own["distill"])[name] = value
+    with pytest.raises(ParamsError) as caught:
+        reading.parse(document)
+    assert sentence in str(caught.value)
+    assert place in str(caught.value)
+
+
+def test_runs_of_different_data_do_not_begin_with_each_other() -> None:
+    document = raw()
+    document["prepare"]["others"] = {"source": "digits", "val_fraction": 0.3}
+    document["experts"]["others"] = {**document["experts"]["plain"], "dataset": "others"}
+    document["runs"]["refined"] |= {"dataset": "others", "experts": "others"}
+    with pytest.raises(ParamsError, match="has dataset digits, this one has others"):
+        reading.parse(document)
+
+
+def test_targets_are_named_as_their_modules() -> None:
+    combined = itertools.product(("matching", "real", "both"), ("end", "nearest"))
+    for objective, target in combined:
+        if objective != "real" or target == "end":
+            real = {} if objective == "matching" else {"real": {}}
+            settings = {"initialisation": "noise", "iterations": 1, "objective": objective, "target": target}
+            for kind in reading.Distillation(**settings, **real).targets:  # type: ignore[arg-type]
+                assert (code.ROOT / code.TARGETS / f"{kind}.py").exists()
