@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from src.ground.errors import ParamsError
+from src.ground.errors import ParamsError, UserError
 from src.loops import outer
 from src.settings import params as reading
 from src.settings import resolved
@@ -17,6 +18,7 @@ from src.settings.params import Params
 from src.stages import distill, resolve
 from src.stages.records import prepared
 from src.store import code, files
+from src.studies import gradient_error
 from tests.small_run import STORE, made
 
 RUNS: dict[str, dict[str, Any]] = {
@@ -125,6 +127,18 @@ def test_a_method_rests_on_its_own_targets(params: Params) -> None:
     entry = code.ENTRIES["distill"]
     assert not any("targets/" in module and "base" not in module for module in code.closure(entry))
     assert places["distill/refined.json"]["initial"] == places["distill/datm.json"]
+
+
+def test_teslas_gradient_is_set_beside_the_exact_one(params: Params) -> None:
+    gradient_error.run(STORE, resolved.run(params, "mtt"), every=2)
+    rows = files.read_csv(Path("data/gradient-error/mtt.csv"), "")
+    assert [row["iteration"] for row in rows] == ["0", "2", "4"]
+    losses = [row["matching_loss"] for row in history("mtt")]
+    assert [row["loss"] for row in rows] == losses[::2], "the distillation goes by the exact gradient"
+    assert all(0 < float(row["cosine"]) < 1 and float(row["norm"]) > 0 for row in rows)
+    assert Path("data/gradient-error/mtt.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(UserError, match="students that learn by SGD"):
+        gradient_error.run(STORE, resolved.run(params, "real"), every=2)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from src.loops.stored import Stored
 from src.maths import distillation
 from src.maths.derivatives import PASSES, Derivatives
 from src.maths.distillation import Figures, Real, Start, State
+from src.maths.inner_loop import MatchingGradient
 from src.maths.networks import FlatNetwork
 from src.maths.pixels import Space
 from src.process import progress, stopping
@@ -140,11 +141,10 @@ def resumed(loop: Loop, stored: Stored | None) -> Distilling | None:
 def iterate(loop: Loop, at: Distilling) -> Distilling:
     """The next iteration done; or, where it diverges and the settings want it, the last anchor again."""
     settings = loop.distil.model_copy(update={"lr_img": loop.distil.lr_img / 2 ** len(at.restores)})
-    draws = generator(loop.seed, "distill", "iteration", at.iteration)
-    drawn, starts = _starts(loop, at.iteration, draws) if settings.matches else ({}, [])
-    given = (loop.network, loop.derivatives, at.state, loop.labels, starts, settings, draws, at.iteration, loop.real)
+    drawn, starts, draws = _drawn(loop, at.iteration)
+    given = (loop.network, loop.derivatives, at.state, loop.labels, starts, settings, draws)
     try:
-        state, figures = distillation.iterate(*given)
+        state, figures = distillation.iterate(*given, at.iteration, loop.real)
     except DivergenceError as error:
         good = f"last good matching loss {at.rows[-1]['matching_loss']:g}" if at.rows else "no good iteration before it"
         of = f"expert {drawn['expert']}, start epoch {drawn['start_epoch']}, " if drawn else ""
@@ -155,6 +155,22 @@ def iterate(loop: Loop, at: Distilling) -> Distilling:
     if done.iteration in loop.moments:
         done = replace(done, snapshots={**at.snapshots, done.iteration: _pixels(loop, state)})
     return replace(done, anchor=state) if done.iteration % ANCHOR_ITERATIONS == 0 else done
+
+
+def gradient(loop: Loop, at: Distilling, kind: Literal["exact", "tesla"]) -> MatchingGradient:
+    """The gradient that the next iteration goes by, from its own draws, exact or TESLA's."""
+    _, starts, draws = _drawn(loop, at.iteration)
+    settings = loop.distil.model_copy(update={"gradient": kind})
+    given = (loop.network, loop.derivatives, at.state, loop.labels, starts, settings, draws, loop.real)
+    _, found = distillation.differentiated(*given)
+    return distillation.mean(found)
+
+
+def _drawn(loop: Loop, iteration: int) -> tuple[dict[str, str], list[Start], torch.Generator]:
+    """What is drawn for an iteration, in words and as snapshots, and the generator of its other draws."""
+    draws = generator(loop.seed, "distill", "iteration", iteration)
+    drawn, starts = _starts(loop, iteration, draws) if loop.distil.matches else ({}, [])
+    return drawn, starts, draws
 
 
 def _pixels(loop: Loop, state: State) -> Tensor:

@@ -136,20 +136,8 @@ def iterate(
 
     `labels` are those given with the images, (S,) or (S, K). Raises DivergenceError, leaving `state` good.
     """
-    if settings.objective == "real":
-        assert real is not None
-        state, found = _learn(network, derivatives, state, labels, settings, generator, real)
-        gradients = [found]
-    else:
-        seen = [labels if state.labels is None else state.labels] * len(starts)
-        if settings.labels == "expert":
-            told = [_told(network, start, state.images) for start in starts]
-            state, seen = replace(state, logits=torch.stack(told).mean(dim=0)), [one.softmax(1) for one in told]
-        gradients = [
-            _match(network, derivatives, state, own, start, settings, generator, real)
-            for start, own in zip(starts, seen, strict=True)
-        ]
-    gradient = _mean(gradients)
+    state, gradients = differentiated(network, derivatives, state, labels, starts, settings, generator, real)
+    gradient = mean(gradients)
     figures = Figures(
         gradient.terms.tolist(),
         state.syn_lr.item(),
@@ -162,7 +150,31 @@ def iterate(
     return new, figures
 
 
-def _mean(gradients: Sequence[MatchingGradient]) -> MatchingGradient:
+def differentiated(
+    network: FlatNetwork,
+    derivatives: Derivatives,
+    state: State,
+    labels: Tensor,
+    starts: Sequence[Start],
+    settings: Distillation,
+    generator: torch.Generator,
+    real: Real | None = None,
+) -> tuple[State, list[MatchingGradient]]:
+    """The gradients of an iteration, and the state with what students and experts leave there; arguments as of `iterate`."""
+    if settings.objective == "real":
+        assert real is not None
+        state, found = _learn(network, derivatives, state, labels, settings, generator, real)
+        return state, [found]
+    seen = [labels if state.labels is None else state.labels] * len(starts)
+    if settings.labels == "expert":
+        told = [_told(network, start, state.images) for start in starts]
+        state, seen = replace(state, logits=torch.stack(told).mean(dim=0)), [one.softmax(1) for one in told]
+    pairs = zip(starts, seen, strict=True)
+    return state, [_match(network, derivatives, state, own, start, settings, generator, real) for start, own in pairs]
+
+
+def mean(gradients: Sequence[MatchingGradient]) -> MatchingGradient:
+    """That of an iteration against several trajectories."""
     labels = [one.labels for one in gradients if one.labels is not None]
     return MatchingGradient(
         terms=torch.stack([one.terms for one in gradients]).mean(dim=0),

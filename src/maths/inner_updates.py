@@ -102,7 +102,8 @@ class Adam:
         return theta - syn_lr * corrected / (root + ADAM_EPS)
 
     def back(self, t: int, lam: Tensor, moved: Tensor, syn_lr: Tensor) -> Tensor:
-        (b1, b2), number, (gradient, second) = ADAM_BETAS, self._begun + t + 1, self._kept[t]
+        (b1, b2), number = ADAM_BETAS, self._begun + t + 1
+        gradient, second = self._kept[t, 0], self._kept[t, 1]
         root = _root(second, number)
         scale = root + ADAM_EPS
         # where the gradient has been 0 so far, u_t has the slope of the mean gradient's alone
