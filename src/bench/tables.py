@@ -16,13 +16,13 @@ def matching(found: Figures) -> Table:
     _row(table, "seconds", _of(found, "seconds_per_iteration"), ".3g", found.get("ratio"))
     _row(table, "peak memory, MiB", _of(found, "peak_memory_mib"), ",.0f", found.get("memory_ratio"))
     _row(table, "GFLOP/s", found["gflops"], ".3g")
-    _row(table, "GFLOP/s of the convolution alone", _peaks(found), ".3g")
+    _row(table, "GFLOP/s of the convolution alone, at its best", _peaks(found), ".3g")
     _row(table, "share of it", found["share_of_peak"], ".0%")
     if "gradient_error" in found:
         errors = {"plain": found["plain_gradient_error"], "engine": found["gradient_error"]}
         _row(table, f"gradient error over {found['gradient_error_steps']} steps", errors, ".1e")
-    _row(table, "compiling, s", _of(found, "compile_seconds"), ".3g")
-    _row(table, "compiling again, from the cache, s", _of(found, "cached_compile_seconds"), ".3g")
+    _row(table, "building code, s", _of(found, "compile_seconds"), ".3g")
+    _row(table, "again, from the cache, s", _of(found, "cached_compile_seconds"), ".3g")
     return table
 
 

@@ -25,11 +25,11 @@ from src.bench.settings import (
     ExpertsSetting,
     Setting,
 )
-from src.ground import runtime
 from src.ground.seeding import generator
 from src.loops.students import Training
-from src.maths import expert_training, protocol
-from src.maths.expert_training import CHUNK, Gradient
+from src.maths import derivatives, expert_training, protocol
+from src.maths.derivatives import Backend
+from src.maths.expert_training import CHUNK
 from src.maths.networks import FlatNetwork, forward_flops
 from src.process import workers
 from src.process.progress import Advance
@@ -48,25 +48,25 @@ def experts(setting: ExpertsSetting) -> dict[str, Any]:
     asked, device = engine.start(setting)
     passes = expert_training.passes(_expert_settings(setting), setting.images)
     flops = passes * REAL_EXPERTS * REAL_EXPERT_EPOCHS * _forward(setting)
-    compiled, note = runtime.compiles(asked, flops)
+    backend, note = derivatives.choose(asked, device, spec(setting), flops)
     count = workers.processes(asked, device, REAL_EXPERTS, flops)
     with tempfile.TemporaryDirectory() as folder:
-        work = functools.partial(_expert, setting, compiled, Path(folder), count)
+        work = functools.partial(_expert, setting, backend, Path(folder), count)
         found, peak = workers.each(work, count, asked, count, "experts", count)
     seconds = max(found) / count  # of one expert's epoch
     figures = {"seconds": seconds, "images_per_second": setting.images / seconds, "processes": count}
-    return measure.surroundings(device) | figures | {"peak_memory_mib": peak, "note": "" if compiled else note}
+    return measure.surroundings(device) | figures | {"peak_memory_mib": peak, "backend": backend, "note": note}
 
 
 def _expert(
-    setting: ExpertsSetting, compiled: bool, folder: Path, count: int, index: int, device: torch.device, advance: Advance
+    setting: ExpertsSetting, backend: Backend, folder: Path, count: int, index: int, device: torch.device, advance: Advance
 ) -> float:
     """Seconds of one expert's second epoch, while the others do the same."""
     labels = torch.arange(setting.images) % setting.classes
     images = real_images(setting, labels, "real").to(device)
     module = build(setting, index).to(device)
     settings = _expert_settings(setting)
-    gradient: Gradient = expert_training.differentiate(FlatNetwork(module), settings, setting.precision == "bfloat16")
+    gradient = expert_training.differentiate(FlatNetwork(module), settings, setting.precision == "bfloat16", backend)
     draws = generator(setting.seed, "bench", "training", index)
     epochs = expert_training.train(
         module,
@@ -74,7 +74,7 @@ def _expert(
         labels.to(device),
         settings,
         draws,
-        runtime.compiled(gradient) if compiled else gradient,
+        gradient,
         CHUNK if device.type == "cpu" else None,
     )
     try:
@@ -105,7 +105,7 @@ def evaluate(setting: EvaluateSetting) -> dict[str, Any]:
     """Seconds that the stage takes to train all students, after an epoch to warm up in each process."""
     asked, device = engine.start(setting)
     real = _student_settings(setting, REAL_STUDENT_EPOCHS)
-    way = protocol.choose(asked, device, real, setting.ipc * setting.classes, _forward(setting))
+    way = protocol.choose(asked, device, real, setting.ipc * setting.classes, _forward(setting), spec(setting))
     groups = 1 if way.together else setting.students
     count = workers.processes(asked, device, groups, way.flops)
     labels = torch.arange(setting.classes).repeat_interleave(setting.ipc)
@@ -123,7 +123,7 @@ def evaluate(setting: EvaluateSetting) -> dict[str, Any]:
     train(2)  # compiles, in each process, as every one begins with an epoch of its own
     spent = cost.seconds(lambda: train(setting.epochs), device)
     checkpoints.forget("evaluate", "bench")
-    figures = {"seconds": spent, "processes": count, "note": "" if way.compiled else way.note}
+    figures = {"seconds": spent, "processes": count, "backend": way.backend, "note": way.note}
     return measure.surroundings(device) | figures
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from src.ground import runtime
 from src.ground.seeding import generator
 from src.loops.stored import Stored
 from src.maths import expert_training, networks, scores, smoothness
+from src.maths.derivatives import Backend
 from src.maths.expert_training import Gradient, State
 from src.maths.networks import FlatNetwork, ImageShape
 from src.process import stopping
@@ -34,7 +34,7 @@ class Training:
     shape: ImageShape
     seed: int
     bfloat16: bool
-    compiled: bool
+    backend: Backend
     train: tuple[Array, Array]  # images (N, C, H, W) as networks read them, labels (N,)
     val: tuple[Array, Array]
 
@@ -82,7 +82,7 @@ def steps(training: Training, index: int, expert: Expert, device: torch.device) 
     """One expert after each further step; where an epoch ends, its accuracy on the validation split is taken."""
     images, labels, val_images, val_labels = (torch.from_numpy(x).to(device) for x in (*training.train, *training.val))
     network, gradient = _derivative(
-        training.spec, training.shape, training.settings, device, training.bfloat16, training.compiled
+        training.spec, training.shape, training.settings, device, training.bfloat16, training.backend
     )
     logits, gradient = stopping.interruptible(network), stopping.interruptible(gradient)
     chunk = expert_training.CHUNK if device.type == "cpu" else None
@@ -103,12 +103,11 @@ def _row(index: int, state: State, accuracy: float) -> Row:
 
 @functools.cache
 def _derivative(
-    spec: Network, shape: ImageShape, settings: Experts, device: torch.device, bfloat16: bool, compiled: bool
+    spec: Network, shape: ImageShape, settings: Experts, device: torch.device, bfloat16: bool, backend: Backend
 ) -> tuple[FlatNetwork, Gradient]:
-    """The network as a function and the derivative of its steps; a process compiles it once for all experts it trains."""
+    """The network as a function and the derivative of its steps; a process makes it once for all experts it trains."""
     network = FlatNetwork(networks.build(spec, shape, torch.Generator()).to(device))
-    gradient = expert_training.differentiate(network, settings, bfloat16)
-    return network, runtime.compiled(gradient) if compiled else gradient
+    return network, expert_training.differentiate(network, settings, bfloat16, backend)
 
 
 def curves(training: Training, expert: Expert) -> tuple[Tensor, list[Row]]:

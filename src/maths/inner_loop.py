@@ -14,9 +14,12 @@ a that of g_t and nu what step t + 1 passed back to m_{t+1}, from lam = nu = 0, 
     (h, q) = gradient of <grad L_t(theta, X), a> with respect to (theta, X) at theta_t, a held constant
     lam += h;   dL/dX += q;   nu = mu * a
 
-It is exact, Hessian terms included, and keeps P numbers a step: the graph of one step lives at a time. Without h it is the
-gradient of TESLA (arXiv 2211.10586), which takes theta_t for independent of the images of earlier steps. The update and its
-adjoint, what is said of m and a, are those of `inner_updates`, which has Adam as well.
+It is exact, Hessian terms included, and keeps P numbers a step: the graph of one step lives at a time. Where memory may be
+taken for it, the last steps also keep their sweep, what the first derivative found on its way: it saves the second one a
+quarter of its work and changes no bit.
+
+Without h it is the gradient of TESLA (arXiv 2211.10586), which takes theta_t for independent of the images of earlier steps.
+The update and its adjoint, what is said of m and a, are those of `inner_updates`, which has Adam as well.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from torch import Tensor
 
 from src.maths import augmentation
 from src.maths.augmentation import Draw
+from src.maths.by_hand import Sweep
 from src.maths.derivatives import Derivatives
 from src.maths.inner_updates import Moments, Optimiser, Update, rest, update_of
 from src.maths.targets.base import Target
@@ -101,7 +105,7 @@ def matching_gradient(
     """
     images, labels, syn_lr, theta_start = (x.detach() for x in (images, labels, syn_lr, theta_start))
     update = update_of(rule.optimiser, rule.momentum, moments or rest(theta_start), len(steps))
-    thetas = _forward(derivatives, images, labels, syn_lr, theta_start, steps, rule, update)
+    thetas, sweeps = _forward(derivatives, images, labels, syn_lr, theta_start, steps, rule, update)
     reached = [target.reached(thetas) for target in targets]
     ended = Student(thetas[-1].clone(), update.moments)
     grad_images, grad_syn_lr = torch.zeros_like(images), torch.zeros_like(syn_lr)
@@ -114,7 +118,7 @@ def matching_gradient(
         moved = thetas[t] - thetas[t + 1]
         a = update.back(t, lam, moved, syn_lr)
         grad_syn_lr -= lam.dot(moved) / syn_lr
-        h, q, *r = _second_order(derivatives, thetas[t], images, labels, steps[t], rule, a)
+        h, q, *r = _second_order(derivatives, thetas[t], images, labels, steps[t], rule, a, sweeps.pop(t, None))
         lam = lam + h if exact else lam
         grad_images += q
         if grad_labels is not None:
@@ -135,7 +139,7 @@ def advanced(
     """The student some steps on, of which nothing is kept."""
     theta, update = student.theta, update_of(rule.optimiser, rule.momentum, student.moments, 0)
     for step in steps:
-        theta = _step(derivatives, images, labels, syn_lr, theta, step, rule, update)
+        theta, _ = _step(derivatives, images, labels, syn_lr, theta, step, rule, update)
     return Student(theta, update.moments)
 
 
@@ -148,17 +152,20 @@ def _forward(
     steps: Sequence[InnerStep],
     rule: InnerRule,
     update: Update,
-) -> Tensor:
-    """theta_0 .. theta_N, (N + 1, P).
+) -> tuple[Tensor, dict[int, Sweep]]:
+    """theta_0 .. theta_N, (N + 1, P), and the sweeps of the last steps, as many as may be kept.
 
     One block from the start: kept one by one between a step's large temporaries, they would cut the heap into pieces that
     fit nothing, and memory would grow with the steps after all.
     """
     thetas = theta.new_zeros(len(steps) + 1, len(theta))
     thetas[0] = theta
+    sweeps: dict[int, Sweep] = {}
     for t, step in enumerate(steps):
-        thetas[t + 1] = _step(derivatives, images, labels, syn_lr, thetas[t], step, rule, update)
-    return thetas
+        thetas[t + 1], sweep = _step(derivatives, images, labels, syn_lr, thetas[t], step, rule, update)
+        if sweep is not None and len(steps) - t <= derivatives.room(images[step.index]):
+            sweeps[t] = sweep
+    return thetas, sweeps
 
 
 def _step(
@@ -170,15 +177,22 @@ def _step(
     step: InnerStep,
     rule: InnerRule,
     update: Update,
-) -> Tensor:
-    """theta_{t+1} (P,)."""
+) -> tuple[Tensor, Sweep | None]:
+    """theta_{t+1} (P,), and the step's sweep."""
     batch = augmentation.apply(step.draw, images[step.index])
-    gradient = rule.coefficient * derivatives.first(theta, batch, labels[step.index])
-    return update.step(theta, gradient, rule.weight_decay * theta, syn_lr)
+    gradient, sweep = derivatives.sweep(theta, batch, labels[step.index])
+    return update.step(theta, rule.coefficient * gradient, rule.weight_decay * theta, syn_lr), sweep
 
 
 def _second_order(
-    derivatives: Derivatives, theta: Tensor, images: Tensor, labels: Tensor, step: InnerStep, rule: InnerRule, a: Tensor
+    derivatives: Derivatives,
+    theta: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    step: InnerStep,
+    rule: InnerRule,
+    a: Tensor,
+    sweep: Sweep | None,
 ) -> tuple[Tensor, ...]:
     """The gradient of <grad L_t, a> with respect to theta (P,), all images (S, C, H, W), and the step's soft labels (B, K).
 
@@ -186,6 +200,6 @@ def _second_order(
     """
     images = images.requires_grad_()
     batch = augmentation.apply(step.draw, images[step.index])
-    h, q, *r = derivatives.second(theta, batch.detach(), labels[step.index], rule.coefficient * a)
+    h, q, *r = derivatives.second(theta, batch.detach(), labels[step.index], rule.coefficient * a, sweep)
     (pulled,) = torch.autograd.grad(batch, images, grad_outputs=q)
     return h + rule.weight_decay * a, pulled, *r

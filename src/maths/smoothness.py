@@ -26,10 +26,23 @@ def gradient_penalty(logits: Callable[[Tensor], Tensor], images: Tensor, axes: s
     """
     images = images.detach().requires_grad_()
     (u,) = torch.autograd.grad(logits(images).sum(), images, create_graph=True)
+    return _penalty(u, axes)
+
+
+def _penalty(u: Tensor, axes: str) -> Tensor:
     squares = u.square().sum(dim=1 if axes == "channels" else (1, 2, 3))
     # the norm's slope at exactly 0 is infinite: a dead pixel would make the parameters NaN
     norm = squares.clamp_min(torch.finfo(squares.dtype).tiny).sqrt()
     return (norm - 1).square().mean()
+
+
+def penalty_of(u: Tensor, axes: str) -> tuple[Tensor, Tensor]:
+    """The penalty (scalar) of the logits' gradient u (B, C, H, W), as `gradient_penalty` has it, and its gradient to u."""
+    u = u.detach().requires_grad_()
+    with torch.enable_grad():
+        penalty = _penalty(u, axes)
+        (of_u,) = torch.autograd.grad(penalty, u)
+    return penalty.detach(), of_u
 
 
 def parameter_steps(trajectory: Tensor) -> Tensor:
