@@ -353,21 +353,22 @@ class Saved:
         self.ledger.change(self.tensor, -1)
 
 
-def ledger_of(run: Callable[..., MatchingGradient], steps: int, labels: Tensor | None) -> Ledger:
+def ledger_of(run: Callable[..., MatchingGradient], steps: int, labels: Tensor | None, rule: InnerRule) -> Ledger:
     # torch never releases the hooks of GroupNorm's double backward, hence no norm
     given, drawn_steps = problem(steps, norm="none"), drawn(steps, ("rotate",), batch=S)
     given["labels"] = given["labels"] if labels is None else labels
     ledger = Ledger()
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: Saved(tensor, ledger), lambda saved: saved.tensor):
-        run(**given, steps=drawn_steps, rule=FULL)
+        run(**given, steps=drawn_steps, rule=rule)
     return ledger
 
 
+@pytest.mark.parametrize("rule", [FULL, ADAM], ids=["sgd", "adam"])
 @pytest.mark.parametrize("labels", [None, soft_labels()], ids=["hard", "soft"])
-def test_the_graph_of_one_step_lives_at_a_time(labels: Tensor | None) -> None:
-    short, long = (ledger_of(adjoint, steps, labels) for steps in (3, 30))
+def test_the_graph_of_one_step_lives_at_a_time(labels: Tensor | None, rule: InnerRule) -> None:
+    short, long = (ledger_of(adjoint, steps, labels, rule) for steps in (3, 30))
     assert short.peak[0] > 0
     assert short.peak == long.peak
     assert short.live == long.live == [0, 0]
-    kept = ledger_of(unrolled, 3, labels)  # it is the graphs that are counted: those of three steps are larger
+    kept = ledger_of(unrolled, 3, labels, rule)  # it is the graphs that are counted: those of three steps are larger
     assert all(ours < 0.5 * theirs for ours, theirs in zip(long.peak, kept.peak, strict=True))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,15 @@ import torch
 
 from src.ground.errors import ParamsError, UserError
 from src.loops import outer
+from src.pages import markdown, page
 from src.settings import params as reading
 from src.settings import resolved
 from src.settings.params import Params
-from src.stages import distill, resolve
+from src.stages import distill, report, repro, resolve, results
 from src.stages.records import prepared
 from src.store import code, files
-from src.studies import gradient_error
+from src.studies import ablate, gradient_error, space, variants
+from src.studies.variants import Changes, Workspace
 from tests.small_run import STORE, made
 
 RUNS: dict[str, dict[str, Any]] = {
@@ -119,6 +122,12 @@ def test_a_run_begins_with_another_ones_set(params: Params) -> None:
     assert float(history("refined")[0]["syn_lr"]) == pytest.approx(kept.syn_lr.item())
 
 
+def test_a_run_comes_after_the_one_that_it_begins_with(params: Params) -> None:
+    needs = repro._needs(resolved.pipeline(params))
+    assert needs["distill@refined"] == {"experts@plain", "distill@datm"}
+    assert list(needs).index("distill@datm") < list(needs).index("distill@refined")
+
+
 def test_a_method_rests_on_its_own_targets(params: Params) -> None:
     places = dict(resolve.files_of(resolved.pipeline(params)))
     digests = {name: places[f"distill/{name}.json"]["code"] for name in RUNS}
@@ -139,6 +148,68 @@ def test_teslas_gradient_is_set_beside_the_exact_one(params: Params) -> None:
     assert Path("data/gradient-error/mtt.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(UserError, match="students that learn by SGD"):
         gradient_error.run(STORE, resolved.run(params, "real"), every=2)
+
+
+def test_the_report_shows_what_a_method_has(params: Params) -> None:
+    pipeline = resolved.pipeline(params)
+    content = report.page_of(STORE, pipeline.runs, pipeline.networks, "Test")
+    text, table = page.html(content), markdown.text("Test", content.results, content.matrix, content.standings)
+    for words in ("Step of the student that was matched", "Start epochs lie below", "for the likeliest class", "Running mean"):
+        assert words in text
+    assert "7 nearest step, 8 running mean, 9 soft labels, 10 growing window of starts, 12 loss on real images" in table
+    assert "13 TESLA's gradient" in table and "shallow layers" not in table
+    parts = {result.run: result.parts for result in content.results}
+    assert parts == {"mtt": (), "att": (7, 8), "tesla": (9, 13), "datm": (8, 9, 10), "real": (12,), "refined": (12,)}
+
+
+def test_a_study_searches_what_a_method_has(params: Params) -> None:
+    def searched(name: str) -> Mapping[str, Any]:
+        return space.build(resolved.run(params, name), params.tune, "student")
+
+    assert "distill.lr_label" in searched("datm") and "distill.ema" in searched("datm")
+    assert "distill.initialisation" not in searched("datm") and "distill.initialisation" in searched("mtt")
+    assert "distill.intermediate_loss" not in searched("att")
+    real = searched("real")
+    assert not {f"distill.{name}" for name in (*space.MATCHING, "inner_momentum", "initialisation")} & real.keys()
+    assert real["distill.lr_img"].high == 1
+    drawn = {"distill.max_start_epoch": 1, "distill.expert_epochs": 4}
+    late = resolved.run(params, "mtt")
+    late = replace(late, distillation=late.distillation.model_copy(update={"min_start_epoch": 2}))
+    assert space.tidy(late, space.build(late, params.tune, "student"), drawn)["distill.max_start_epoch"] == 3
+    with pytest.raises(UserError, match="real has no experts"):
+        space.build(resolved.run(params, "real"), params.tune, "both")
+
+
+def test_ablate_takes_the_parts_of_a_method(params: Params) -> None:
+    base = resolved.run(params, "datm")
+    arms = {arm.label: arm for arm in ablate.arms(base)}
+    own = ("running mean", "soft labels", "growing window of starts")
+    assert {f"without {name}" for name in own} | {f"MTT and {name}" for name in own} <= set(arms)
+    assert "MTT and nearest step" not in arms, "parts of other methods have no strength that the run gives them"
+    protocol = variants.protocol_of(base, params.tune)
+    for arm in arms.values():
+        built = variants.build(base, params.tune, ablate.changes(base, arm.parts, 0), protocol).run
+        assert [part for part in results._parts(built) if part > page.AST_PARTS] == [p for p in arm.parts if p > page.AST_PARTS]
+    with pytest.raises(UserError, match="is not MTT with parts"):
+        ablate.run(STORE, resolved.run(params, "real"), params.tune, 2, False, 1)
+
+
+def test_variants_of_runs_without_experts_and_of_runs_that_begin_with_another(params: Params, tmp_path: Path) -> None:
+    alone, begun = (resolved.run(params, name) for name in ("real", "refined"))
+    one = variants.build(alone, params.tune, Changes({"lr_img": 0.02}), variants.protocol_of(alone, params.tune))
+    assert one.run.buffer is None and one.run.distillation.lr_img == 0.02
+    other = variants.build(begun, params.tune, Changes({"lr_img": 2.0}, seed=7), variants.protocol_of(begun, params.tune))
+    assert other.run.initial == begun.initial and other.run.seed == 7
+    source = Path.cwd()
+    workspace = Workspace(tmp_path / "workspace", source)
+    workspace.lend("digits")
+    same = variants.build(begun, params.tune, Changes({"lr_img": 2.0}), variants.protocol_of(begun, params.tune))
+    with workspace.entered():
+        variants.ready_experts(one, source)
+        assert not (tmp_path / "workspace/data/experts").exists()
+        variants.ready_experts(same, source)
+        assert STORE.load_synthetic("datm").sha256()
+        assert STORE.trajectories_folder(same.experts).exists()
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def _group(members: Sequence[Result], results: Sequence[Result]) -> Group:
     first = members[0]
     # random images are what everybody knows; another initialisation stands in where there are none
     real = sorted(
-        (r for r in members if not (r.distilled or r.whole or r.initialisation == "given")),
+        (r for r in members if not (r.distilled or r.whole or r.initialisation in ("given", "run"))),
         key=lambda r: r.initialisation != "random",
     )
     baseline = real[0] if real else None
