@@ -115,7 +115,7 @@ def inner_step(subject: Subject, network: FlatNetwork, derivatives: Derivatives)
     index = torch.arange(len(images), device=subject.device)
     steps = [InnerStep(index, draw.to(images.device, images.dtype)) for draw in drawn]
     rule = InnerRule(distil.inner_momentum, distil.inner_weight_decay, coefficient=1.0)
-    syn_lr = torch.tensor(distil.lr_init, device=subject.device)
+    syn_lr = torch.tensor(distil.lr_init or LR, device=subject.device)
 
     def loop(count: int) -> None:
         end = WayPoint(count, theta + 0.01, 1.0, torch.ones((), device=subject.device))

@@ -97,7 +97,7 @@ def _figure(found: list[Compared]) -> Figure:
     drawn, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained", sharex=True)
     iterations = [one.iteration for one in found]
     for axis, values, words in (
-        (axes[0], [one.cosine for one in found], "cosine to the exact gradient of the images"),
+        (axes[0], [one.cosine for one in found], "cosine to the exact gradient"),
         (axes[1], [one.norm for one in found], "norm, in norms of the exact one"),
     ):
         axis.plot(iterations, values, ".-", linewidth=0.8)
