@@ -21,6 +21,7 @@ from src.stages import distill, report, repro, resolve, results
 from src.stages.records import prepared
 from src.store import code, files
 from src.studies import ablate, gradient_error, space, variants
+from src.studies import compare as comparison
 from src.studies.variants import Changes, Workspace
 from tests.small_run import STORE, made
 
@@ -231,6 +232,21 @@ def test_runs_that_can_not_begin_are_refused(run: str, changes: dict[str, Any], 
         reading.parse(document)
     assert sentence in str(caught.value)
     assert place in str(caught.value)
+
+
+def test_what_a_method_contradicts_is_said_once() -> None:
+    document = raw()
+    document["distill"]["base"] |= {"ema": 0.9, "iterations": 0}
+    with pytest.raises(ParamsError) as caught:
+        reading.parse(document)
+    assert str(caught.value).count("ema averages over iterations") == 1
+    assert "distill.base: ema averages" in str(caught.value)
+
+
+def test_compare_tells_what_methods_differ_in(params: Params, capsys: pytest.CaptureFixture[str]) -> None:
+    comparison.run(STORE, resolved.pipeline(params), ["mtt", "datm"])
+    said = capsys.readouterr().out
+    assert all(words in said for words in ("distill.labels", "distill.start_growth.iterations", "distill.ema"))
 
 
 def test_runs_of_different_data_do_not_begin_with_each_other() -> None:

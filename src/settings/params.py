@@ -200,11 +200,13 @@ def _validate(model: type[Model], value: Any, path: str, problems: Problems) -> 
 def _distillations(methods: Mapping[str, Any], runs: Mapping[str, Any], problems: Problems) -> dict[str, Distillation]:
     """Each raw run's method merged with the run's own values; what a method leaves out, its runs must give."""
     good: dict[str, dict[str, Any]] = {}
+    told: dict[str, Problems] = {}
     for name, value in methods.items():
         if isinstance(value, dict):
             found: Problems = []
             _validate(Distillation, value, f"distill.{name}", found)
-            problems += [problem for problem in found if problem[1] != MISSING]
+            told[name] = [problem for problem in found if problem[1] != MISSING]
+            problems += told[name]
             good[name] = value
         else:
             problems.append((f"distill.{name}", f"must be a mapping of settings; got {value!r}"))
@@ -216,18 +218,20 @@ def _distillations(methods: Mapping[str, Any], runs: Mapping[str, Any], problems
             problems.append((f"runs.{name}.distill.method", _unknown(method, "distill", methods)))
         elif isinstance(own, dict) and isinstance(method, str) and method in good:
             own = {key: value for key, value in own.items() if key != "method"}
-            settings = _merge(f"runs.{name}.distill", good[method], own, problems)
+            settings = _merge(f"runs.{name}.distill", good[method], own, problems, {text for _, text in told[method]})
             if settings is not None:
                 merged[name] = settings
     return merged
 
 
-def _merge(path: str, shared: dict[str, Any], own: dict[str, Any], problems: Problems) -> Distillation | None:
-    """A run's merged settings; the shared values' own problems are reported at the method."""
+def _merge(path: str, shared: dict[str, Any], own: dict[str, Any], problems: Problems, told: set[str]) -> Distillation | None:
+    """A run's merged settings; the shared values' own problems, alone or together, are `told` at the method."""
     found: Problems = []
     settings = _validate(Distillation, {**shared, **own}, path, found)
     problems += [
-        (place, text) for place, text in found if place.removeprefix(f"{path}.").split(".")[0] not in {*shared} - {*own}
+        (place, text)
+        for place, text in found
+        if place.removeprefix(f"{path}.").split(".")[0] not in {*shared} - {*own} and not (place == path and text in told)
     ]
     return settings
 
