@@ -129,7 +129,11 @@ def _step(state: State, images: Tensor, labels: Tensor, settings: Experts, gradi
     plain = images[index.to(images.device)]
     batch = (augmentation.apply(draw, plain), plain, labels[index.to(images.device)])
     coefficient = state.theta.new_tensor(smoothness.clipping_coefficient(state.epochs, settings))
-    found, losses = _by_chunks(gradient, state.theta, batch, coefficient, chunk or len(index))
+    size = chunk or len(index)
+    found, losses = _by_chunks(gradient, state.theta, batch, coefficient, size)
+    if settings.sharpness:
+        uphill = state.theta + settings.sharpness / found.norm().clamp_min(torch.finfo(found.dtype).tiny) * found
+        found, _ = _by_chunks(gradient, uphill, batch, coefficient, size)
     theta, moments = _descend(state, found, settings)
     figures = torch.cat((figures, losses[None]))
     ended = len(pending) == 0
@@ -163,7 +167,7 @@ def differentiate(network: FlatNetwork, settings: Experts, bfloat16: bool = Fals
 
 
 def _by_hand(network: ByHand, settings: Experts) -> Gradient:
-    """The penalty's gradient is that of <u, c> with u = d(sum_k z_k)/dx and c the penalty's gradient to u, held constant."""
+    """The penalty's gradient is that of <u, c>, with u what it looks at and c its gradient to u, held constant."""
 
     def gradient(
         theta: Tensor, augmented: Tensor, plain: Tensor, labels: Tensor, coefficient: Tensor
@@ -173,9 +177,10 @@ def _by_hand(network: ByHand, settings: Experts) -> Gradient:
         del sweep
         if not settings.gradient_penalty:
             return found, loss, torch.zeros_like(loss)
-        u, sweep = network.of_inputs(theta, plain)
+        of = settings.gradient_penalty_of
+        u, sweep = network.of_inputs(theta, plain, labels, of)
         penalty, of_u = smoothness.penalty_of(u, settings.gradient_penalty_axes)
-        return found + settings.gradient_penalty * network.along_inputs(theta, of_u, sweep), loss, penalty
+        return found + settings.gradient_penalty * network.along_inputs(theta, of_u, sweep, labels, of), loss, penalty
 
     return gradient
 
@@ -196,7 +201,7 @@ def _by_autograd(network: FlatNetwork, settings: Experts, bfloat16: bool) -> Gra
         loss = F.cross_entropy(logits(augmented), labels)
         penalty = torch.zeros_like(loss)
         if settings.gradient_penalty:
-            penalty = smoothness.gradient_penalty(logits, plain, settings.gradient_penalty_axes)
+            penalty = smoothness.gradient_penalty(logits, plain, labels, settings)
         (found,) = torch.autograd.grad(coefficient * loss + settings.gradient_penalty * penalty, theta)
         return found, loss.detach(), penalty.detach()
 
@@ -205,7 +210,8 @@ def _by_autograd(network: FlatNetwork, settings: Experts, bfloat16: bool) -> Gra
 
 def passes(settings: Experts, images: int) -> int:
     """Work of training one expert on so many images, in forward passes of one image."""
-    return settings.last_epoch * images * (PASSES + (PENALTY_PASSES if settings.gradient_penalty else 0))
+    step = PASSES + (PENALTY_PASSES if settings.gradient_penalty else 0)
+    return settings.last_epoch * images * step * (2 if settings.sharpness else 1)
 
 
 def _by_chunks(
