@@ -191,6 +191,9 @@ def test_ablate_takes_the_parts_of_a_method(params: Params) -> None:
     for arm in arms.values():
         built = variants.build(base, params.tune, ablate.changes(base, arm.parts, 0), protocol).run
         assert [part for part in results._parts(built) if part > page.AST_PARTS] == [p for p in arm.parts if p > page.AST_PARTS]
+    sharp = base.experts.settings.model_copy(update={"sharpness": 0.01})
+    sharp_run = replace(base, buffer=replace(base.experts, settings=sharp))
+    assert {arm.label: arm.parts for arm in ablate.arms(sharp_run)}["MTT and sharpness-aware steps"] == (14,)
     with pytest.raises(UserError, match="is not MTT with parts"):
         ablate.run(STORE, resolved.run(params, "real"), params.tune, 2, False, 1)
 

@@ -151,6 +151,7 @@ def test_published_settings_of_other_methods(name: str) -> None:
     assert [getattr(distil, field) for field in fields] == numbers
     assert (params.prepare[params.runs[name].dataset].whitening == "zca", distil.ema) == (zca, ema)
     assert (preset.status, preset.compare, preset.published[method]) == ("published", method, accuracy)
+    assert (params.matched(name)[1].sharpness == 0.01) == (method == "FTD" or method.startswith("DATM"))
     assert (distil.target == "nearest") == (method == "ATT")
     assert (distil.gradient == "tesla") == (method == "TESLA")
     assert (distil.labels == "learned") == (distil.initialisation == "classified") == method.startswith("DATM")

@@ -32,6 +32,7 @@ PARTS = (
     ("Shallow layers left out", "student"),
     ("Loss on real images", "student"),
     ("TESLA's gradient", "student"),
+    ("Sharpness-aware steps", "experts"),
 )  # numbered from 1, and what each acts on
 AST_PARTS = 6  # the first of these: the others are shown where a run has them
 MARK = "†"  # of test accuracies that were chosen on the test split

@@ -95,6 +95,7 @@ def _parts(run: Run) -> tuple[int, ...]:
         matched and distil.unmatched_depth > 0,
         "real" in distil.targets,
         distil.iterations > 0 and distil.gradient == "tesla",
+        asked is not None and asked.sharpness > 0,
     )
     return tuple(number for number, is_on in enumerate(on, start=1) if is_on)
 

@@ -52,6 +52,7 @@ SWITCHES: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ("distill", {"unmatched_depth": 0.0}),
     ("distill", {"objective": "matching", "real": None}),
     ("distill", {"gradient": "exact"}),
+    ("experts", {"sharpness": 0.0}),
 )
 USUAL = (True, 2.0, "representative", True, "ramp", 1.0)  # with the part where the run itself has none: of AST's
 WHOLE, NONE = "the run as it is", "MTT: no part"

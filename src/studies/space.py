@@ -58,6 +58,7 @@ EXPERTS: Mapping[str, Range] = {
     "gradient_penalty": Range(low=0.0, high=5.0),
     "gradient_penalty_axes": _choose("channels", "image"),
 }
+SHARPNESS: Mapping[str, Range] = {"sharpness": Range(low=1e-3, high=0.1, log=True)}
 
 
 def build(base: Run, tune: Tune, side: Side) -> Space:
@@ -93,7 +94,8 @@ def start(base: Run, tune: Tune, side: Side) -> dict[str, Any]:
 def _ranges(base: Run, tune: Tune, side: Side) -> dict[str, Range]:
     """By dotted name: those of this module, those of the data set in their place."""
     own = tune.ranges.get(base.dataset.name, Ranges())
-    ranges = {"distill": {**_of_method(base.distillation), **own.distill}, "experts": {**EXPERTS, **own.experts}}
+    experts = {**EXPERTS, **(SHARPNESS if base.buffer is not None and base.buffer.settings.sharpness else {}), **own.experts}
+    ranges = {"distill": {**_of_method(base.distillation), **own.distill}, "experts": experts}
     if base.buffer is None and side != "student":
         raise UserError(f"tune: {base.name} has no experts: leave --side out, which searches the student's parameters")
     return {f"{section}.{name}": values for section in SIDES[side] for name, values in ranges[section].items()}
