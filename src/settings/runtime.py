@@ -18,11 +18,13 @@ class Runtime(Settings):
     workers: Positive | None = None
     """Processes that train experts or students at the same time on CPUs; null takes as many as the cores hold. Results do
     not depend on it, memory does: each needs its own."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Of all training, that of experts, synthetic images and students: in bfloat16, convolutions and matrix products take and
-    give numbers of half the bits, and on CPUs so does what stands between them; parameters, images, losses and steps stay
-    float32. So do scores and the choice of initial images, which is all that a run with 0 iterations makes. Processors without
-    instructions for bfloat16 take several times as long as in float32, and stages say so."""
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """Of all training, that of experts, synthetic images and students. float32 means it on CUDA as well. tf32 rounds what
+    convolutions and matrix products take to 10 bits of mantissa on CUDA, scores and the choice of initial images included, which is
+    several times as fast there; CPUs have no such numbers, so that it is float32 on them. In bfloat16, convolutions and matrix
+    products take and give numbers of half the bits, and on CPUs so does what stands between them; parameters, images, losses and
+    steps stay float32. So do scores and the choice of initial images, which is all that a run with 0 iterations makes. Processors
+    without instructions for bfloat16 take several times as long as in float32, and stages say so."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile for all training; auto compiles where the work is long enough to pay for it."""
     deterministic: bool = True
