@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from src.ground import fake_cuda, runtime
 from src.ground.errors import UserError
@@ -30,8 +32,8 @@ from src.settings.distillation import Distillation
 from src.settings.experts import Experts
 from src.settings.networks import MLP, VGG11, AlexNet, ConvNet, LeNet, Network, ResNet18
 from src.settings.protocols import Protocol
-from src.process import workers
 from src.settings.runtime import Runtime
+from src.stages import experts
 from src.store import cost
 from tests.small_run import STORE, made
 
@@ -58,7 +60,7 @@ PARTS: dict[str, dict[str, Any]] = {
 ITERATION = ("src.maths.distillation.iterate", "src.maths.distillation._check")  # its figures, and whether they make sense
 EPOCH = (
     *("src.maths.expert_training.check", "src.maths.expert_training.epoch_of", "src.maths.scores.accuracy"),  # its figures
-    *("src.loops.expert.first", "src.loops.expert.steps"),  # the snapshot that is kept
+    *("src.loops.expert.first", "src.loops.expert._after"),  # the snapshot that is kept
 )
 STUDENTS = ("src.maths.protocol._check_finite",)  # once an epoch
 WATCHED = ("src.loops.students._watch",)  # what they predict
@@ -161,6 +163,26 @@ def test_an_expert_of_each_network(spec: Network) -> None:
         assert all(True for _ in expert.steps(asked, 0, expert.first(asked, 0, DEVICE), DEVICE))
 
 
+def side_by_side(asked: expert.Training) -> None:
+    first = [expert.first(asked, index, DEVICE) for index in range(2)]
+    for experts in expert.steps_together(asked, range(2), first, DEVICE):
+        assert all(one.state.theta.device == DEVICE for one in experts)
+    assert all(len(one.rows) == asked.settings.epochs for one in experts)
+
+
+@pytest.mark.parametrize("kind", EXPERTS)
+def test_experts_side_by_side(kind: str) -> None:
+    with FakeCuda(EPOCH):
+        side_by_side(training(**EXPERTS[kind]))
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+@pytest.mark.parametrize("spec", FAMILIES, ids=NAMES)
+def test_experts_side_by_side_of_each_network(spec: Network, bfloat16: bool) -> None:
+    with FakeCuda(EPOCH):
+        side_by_side(replace(training(spec, gradient_penalty=2.0, epochs=1), bfloat16=bfloat16))
+
+
 def evaluation(spec: Network, bfloat16: bool = False, watched: str | None = None, **changes: Any) -> students.Training:
     settings = Protocol(**{"students": 2, "epochs": 2, "batch_size": 4, "test_every": 1, "augmentation": tuple(KINDS), **changes})
     asked = Runtime(precision="bfloat16" if bfloat16 else "float32")
@@ -194,6 +216,41 @@ def test_students_whose_best_epoch_counts(spec: Network) -> None:
         stored = found.state()()
         again = students.start(asked, 0, DEVICE, stored)
         assert len([*again.epochs(2)]) == 1
+
+
+class Products(TorchDispatchMode):
+    """The types of what convolutions and matrix products take while something is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.types: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ in {"convolution", "convolution_backward", "addmm", "mm", "bmm", "baddbmm"}:
+            self.types |= {one.dtype for one in args[:3] if isinstance(one, Tensor)}
+        return func(*args, **(kwargs or {}))
+
+
+WORKS: dict[str, Callable[[bool], object]] = {
+    "an iteration": lambda bfloat16: iterated(bfloat16=bfloat16),
+    "an expert": lambda b: next(expert.steps(replace(training(gradient_penalty=2.0), bfloat16=b), 0, expert.first(training(), 0, DEVICE), DEVICE)),
+    "experts": lambda b: next(
+        expert.steps_together(
+            replace(training(gradient_penalty=2.0), bfloat16=b), range(2), [expert.first(training(), i, DEVICE) for i in range(2)], DEVICE
+        )
+    ),
+    "students": lambda b: next(students.start(evaluation(SMALL, b), 0, DEVICE).epochs(1)),
+    "a student": lambda b: next(students.start(evaluation(ConvNet(depth=2, width=4, norm="batch"), b), 0, DEVICE).epochs(1)),
+}
+
+
+@pytest.mark.parametrize("work", WORKS)
+def test_precision_is_what_the_products_take(work: str) -> None:
+    """vmap has convolutions of its own, which autocast leaves alone on CPUs."""
+    for bfloat16, expected in ((False, torch.float32), (True, torch.bfloat16)):
+        with FakeCuda((*ITERATION, *EPOCH, *STUDENTS)), Products() as products:
+            WORKS[work](bfloat16)
+        assert products.types == {expected}
 
 
 @pytest.mark.parametrize("kind", ["noise", "random", "representative", "k_means_embeddings", "herding", "k_center"])
@@ -281,6 +338,14 @@ def test_a_spoilt_expert_is_found(name: str, spoil: Callable[..., Any], monkeypa
 
 
 @pytest.mark.parametrize("spoil", SPOILT)
+@pytest.mark.parametrize("name", ["_descend", "batch_of"])
+def test_spoilt_experts_side_by_side_are_found(name: str, spoil: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(expert_training, name, spoil(getattr(expert_training, name)))
+    with FakeCuda(EPOCH), pytest.raises(DeviceCrossingError):
+        side_by_side(training())
+
+
+@pytest.mark.parametrize("spoil", SPOILT)
 @pytest.mark.parametrize("spec", [SMALL, ConvNet(depth=2, width=4, norm="batch")], ids=["parameters", "running statistics"])
 def test_spoilt_students_are_found(spec: Network, spoil: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "_augmented", spoil(protocol._augmented))
@@ -349,15 +414,14 @@ def test_the_inner_loop_keeps_p_numbers_a_step() -> None:
 WHOLE = ("src.stages.", "src.store.", "src.pages.", "src.loops.outer.", "src.loops.students.", "src.tracking.")
 
 
-@pytest.mark.parametrize("augmentation", [[], ["crop", "rotate"]])
-def test_whole_stages(augmentation: list[str], valid_params: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whole_stages(valid_params: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything that a run does on a GPU, from real images to scores; beside the loops all may read."""
     monkeypatch.setattr(runtime, "start", lambda _: DEVICE)
     monkeypatch.setattr(runtime, "peak_memory_mib", lambda _: 1.0)
-    monkeypatch.setattr(workers.runtime, "peak_memory_mib", lambda _: 1.0)
+    monkeypatch.setattr(experts, "_groups", lambda *_: [range(2)])
     monkeypatch.setattr(cost, "peak_memory_mib", lambda _: 1.0)
     monkeypatch.setattr(cost, "now", lambda _: 0.0)
-    valid_params["distill"]["ast"] |= {"augmentation": augmentation, "initialisation": "representative", "balanced_loss": True}
+    valid_params["distill"]["ast"] |= {"augmentation": ["crop", "rotate"], "initialisation": "representative", "balanced_loss": True}
     valid_params["evaluate"]["best"] = {"students": 2, "epochs": 3, "score": "best_test", "test_every": 1}
     valid_params["runs"]["one"]["evaluate"] = "best"
     with FakeCuda((*ITERATION, *EPOCH, *STUDENTS, *WHOLE)), made(tmp_path, valid_params) as params:

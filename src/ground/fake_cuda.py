@@ -8,9 +8,10 @@ device for a number.
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -104,6 +105,14 @@ class FakeCuda(TorchDispatchMode):
         reader = _innermost(sys._getframe())
         if not reader.startswith(self._reads):
             raise DeviceCrossingError(f"{reader} asks the device for a number ({func}): the host would wait for it")
+
+
+def peak(work: Callable[[], object], reads: Sequence[str] = ()) -> int:
+    """Bytes that the tensors of work on `DEVICE` hold at most; what may be read is FakeCuda's."""
+    gc.collect()  # what others left would be freed within
+    with FakeCuda(reads) as device:
+        work()
+    return device.peak
 
 
 COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)

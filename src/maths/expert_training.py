@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from src.ground.errors import DivergenceError
 from src.ground.seeding import continued
 from src.maths import augmentation, networks, smoothness
+from src.maths.augmentation import Draw
 from src.maths.networks import FlatNetwork
 from src.settings.experts import Experts
 
@@ -116,21 +117,48 @@ def check(state: State, settings: Experts) -> None:
 
 
 def _step(state: State, images: Tensor, labels: Tensor, settings: Experts, gradient: Gradient, chunk: int | None) -> State:
-    """One step on the next batch of the epoch's order; a new order is drawn where the last one is used up."""
-    generator = continued(state.draws)
-    pending, figures = state.pending, state.figures
-    if state.between_epochs:
-        pending, figures = torch.randperm(len(images), generator=generator), figures[:0]
-    index, pending = pending[: settings.batch_size], pending[settings.batch_size :]
-    draw = augmentation.draw(settings.augmentation, len(index), generator).to(images.device, images.dtype)
-    plain = images[index.to(images.device)]
-    batch = (augmentation.apply(draw, plain), plain, labels[index.to(images.device)])
+    """One step on the next batch of the epoch's order."""
+    drawn = draw(state, len(images), settings)
+    batch = batch_of(drawn, images, labels)
     coefficient = state.theta.new_tensor(smoothness.clipping_coefficient(state.epochs, settings))
-    found, losses = _by_chunks(gradient, state.theta, batch, coefficient, chunk or len(index))
-    theta, moments = _descend(state, found, settings)
-    figures = torch.cat((figures, losses[None]))
-    ended = len(pending) == 0
-    return State(theta, moments, generator.get_state(), pending, figures, state.epochs + ended, state.steps + 1)
+    found, losses = _by_chunks(gradient, state.theta, batch, coefficient, chunk or len(drawn.index))
+    return after(state, drawn, found, losses, settings)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What is random in one step, on the CPU."""
+
+    index: Tensor  # (B,), the step's images
+    pending: Tensor  # (n,), those that the epoch has still to see
+    draw: Draw
+    draws: Tensor  # the generator's state afterwards, bytes
+    begins: bool  # whether the epoch begins
+
+
+def draw(state: State, images: int, settings: Experts) -> Drawn:
+    """The next batch of the epoch's order over so many images; a new order is drawn where the last one is used up."""
+    generator, pending = continued(state.draws), state.pending
+    if state.between_epochs:
+        pending = torch.randperm(images, generator=generator)
+    index, pending = pending[: settings.batch_size], pending[settings.batch_size :]
+    drawn = augmentation.draw(settings.augmentation, len(index), generator)
+    return Drawn(index, pending, drawn, generator.get_state(), state.between_epochs)
+
+
+def batch_of(drawn: Drawn, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The step's augmented and plain images (B, C, H, W) and labels (B,), on the images' device."""
+    index = drawn.index.to(images.device)
+    plain = images[index]
+    return augmentation.apply(drawn.draw.to(images.device, images.dtype), plain), plain, labels[index]
+
+
+def after(state: State, drawn: Drawn, gradient: Tensor, losses: Tensor, settings: Experts) -> State:
+    """The state after a step with this gradient (P,), cross-entropy and penalty (2,)."""
+    theta, moments = _descend(state, gradient, settings)
+    figures = torch.cat((state.figures[:0] if drawn.begins else state.figures, losses[None]))
+    epochs = state.epochs + (len(drawn.pending) == 0)
+    return State(theta, moments, drawn.draws, drawn.pending, figures, epochs, state.steps + 1)
 
 
 def _descend(state: State, gradient: Tensor, settings: Experts) -> tuple[Tensor, Tensor]:

@@ -26,6 +26,11 @@ def gradient_penalty(logits: Callable[[Tensor], Tensor], images: Tensor, axes: s
     """
     images = images.detach().requires_grad_()
     (u,) = torch.autograd.grad(logits(images).sum(), images, create_graph=True)
+    return distance_from_one(u, axes)
+
+
+def distance_from_one(u: Tensor, axes: str) -> Tensor:
+    """The mean of (||u|| - 1)^2 of derivatives u (B, C, H, W), the norm over these axes."""
     squares = u.square().sum(dim=1 if axes == "channels" else (1, 2, 3))
     # the norm's slope at exactly 0 is infinite: a dead pixel would make the parameters NaN
     norm = squares.clamp_min(torch.finfo(squares.dtype).tiny).sqrt()

@@ -1,0 +1,73 @@
+"""GPU memory that the training of experts takes, counted on a pretended device, and how many of them it holds side by side.
+
+Two steps and an epoch's end are counted, eager: compiled, code keeps less between its kernels. What kernels need for themselves,
+torch's own libraries and the gaps that its allocator leaves come on top, so that `SHARE` of a GPU's memory is for what is counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from src.ground import fake_cuda
+from src.ground.fake_cuda import DEVICE
+from src.loops import expert
+from src.maths import scores
+from src.maths.networks import ImageShape
+from src.process.workers import Array
+from src.settings.experts import Experts
+from src.settings.networks import Network
+
+SHARE = 0.85
+FLOAT = 4  # bytes
+READS = ("src.loops.expert.", "src.maths.expert_training.", "src.maths.scores.")  # an epoch's figures, and its snapshot
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained: a network on images of this shape, in this precision."""
+
+    spec: Network
+    shape: ImageShape
+    bfloat16: bool
+
+    def arrays(self, count: int) -> tuple[Array, Array]:
+        """So many images and labels; nothing depends on what they show."""
+        shape = self.shape
+        images = np.zeros((count, shape.channels, shape.size, shape.size), dtype=np.float32)
+        return images, np.arange(count) % shape.classes
+
+    def image_bytes(self, count: int) -> int:
+        return count * self.shape.channels * self.shape.size**2 * FLOAT
+
+    def scored(self, count: int) -> int:
+        """Of so many images those that one forward pass takes."""
+        return min(count, scores.chunk_of(self.shape.size))
+
+
+def experts(task: Task, settings: Experts, train: int, val: int, count: int) -> int:
+    """Bytes of `count` experts side by side, all training and validation images included."""
+    batches, scored = min(train, 2 * settings.batch_size), task.scored(val)
+    asked = settings.model_copy(update={"epochs": 1, "stop_epoch": None})
+    training = expert.Training(
+        asked, task.spec, task.shape, 0, task.bfloat16, False, task.arrays(batches), task.arrays(scored)
+    )
+
+    def work() -> None:
+        first = [expert.first(training, index, DEVICE) for index in range(count)]
+        for _ in expert.steps_together(training, range(count), first, DEVICE):
+            pass
+
+    try:
+        return fake_cuda.peak(work, READS) + task.image_bytes(train - batches + val - scored)
+    finally:
+        expert.forget()
+
+
+def side_by_side(task: Task, settings: Experts, train: int, val: int, most: int, memory: float) -> int:
+    """How many experts a GPU of so many bytes trains at once: `most` at most, and one at least."""
+    if most == 1:
+        return 1
+    one, two = (experts(task, settings, train, val, count) for count in (1, 2))
+    return max(1, min(most, 1 + int((SHARE * memory - one) // max(two - one, 1))))
