@@ -28,7 +28,9 @@ from src.bench.settings import (
 from src.ground import runtime
 from src.ground.seeding import generator
 from src.loops.students import Training
+from src.loops import expert_memory
 from src.maths import expert_training, protocol
+from src.maths import experts_together as together
 from src.maths.expert_training import CHUNK, Gradient
 from src.maths.networks import FlatNetwork, forward_flops
 from src.process import workers
@@ -85,6 +87,35 @@ def _expert(
     spent = cost.seconds(lambda: next(epochs), device)
     advance()
     return spent
+
+
+def experts_together(setting: ExpertsSetting) -> dict[str, Any]:
+    """Real images a second of as many experts as a GPU's memory holds side by side (a CPU: two), in their second epoch."""
+    asked, device = engine.start(setting)
+    settings, bfloat16 = _expert_settings(setting), setting.precision == "bfloat16"
+    passes = expert_training.passes(settings, setting.images)
+    compiled, note = runtime.compiles(asked, passes * REAL_EXPERTS * REAL_EXPERT_EPOCHS * _forward(setting))
+    count = 2
+    if device.type == "cuda":
+        task = expert_memory.Task(spec(setting), shape(setting), bfloat16)
+        _, memory = torch.cuda.mem_get_info(device)
+        count = expert_memory.side_by_side(task, settings, setting.images, 0, setting.workers or REAL_EXPERTS, memory)
+    labels = torch.arange(setting.images) % setting.classes
+    images, labels = real_images(setting, labels, "real").to(device), labels.to(device)
+    modules = [build(setting, index).to(device) for index in range(count)]
+    gradient = together.differentiate(FlatNetwork(modules[0]), settings, bfloat16)
+    draws = [generator(setting.seed, "bench", "training", index) for index in range(count)]
+    states = [expert_training.start(module, one) for module, one in zip(modules, draws, strict=True)]
+    stepped = together.steps(states, images, labels, settings, runtime.compiled(gradient) if compiled else gradient)
+    steps = -(-setting.images // setting.batch_size)
+    begun = cost.now(device)
+    for _ in range(steps):  # an epoch to warm up and compile
+        next(stepped)
+    first = cost.now(device) - begun
+    seconds = cost.seconds(lambda: [next(stepped) for _ in range(steps)], device)
+    figures = {"seconds": seconds / count, "images_per_second": count * setting.images / seconds, "experts": count}
+    compiling = {"compiled": compiled, "compile_seconds": max(first - seconds, 0.0) if compiled else 0.0}
+    return measure.surroundings(device) | figures | compiling | {"note": "" if compiled else note}
 
 
 def _expert_settings(setting: ExpertsSetting) -> Experts:
