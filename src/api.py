@@ -27,6 +27,7 @@ from src.ground.errors import ParamsError, UserError
 from src.loops import expert, initial, outer, students
 from src.loops.outer import Loop
 from src.maths import networks, pixels, protocol, scores
+from src.maths.derivatives import choose
 from src.maths.networks import FlatNetwork, ImageShape
 from src.maths.pixels import Normalisation, Space
 from src.settings.base import describe
@@ -145,9 +146,10 @@ def train_experts(
     with _lent(lent, lent.threads or 1) as device:
         real = real_images(images, labels, pixel_max, zca_eps)
         held = real if val is None else _in_space(*val, pixel_max, real)
-        compiled, _ = runtime.compiles(lent, asked.count * expert.flops(asked, spec, real.shape, len(real.labels)))
+        flops = asked.count * expert.flops(asked, spec, real.shape, len(real.labels))
+        backend, _ = choose(lent, device, spec, flops)
         arrays = ((one.images.numpy(), one.labels.numpy()) for one in (real, held))
-        training = expert.Training(asked, spec, real.shape, seed, lent.precision == "bfloat16", compiled, *arrays)
+        training = expert.Training(asked, spec, real.shape, seed, lent.precision == "bfloat16", backend, *arrays)
         found = [_expert(training, index, device, report) for index in range(asked.count)]
     rows = tuple(row for _, own in found for row in own)
     return ExpertBuffer(tuple(trajectory for trajectory, _ in found), rows, real, spec, asked, seed, lent)
@@ -177,7 +179,7 @@ def distill(experts: ExpertBuffer, ipc: int, *, seed: int | None = None, report:
         outer.check_batch(distil, len(labels), "batch_syn")
         images, labels = images.to(device), labels.to(device)
         network = _function(experts.spec, real.shape, device)
-        derivatives, _, _ = outer.differentiate(distil, lent, network, images)
+        derivatives, _, _ = outer.differentiate(distil, lent, experts.spec, network, images)
         read = functools.partial(_snapshots, experts.trajectories)
         loop = Loop("distill", root, distil, len(experts.trajectories), read, network, derivatives, labels, real.space)
         at = outer.first(loop, images)
@@ -396,7 +398,7 @@ def _trained(
     spec, shape = _specified(network, synthetic.spec), synthetic.shape
     with _lent(lent, lent.threads or 1) as device:
         flops = students.forward_flops(spec, shape)
-        way = protocol.choose(lent, device, asked, len(synthetic.labels), flops, spec.keeps_statistics)
+        way = protocol.choose(lent, device, asked, len(synthetic.labels), flops, spec)
         images, labels = synthetic.inputs.numpy(), synthetic.labels.numpy()
         splits = () if held is None else ("test",)
         training = students.Training(

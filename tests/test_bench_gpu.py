@@ -55,7 +55,9 @@ def shown(found: dict[str, Any]) -> str:
     return console.export_text()
 
 
-def test_on_the_cpu_with_real_workers_logic(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_on_the_cpu_with_real_workers_logic(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     """Each measurement once, in this process."""
 
     def ask(task: str, side: str, setting: Setting, cache: Path, seconds: float) -> dict[str, Any]:
@@ -73,7 +75,7 @@ def test_on_the_cpu_with_real_workers_logic(monkeypatch: pytest.MonkeyPatch, cap
     text = shown(found)
     assert "experts a minute, 2 at once" in text
     assert "TESLA" in text
-    assert found["measurements"][0]["figures"]["compiled"] is False
+    assert found["measurements"][0]["figures"]["backend"] == "eager"
 
 
 def test_what_is_compared_with_publications_comes_first() -> None:
@@ -119,10 +121,15 @@ def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert stop.value.code == 1
-    assert capsys.readouterr().err == "Error: bench gpu measures a GPU, but torch finds none here: run it on a machine that has one\n"
+    assert (
+        capsys.readouterr().err
+        == "Error: bench gpu measures a GPU, but torch finds none here: run it on a machine that has one\n"
+    )
 
 
-def test_the_command_keeps_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_keeps_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     Clock(monkeypatch)
     file = tmp_path / "found.json"
     monkeypatch.setattr(sys, "argv", ["src.cli", "bench", "gpu", "--minutes", "2", "--json", str(file)])

@@ -43,7 +43,7 @@ from tests.reference import small_network
 from tests.small_run import STORE
 
 CPU = torch.device("cpu")
-WORK = Work("experts", "e", {"record": {"lr": 0.1}, "compiled": False}, seconds=0)
+WORK = Work("experts", "e", {"record": {"lr": 0.1}, "backend": "eager"}, seconds=0)
 
 
 @pytest.fixture(autouse=True)
@@ -67,24 +67,24 @@ def test_work_that_begins_anew_says_why(capsys: pytest.CaptureFixture[str]) -> N
     params = reading.load(ROOT / "params.yaml")
     settings = {"lr": 0.1, "network": {"width": 32}, "momentum": 0.0, "epochs": 3}
     before = Record("trajectory", settings, {"train": "1a"}, {"packages": {"torch": "1"}, "runtime": {"threads": 2}})
-    work.of(params.runtime, "experts", "e", before, SPEC, False).checkpoint().save({}, {})
-    assert work.of(params.runtime, "experts", "e", before, SPEC, False).checkpoint().load() == ({}, {})
+    work.of(params.runtime, "experts", "e", before, SPEC, "eager").checkpoint().save({}, {})
+    assert work.of(params.runtime, "experts", "e", before, SPEC, "eager").checkpoint().load() == ({}, {})
     assert capsys.readouterr().err == "", "the same work goes on"
     changed = replace(before, settings={**settings, "lr": 0.2, "network": {"width": 64}})
-    work.of(params.runtime, "experts", "e", changed, SPEC, True)
+    work.of(params.runtime, "experts", "e", changed, SPEC, "kernels")
     assert capsys.readouterr().err == (
-        "experts e: earlier work is not gone on with, as its compiled was False, is True, lr was 0.1, is 0.2, "
+        "experts e: earlier work is not gone on with, as its backend was 'eager', is 'kernels', lr was 0.1, is 0.2, "
         "network.width was 32, is 64\n"
     )
     elsewhere = replace(before, inputs={"train": "2b"}, provenance={"packages": {"torch": "2"}, "runtime": {"threads": 1}})
-    work.of(params.runtime, "experts", "e", elsewhere, SPEC, False)
+    work.of(params.runtime, "experts", "e", elsewhere, SPEC, "eager")
     said = capsys.readouterr().err
     wanted = ("train was 1a, is 2b", "packages.torch was 1, is 2", "runtime.threads was 2, is 1")
     assert all(words in said for words in wanted), said
     everything = replace(elsewhere, settings=dict.fromkeys(settings, 9))
-    work.of(params.runtime, "experts", "e", everything, SPEC, False)
+    work.of(params.runtime, "experts", "e", everything, SPEC, "eager")
     assert capsys.readouterr().err.endswith(" and 3 more\n")
-    work.of(params.runtime, "experts", "another", before, SPEC, False)
+    work.of(params.runtime, "experts", "another", before, SPEC, "eager")
     assert capsys.readouterr().err == "", "nothing of this name lies there"
 
 
@@ -405,11 +405,11 @@ def test_clean_deletes_what_is_stale_and_no_more(
 ) -> None:
     params = reading.parse(valid_params)
     definitions = {("experts", "e"): WORK.definition, ("distill", "lost"): None}
-    known = {key: {k: v for k, v in value.items() if k != "compiled"} if value else None for key, value in definitions.items()}
+    known = {key: {k: v for k, v in value.items() if k != "backend"} if value else None for key, value in definitions.items()}
     monkeypatch.setattr(clean, "_definitions", lambda store, pipeline: known)
     works = {
         "current": WORK,
-        "stale": replace(WORK, definition={"record": {"lr": 0.2}, "compiled": False}),
+        "stale": replace(WORK, definition={"record": {"lr": 0.2}, "backend": "eager"}),
         "gone": replace(WORK, name="renamed"),
         "unknown": Work("distill", "lost", {}, 0),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 from typing import Any
@@ -12,10 +13,13 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.func import grad, jvp
 
-from src.maths import networks
+from src.maths import by_hand, derivatives, kernels, networks
+from src.maths.by_hand import ByHand
 from src.maths.derivatives import Derivatives
+from src.maths.kernels import Between
 from src.maths.networks import FlatNetwork, ImageShape, flatten
 from src.settings.networks import MLP, ConvNet, LeNet, Network, ResNet18
+from src.settings.runtime import Runtime
 from tests.reference import cross_entropy, small_network
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch's own, in forward mode and inductor
@@ -57,9 +61,9 @@ def test_first_is_the_modules_own_gradient(spec: dict[str, str], labels: Tensor)
     network, theta, batch, _ = problem(**spec)
     cross_entropy(module(batch), labels).backward()
     expected = torch.cat([parameter.grad.reshape(-1) for parameter in module.parameters()])
-    derivatives = Derivatives(network)
-    assert error(derivatives.first(theta, batch, labels), expected) < 1e-13
-    assert derivatives.loss(theta, batch, labels).item() == pytest.approx(cross_entropy(module(batch), labels).item())
+    ours = Derivatives(network)
+    assert error(ours.first(theta, batch, labels), expected) < 1e-13
+    assert ours.loss(theta, batch, labels).item() == pytest.approx(cross_entropy(module(batch), labels).item())
 
 
 @labelled
@@ -82,17 +86,17 @@ def test_second_is_the_gradient_of_the_forward_mode_slope(spec: dict[str, str], 
 def test_derivatives_are_finite_differences() -> None:
     network, theta, batch, a = problem(activation="sigmoid")
     given = [theta, batch, soft_labels()]
-    derivatives, width = Derivatives(network), 1e-5
+    found_by, width = Derivatives(network), 1e-5
 
     def change(function: Any, position: int, along: Tensor) -> float:
         up, down = ([x + s * along if i == position else x for i, x in enumerate(given)] for s in (width, -width))
         return ((function(*up) - function(*down)) / (2 * width)).item()
 
-    slope = derivatives.first(*given).dot(a).item()
-    assert change(derivatives.loss, 0, a) == pytest.approx(slope, rel=1e-6)
-    for position, found in enumerate(derivatives.second(*given, a)):
+    slope = found_by.first(*given).dot(a).item()
+    assert change(found_by.loss, 0, a) == pytest.approx(slope, rel=1e-6)
+    for position, found in enumerate(found_by.second(*given, a)):
         along = normal(*given[position].shape, seed=4)
-        expected = change(lambda *moved: derivatives.first(*moved).dot(a), position, along)
+        expected = change(lambda *moved: found_by.first(*moved).dot(a), position, along)
         assert (found * along).sum().item() == pytest.approx(expected, rel=1e-6)
 
 
@@ -102,8 +106,8 @@ def test_results_hold_no_graph_and_arguments_stay_as_they_were(labels: Tensor) -
     given = [theta, batch, labels]
     kept = [x.clone() for x in given]
     theta.requires_grad_()
-    derivatives = Derivatives(network)
-    results = [derivatives.first(*given), *derivatives.second(*given, a)]
+    ours = Derivatives(network)
+    results = [ours.first(*given), *ours.second(*given, a)]
     assert not any(result.requires_grad for result in results)
     assert all(torch.equal(x, y) for x, y in zip(given, kept, strict=True))
     assert [x.requires_grad for x in given] == [True, False, False]
@@ -139,7 +143,7 @@ def test_compiled_is_eager() -> None:
     torch._dynamo.reset()
     counters.clear()
     network, given, a = float32_problem()
-    eager, compiled = Derivatives(network), Derivatives(network, compiled=True)
+    eager, compiled = Derivatives(network), Derivatives(network, backend="compiled")
     pairs = [(compiled.first(*given), eager.first(*given))]
     pairs += zip(compiled.second(*given, a), eager.second(*given, a), strict=True)
     for ours, theirs in pairs:
@@ -174,64 +178,146 @@ def test_any_function_of_theta_and_images_will_do() -> None:
     torch.testing.assert_close(first.view(K, 4), (p - y).T @ flat(x) / B, rtol=1e-12, atol=1e-14)
 
 
-# -- by hand
+# -- own kernels
 
 
-def by_hand_problem(size: int, soft: bool, **spec: Any) -> tuple[Derivatives, list[Tensor]]:
-    """A ConvNet of two blocks off its initialisation, with 5 images of 3 channels and 4 classes, in float64."""
+def by_hand_problem(size: int, soft: bool, channels: int = 3, **spec: Any) -> tuple[FlatNetwork, list[Tensor]]:
+    """A ConvNet of two blocks off its initialisation, with 5 images and 4 classes, in float64."""
     draws = torch.Generator().manual_seed(1)
-    module = networks.build(ConvNet(**{"depth": 2, "width": 8, **spec}), ImageShape(3, size, 4), draws)
+    module = networks.build(ConvNet(**{"depth": 2, "width": 8, **spec}), ImageShape(channels, size, 4), draws)
     theta = flatten(module).double()
     theta = theta + 0.1 * torch.randn(theta.shape, generator=draws, dtype=torch.float64)
-    batch = torch.randn(5, 3, size, size, generator=draws, dtype=torch.float64)
+    batch = torch.randn(5, channels, size, size, generator=draws, dtype=torch.float64)
     labels = torch.rand(5, 4, generator=draws, dtype=torch.float64) if soft else torch.tensor([0, 3, 1, 1, 2])
     a = torch.randn(theta.shape, generator=draws, dtype=torch.float64)
-    return Derivatives(FlatNetwork(module)), [theta, batch, labels, a]
+    return FlatNetwork(module), [theta, batch, labels, a]
+
+
+NORMS = ["instance", "layer", "group", "none"]
 
 
 @pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize("pooling", ["avg", "none"])
-@pytest.mark.parametrize("norm", ["instance", "layer", "group", "none"])
-def test_derivatives_by_hand_are_those_of_autograd(norm: str, pooling: str, soft: bool) -> None:
-    check_by_hand(*by_hand_problem(8, soft, norm=norm, pooling=pooling))
+@pytest.mark.parametrize("norm", NORMS)
+def test_kernels_are_autograd(norm: str, pooling: str, soft: bool) -> None:
+    check_kernels(*by_hand_problem(8, soft, norm=norm, pooling=pooling))
 
 
-def check_by_hand(derivatives: Derivatives, given: list[Tensor]) -> None:
-    assert derivatives.first != derivatives._first
-    assert derivatives.second != derivatives._second
-    first, expected_first = derivatives.first(*given[:3]), derivatives._first(*given[:3])
-    torch.testing.assert_close(first, expected_first, rtol=1e-10, atol=1e-12)
-    for found, expected in zip(derivatives.second(*given), derivatives._second(*given), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+def check_kernels(network: FlatNetwork, given: list[Tensor]) -> None:
+    """First and second derivatives; and the same bits with the sweep that the first one leaves as without."""
+    exact, ours = Derivatives(network), Derivatives(network, backend="kernels")
+    first, sweep = ours.sweep(*given[:3])
+    torch.testing.assert_close(first, exact.first(*given[:3]), rtol=1e-10, atol=1e-12)
+    found = ours.second(*given, sweep)
+    for one, expected in zip(found, exact.second(*given), strict=True):
+        torch.testing.assert_close(one, expected, rtol=1e-10, atol=1e-12)
+    assert all(torch.equal(one, again) for one, again in zip(found, ours.second(*given), strict=True))
 
 
-@pytest.mark.parametrize(("size", "depth"), [(28, 3), (32, 3), (8, 1), (36, 3)])
-def test_by_hand_at_the_fields_sizes(size: int, depth: int) -> None:
-    """28 is padded to 32 in the first convolution; 36 is halved to 9, and that to 4."""
-    check_by_hand(*by_hand_problem(size, False, depth=depth))
+@pytest.mark.parametrize(("size", "depth", "channels"), [(28, 3, 1), (32, 3, 3), (8, 1, 1), (36, 3, 2), (8, 3, 3), (8, 2, 5)])
+def test_kernels_at_the_fields_sizes(size: int, depth: int, channels: int) -> None:
+    """28 is padded to 32 in the first convolution; 36 is halved to 9, and that to 4; 8 ends in one pixel."""
+    check_kernels(*by_hand_problem(size, False, channels, depth=depth))
 
 
-def test_by_hand_rounds_no_worse() -> None:
+@pytest.mark.parametrize("norm", NORMS)
+def test_what_the_gradient_penalty_takes_is_autograds(norm: str) -> None:
+    """u = d(sum of logits)/dx, and the gradient of <u, c> with respect to theta."""
+    network, (theta, batch, _, _) = by_hand_problem(28, False, norm=norm)
+    c = torch.randn(batch.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    x, point = batch.clone().requires_grad_(), theta.clone().requires_grad_()
+    (u,) = torch.autograd.grad(network(point, x).sum(), x, create_graph=True)
+    # a last bias alone reaches no pixel
+    (expected,) = torch.autograd.grad(u, point, grad_outputs=c)
+    hand = ByHand(network, bfloat16=False)
+    found, sweep = hand.of_inputs(theta, batch)
+    torch.testing.assert_close(found, u.detach(), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(hand.along_inputs(theta, c, sweep), expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_kernels_give_the_same_bits_on_any_number_of_threads(threads: int) -> None:
+    """Each image is one thread's, and sums over images run in their order."""
+    torch.manual_seed(0)
+    u, q = (torch.randn(6, 8, 4, 4).contiguous(memory_format=torch.channels_last) for _ in range(2))
+    gain, shift = torch.rand(8) + 0.5, torch.randn(8)
+    results = []
+    before = torch.get_num_threads()
+    try:
+        for count in (threads, 3):
+            torch.set_num_threads(count)
+            v, norm = kernels.forward(Between(8, 1e-5, 1), u, torch.zeros(8), gain, shift)
+            results.append((v, *kernels.backward(Between(8, 1e-5, 1), u, norm, gain, shift, q)))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+def test_kernels_round_no_worse() -> None:
     """Relative errors in float32 against float64, over some problems."""
-    errors = {"hand": 0.0, "double": 0.0}
-    for norm in ("instance", "layer", "group", "none"):
-        derivatives, given = by_hand_problem(8, True, norm=norm)
-        exact, rounded = derivatives._second(*given), [x.float() for x in given]
-        for way, function in (("hand", derivatives.second), ("double", derivatives._second)):
-            pairs = zip(function(*rounded), exact, strict=True)
-            errors[way] += sum(((x - y).norm() / y.norm()).item() for x, y in pairs)
-    assert errors["hand"] < 1.2 * errors["double"] < 1e-4
+    errors = {"kernels": 0.0, "eager": 0.0}
+    for norm in NORMS:
+        network, given = by_hand_problem(8, True, norm=norm)
+        exact, rounded = Derivatives(network).second(*given), [x.float() for x in given]
+        for backend in errors:
+            pairs = zip(Derivatives(network, backend=backend).second(*rounded), exact, strict=True)
+            errors[backend] += sum(((x - y).norm() / y.norm()).item() for x, y in pairs)
+    assert errors["kernels"] < 1.2 * errors["eager"] < 1e-4
 
 
-@pytest.mark.parametrize("spec", [{"pooling": "max"}, {"activation": "gelu"}, {"activation": "leaky_relu"}])
-def test_other_layers_are_differentiated_twice(spec: dict[str, Any]) -> None:
-    derivatives, _ = by_hand_problem(8, False, **spec)
-    assert derivatives.second == derivatives._second
+def test_kernels_in_bfloat16_are_near_float32() -> None:
+    network, given, a = float32_problem()
+    plain, half = Derivatives(network), Derivatives(network, bfloat16=True, backend="kernels")
+    pairs = [(half.first(*given), plain.first(*given)), *zip(half.second(*given, a), plain.second(*given, a), strict=True)]
+    for ours, theirs in pairs:
+        assert ours.dtype == torch.float32
+        assert 1e-4 < error(ours, theirs) < 0.2
+
+
+def test_what_is_not_a_number_stays_so() -> None:
+    """A comparison makes 0 of it, and a student that diverged would look as if it were well."""
+    network, given = by_hand_problem(8, False)
+    given[0][3] = float("nan")
+    assert Derivatives(network, backend="kernels").first(*given[:3]).isnan().any()
+
+
+def test_sweeps_take_the_room_that_there_is() -> None:
+    network, (_, batch, _, _) = by_hand_problem(8, False, width=16)
+    # a block of 16 channels: u and its gradient, v and its gradient, at 8 x 8 then 4 x 4 pixels, and at 4 x 4 then 2 x 2
+    size = 5 * 16 * 8 * (2 * 64 + 2 * 16 + 2 * 16 + 2 * 4)
+    assert Derivatives(network, backend="kernels", memory_mib=1).room(batch) == 2**20 // size
+    assert Derivatives(network, backend="kernels").room(batch) == Derivatives(network, memory_mib=1).room(batch) == 0
+
+
+@pytest.mark.parametrize("spec", [{"pooling": "max"}, {"activation": "gelu"}, {"activation": "leaky_relu"}, {"norm": "batch"}])
+def test_other_layers_have_no_kernels(spec: dict[str, Any]) -> None:
+    assert not by_hand.knows(ConvNet(depth=2, width=8, **spec))
+    if "norm" not in spec:
+        with pytest.raises(TypeError, match="no kernels for layers FirstConvolution"):
+            Derivatives(by_hand_problem(8, False, **spec)[0], backend="kernels")
 
 
 @pytest.mark.parametrize(
     "spec", [MLP(family="MLP"), LeNet(family="LeNet"), ResNet18(family="ResNet18", width=4, norm="instance")]
 )
-def test_other_families_are_differentiated_twice(spec: Network) -> None:
-    derivatives = Derivatives(FlatNetwork(networks.build(spec, ImageShape(3, 32, 4), torch.Generator())))
-    assert derivatives.second == derivatives._second
+def test_other_families_have_no_kernels(spec: Network) -> None:
+    assert not by_hand.knows(spec)
+    assert derivatives.choose(Runtime(), torch.device("cpu"), spec, 1.0) == ("eager", "")
+
+
+def test_the_choice_of_a_backend() -> None:
+    spec, cpu = ConvNet(depth=2, width=8), torch.device("cpu")
+    assert derivatives.choose(Runtime(), cpu, spec, 1.0) == ("kernels", "")
+    assert derivatives.choose(Runtime(compile="off"), cpu, spec, 1e20) == ("eager", "")
+    assert derivatives.choose(Runtime(), torch.device("cuda"), spec, 1.0) == ("eager", "")
+    assert derivatives.choose(Runtime(), cpu, ConvNet(depth=2, width=8, pooling="max"), 1e20)[0] == "compiled"
+
+
+def test_without_a_compiler_it_is_said_where_it_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setattr(kernels, "problem", functools.cache(kernels.problem.__wrapped__))
+    monkeypatch.setattr(kernels, "_library", functools.cache(kernels._library.__wrapped__))
+    backend, note = derivatives.choose(Runtime(), torch.device("cpu"), ConvNet(depth=2, width=8), 1e20)
+    assert backend == "eager"
+    assert "no-such-compiler" in note
+    assert derivatives.choose(Runtime(), torch.device("cpu"), ConvNet(depth=2, width=8), 1.0) == ("eager", "")

@@ -161,7 +161,10 @@ def test_divergence_side_by_side_is_a_sentence(params: Params) -> None:
 
 def test_as_many_are_side_by_side_as_memory_holds(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is the GPU's memory that decides, not what others have taken of it; `workers` is a limit."""
-    buffer, statistics = resolved.buffer(with_experts(with_runtime(params, workers=None), count=100), "smooth"), STORE.load_statistics("digits")
+    buffer, statistics = (
+        resolved.buffer(with_experts(with_runtime(params, workers=None), count=100), "smooth"),
+        STORE.load_statistics("digits"),
+    )
     assert experts._groups(buffer, statistics, CPU) == [range(index, index + 1) for index in range(100)]
     task = expert_memory.Task(buffer.spec, statistics.shape, False)
     train, val = (sum(statistics.counts[split].values()) for split in ("train", "val"))

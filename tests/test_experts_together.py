@@ -103,7 +103,9 @@ def test_it_is_one_graph() -> None:
     """What is compiled on a GPU is traced here; the last batch of an epoch is another shape."""
     settings, spec = asked(gradient_penalty=2.0, epochs=1), NETWORKS[0]
     torch._dynamo.reset()
-    gradient = torch.compile(experts_together.differentiate(function(spec), settings), fullgraph=True, dynamic=False, backend="eager")
+    gradient = torch.compile(
+        experts_together.differentiate(function(spec), settings), fullgraph=True, dynamic=False, backend="eager"
+    )
     states = first(spec, 2)
     *_, found = experts_together.steps(states, IMAGES, LABELS, settings, gradient)
     assert all(same(one, alone(spec, settings, state)[-1]) for one, state in zip(found, states, strict=True))

@@ -59,7 +59,7 @@ def test_the_table_of_a_real_run(folder: Path, monkeypatch: pytest.MonkeyPatch, 
     before = sorted(Path("data").rglob("*"))
     assert command(f"distill --run {RUN} --plan", monkeypatch) == 0
     shown = capsys.readouterr().out
-    rows = ("an inner step", "an iteration", "distilling", "peak memory", "parameters, P", "evaluating", "compiled")
+    rows = ("an inner step", "an iteration", "distilling", "peak memory", "parameters, P", "evaluating", "derivatives")
     assert all(row in shown for row in rows)
     assert "10,986" in shown
     assert "10 experts, 20 epochs" in shown
@@ -77,7 +77,7 @@ def test_numbers_follow_from_the_settings(valid_params: dict[str, Any]) -> None:
     assert found.distil == pytest.approx(7 * found.iteration)
     assert min(found.step, found.experts, found.evaluate) > 0
     assert found.memory > 50
-    assert not found.compiled
+    assert found.backend == "eager"
 
 
 @pytest.mark.usefixtures("folder")
@@ -114,7 +114,7 @@ def test_it_compiles_where_the_stages_compile(valid_params: dict[str, Any], monk
     statistics, cpu, syn_lr = subject.statistics, torch.device("cpu"), torch.tensor(0.01)
     synthetic = SyntheticSet(images, labels, syn_lr)
     stages = (
-        lambda: outer.differentiate(subject.distil, params.runtime, FlatNetwork(subject.module()), images),
+        lambda: outer.differentiate(subject.distil, params.runtime, subject.spec, FlatNetwork(subject.module()), images),
         lambda: experts.train_all(STORE, resolved.buffer(params, "smooth"), statistics, Record("", {}), cpu),
         lambda: evaluate.predict_all(
             STORE, resolved.run(params, "ten"), ("D2", params.networks["D2"]), synthetic, statistics, cpu

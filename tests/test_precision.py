@@ -82,7 +82,7 @@ def match(params: Params) -> None:
     """The inner loop with its second derivatives."""
     given = subject(params)
     network, (images, labels) = FlatNetwork(given.module()), given.noise(10)
-    derivatives, _, _ = outer.differentiate(params.distillations["one"], params.runtime, network, images)
+    derivatives, _, _ = outer.differentiate(params.distillations["one"], params.runtime, given.spec, network, images)
     steps = inner_loop.draw_steps(10, 3, 10, (), torch.Generator())
     theta = torch.zeros(network.dimension).uniform_(-0.1, 0.1)
     end = WayPoint(3, theta + 0.01, 1.0, torch.ones(()))
@@ -143,6 +143,26 @@ def test_all_training_is_in_the_precision_asked_for(path: str, precision: Any, p
         PATHS[path](replace(params, runtime=asked))
     expected = {getattr(torch, precision)}
     assert (found.products, found.between) == (expected, expected)
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in PATHS if path != "students with statistics" and not path.startswith("bench")]
+)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_kernels_convolve_in_the_precision_asked_for(path: str, precision: Any, params: Params) -> None:
+    """By what the passes back read: forward, scores in float32 are convolutions too."""
+    read: set[torch.dtype] = set()
+
+    class Back(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if function.overloadpacket.__name__ == "convolution_backward":
+                read.update(one.dtype for one in args[:3])
+            return function(*args, **(kwargs or {}))
+
+    asked = params.runtime.model_copy(update={"precision": precision, "compile": "auto"})
+    with Back():
+        PATHS[path](replace(params, runtime=asked))
+    assert read == {getattr(torch, precision)}
 
 
 def test_an_expert_chooses_initial_images_in_float32(params: Params) -> None:

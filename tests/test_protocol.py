@@ -14,6 +14,7 @@ from src.ground.errors import DivergenceError
 from src.maths import augmentation, protocol, scores
 from src.maths.derivatives import Derivatives
 from src.maths.networks import FlatNetwork, flatten
+from src.settings.networks import ConvNet
 from src.settings.protocols import Protocol
 from src.settings.runtime import Runtime
 from tests.reference import cross_entropy, small_network
@@ -201,8 +202,8 @@ def test_divergence_with_running_statistics_is_the_same_error(images: Tensor) ->
 def test_networks_with_running_statistics_train_one_by_one_and_eagerly() -> None:
     asked = Runtime(compile="on")
     for device in (torch.device("cpu"), torch.device("cuda")):
-        way = protocol.choose(asked, device, settings(), 10, 1e3, statistics=True)
-        assert (way.together, way.compiled) == (False, False)
+        way = protocol.choose(asked, device, settings(), 10, 1e3, ConvNet(depth=2, width=4, norm="batch"))
+        assert (way.together, way.backend) == (False, "eager")
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])

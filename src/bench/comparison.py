@@ -96,8 +96,8 @@ def _iterations(figures: Sequence[Figures]) -> Figures:
         "peak_memory_mib": max(one["peak_memory_mib"] for one in figures),
         "matching_losses": figures[0]["matching_losses"],
     }
-    if "compiled" in figures[0]:
-        result |= {"compiled": figures[0]["compiled"], "compile_seconds": figures[0]["compile_seconds"]}
+    if "backend" in figures[0]:
+        result |= {"backend": figures[0]["backend"], "compile_seconds": figures[0]["compile_seconds"]}
         result["cached_compile_seconds"] = figures[1]["compile_seconds"] if len(figures) > 1 else None
     return result
 

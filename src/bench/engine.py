@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 from src.bench import measure
-from src.bench.problem import Problem, matching_problem
+from src.bench.problem import Problem, matching_problem, spec
 from src.bench.settings import MatchingSetting, Setting
 from src.ground import runtime
 from src.maths import distillation, inner_loop
-from src.maths.derivatives import PASSES, Derivatives
+from src.maths.derivatives import PASSES, Derivatives, choose
 from src.maths.distillation import Start
 from src.settings.runtime import Runtime
 from src.store import cost
@@ -21,21 +21,26 @@ REAL_ITERATIONS = 5_000  # of the papers' runs: what compile 'auto' decides by
 
 def start(setting: Setting) -> tuple[Runtime, torch.device]:
     """The runtime that the setting asks for, started."""
-    asked = Runtime(device=setting.device, precision=setting.precision, compile=setting.compile, workers=setting.workers)
+    asked = Runtime(
+        device=setting.device, precision=setting.precision, compile=setting.compile, workers=setting.workers,
+        memory_mib=setting.memory_mib if isinstance(setting, MatchingSetting) else 0,
+    )  # fmt: skip
     return asked, runtime.start(asked)
 
 
 def derivatives(setting: MatchingSetting, given: Problem, asked: Runtime) -> tuple[Derivatives, dict[str, Any]]:
-    """Compiled as a real run would have them, and what compiling took: seconds, 0 where it is off."""
+    """As a real run would have them, and what building or compiling them took: seconds, 0 where it is off."""
     flops = PASSES * REAL_ITERATIONS * setting.syn_steps * setting.count * forward(given)
-    compiled, reason = runtime.compiles(asked, flops)
-    found = Derivatives(given.network, setting.precision == "bfloat16", compiled)
+    theta, device = given.snapshots[0], given.images.device
+    begun = cost.now(device)
+    backend, reason = choose(asked, device, spec(setting), flops)
+    found = Derivatives(given.network, setting.precision == "bfloat16", backend, asked.memory_mib)
     spent = 0.0
-    if compiled:
-        theta, device = given.snapshots[0], given.images.device
-        first, again = (cost.seconds(lambda: _both(found, given, theta), device) for _ in range(2))
-        spent = max(first - again, 0.0)
-    return found, {"compile_seconds": spent, "compiled": compiled, "note": "" if compiled else reason}
+    if backend != "eager":
+        _both(found, given, theta)
+        first = cost.now(device) - begun
+        spent = max(first - cost.seconds(lambda: _both(found, given, theta), device), 0.0)
+    return found, {"compile_seconds": spent, "backend": backend, "note": reason}
 
 
 def forward(given: Problem) -> int:

@@ -38,7 +38,14 @@ def measurements(device: str = "cuda", **sizes: Any) -> list[Measurement]:
     """All, those of most worth first. `sizes` are fields of the settings that take the place of the real ones."""
 
     def matching(classes: int, ipc: int, syn_steps: int, side: Side, precision: str = "tf32") -> Measurement:
-        own = {"classes": classes, "ipc": ipc, "syn_steps": syn_steps, "iterations": 3, "precision": precision, "device": device}
+        own = {
+            "classes": classes,
+            "ipc": ipc,
+            "syn_steps": syn_steps,
+            "iterations": 3,
+            "precision": precision,
+            "device": device,
+        }
         name = f"an iteration, CIFAR-{classes} ipc {ipc}, {syn_steps} steps"
         return Measurement(name, "matching", side, MatchingSetting(**{**own, **sizes.get("matching", {})}))
 
@@ -48,7 +55,12 @@ def measurements(device: str = "cuda", **sizes: Any) -> list[Measurement]:
 
     def evaluate(side: Side) -> Measurement:
         own = {"ipc": 10, "epochs": 300, "precision": "tf32", "device": device}
-        return Measurement("five students, CIFAR-10 ipc 10, 300 epochs", "evaluate", side, EvaluateSetting(**{**own, **sizes.get("evaluate", {})}))
+        return Measurement(
+            "five students, CIFAR-10 ipc 10, 300 epochs",
+            "evaluate",
+            side,
+            EvaluateSetting(**{**own, **sizes.get("evaluate", {})}),
+        )
 
     return [
         matching(100, 10, 20, "engine"),

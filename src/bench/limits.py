@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,7 +33,8 @@ def error(setting: MatchingSetting) -> dict[str, Any]:
 
 
 def peak(setting: MatchingSetting) -> dict[str, Any]:
-    """Speed of the network's largest convolution on the batch of one inner step, forward, in GFLOP/s of each precision."""
+    """Speed of the network's largest convolution on the batch of one inner step, in GFLOP/s of each precision: the best of
+    forward and both passes back, in either order of memory."""
     _, device = engine.start(setting)
     module = build(setting, 0).to(device)
     layer, images = _largest_convolution(module, torch.zeros(1, setting.channels, setting.size, setting.size, device=device))
@@ -60,12 +63,28 @@ def _work(layer: nn.Conv2d, images: Tensor) -> int:
 
 
 def _speed(layer: nn.Conv2d, images: Tensor, dtype: torch.dtype) -> float:
-    """GFLOP/s, from the median call of those that fit into PEAK_SECONDS."""
+    """GFLOP/s of the fastest pass, each from the median call of those that fit into its share of PEAK_SECONDS."""
     with torch.no_grad():
-        work = _work(layer, images)  # warms up, in float32
-        weight, images = layer.weight.to(dtype), images.to(dtype)
-        F.conv2d(images, weight, padding=layer.padding)
-        timed: list[float] = []
-        while sum(timed) < PEAK_SECONDS or len(timed) < PEAK_CALLS:
-            timed.append(cost.seconds(lambda: F.conv2d(images, weight, padding=layer.padding), images.device))
-    return work / statistics.median(timed) / 1e9
+        output = layer(images)
+        work, passes = _work(layer, images), []
+        for order in (torch.contiguous_format, torch.channels_last):
+            x, weight, gradient = (one.to(dtype).contiguous(memory_format=order) for one in (images, layer.weight, output))
+            passes += [functools.partial(_pass, layer, x, weight, gradient, wanted) for wanted in ("output", "input", "weight")]
+        return max(work / _median_call(one, images.device) / 1e9 for one in passes)
+
+
+def _pass(layer: nn.Conv2d, x: Tensor, weight: Tensor, gradient: Tensor, wanted: str) -> None:
+    if wanted == "output":
+        F.conv2d(x, weight, padding=layer.padding)
+        return
+    mask = [wanted == "input", wanted == "weight", False]
+    padding = [int(side) for side in layer.padding]
+    torch.ops.aten.convolution_backward(gradient, x, weight, None, [1, 1], padding, [1, 1], False, [0, 0], 1, mask)
+
+
+def _median_call(call: Callable[[], None], device: torch.device) -> float:
+    call()
+    timed: list[float] = []
+    while sum(timed) < PEAK_SECONDS / 6 or len(timed) < PEAK_CALLS:
+        timed.append(cost.seconds(call, device))
+    return statistics.median(timed)

@@ -18,13 +18,13 @@ def matching(found: Figures) -> Table:
     _row(table, "seconds", _of(found, "seconds_per_iteration"), ".3g", found.get("ratio"))
     _row(table, "peak memory, MiB", _of(found, "peak_memory_mib"), ",.0f", found.get("memory_ratio"))
     _row(table, "GFLOP/s", found["gflops"], ".3g")
-    _row(table, "GFLOP/s of the convolution alone", _peaks(found), ".3g")
+    _row(table, "GFLOP/s of the convolution alone, at its best", _peaks(found), ".3g")
     _row(table, "share of it", found["share_of_peak"], ".0%")
     if "gradient_error" in found:
         errors = {"plain": found["plain_gradient_error"], "engine": found["gradient_error"]}
         _row(table, f"gradient error over {found['gradient_error_steps']} steps", errors, ".1e")
-    _row(table, "compiling, s", _of(found, "compile_seconds"), ".3g")
-    _row(table, "compiling again, from the cache, s", _of(found, "cached_compile_seconds"), ".3g")
+    _row(table, "building code, s", _of(found, "compile_seconds"), ".3g")
+    _row(table, "again, from the cache, s", _of(found, "cached_compile_seconds"), ".3g")
     return table
 
 
@@ -47,10 +47,20 @@ def evaluate(found: Figures) -> Table:
 
 def gpu(found: Figures) -> Table:
     """What was measured on a GPU, and beside it what is published."""
-    table = Table(f"{found['machine']['device']}, torch {found['machine']['torch']}", "side", "precision", "result", "GiB", "compiled in, s")
+    table = Table(
+        f"{found['machine']['device']}, torch {found['machine']['torch']}",
+        "side",
+        "precision",
+        "result",
+        "GiB",
+        "compiled in, s",
+    )
     for one in found["measurements"]:
         figures = one.get("figures", {})
-        peak, spent = figures.get("peak_memory_mib"), figures.get("compile_seconds") if figures.get("compiled") else None
+        peak, spent = (
+            figures.get("peak_memory_mib"),
+            figures.get("compile_seconds") if figures.get("backend") == "compiled" else None,
+        )
         precision = one["setting"]["precision"] if one["side"] == "engine" else "torch's own"
         gib = None if peak is None else peak / 1024
         table.add_row(one["name"], one["side"], precision, summary(one), _cell(gib, ".2f"), _cell(spent, ".3g"))

@@ -25,13 +25,13 @@ from src.bench.settings import (
     ExpertsSetting,
     Setting,
 )
-from src.ground import runtime
 from src.ground.seeding import generator
 from src.loops.students import Training
 from src.loops import expert_memory
-from src.maths import expert_training, protocol
+from src.maths import derivatives, expert_training, protocol
 from src.maths import experts_together as together
-from src.maths.expert_training import CHUNK, Gradient
+from src.maths.derivatives import Backend
+from src.maths.expert_training import CHUNK
 from src.maths.networks import FlatNetwork, forward_flops
 from src.process import workers
 from src.process.progress import Advance
@@ -50,25 +50,25 @@ def experts(setting: ExpertsSetting) -> dict[str, Any]:
     asked, device = engine.start(setting)
     passes = expert_training.passes(_expert_settings(setting), setting.images)
     flops = passes * REAL_EXPERTS * REAL_EXPERT_EPOCHS * _forward(setting)
-    compiled, note = runtime.compiles(asked, flops)
+    backend, note = derivatives.choose(asked, device, spec(setting), flops)
     count = workers.processes(asked, device, REAL_EXPERTS, flops)
     with tempfile.TemporaryDirectory() as folder:
-        work = functools.partial(_expert, setting, compiled, Path(folder), count)
+        work = functools.partial(_expert, setting, backend, Path(folder), count)
         found, peak = workers.each(work, count, asked, count, "experts", count)
     seconds = max(found) / count  # of one expert's epoch
     figures = {"seconds": seconds, "images_per_second": setting.images / seconds, "processes": count}
-    return measure.surroundings(device) | figures | {"peak_memory_mib": peak, "note": "" if compiled else note}
+    return measure.surroundings(device) | figures | {"peak_memory_mib": peak, "backend": backend, "note": note}
 
 
 def _expert(
-    setting: ExpertsSetting, compiled: bool, folder: Path, count: int, index: int, device: torch.device, advance: Advance
+    setting: ExpertsSetting, backend: Backend, folder: Path, count: int, index: int, device: torch.device, advance: Advance
 ) -> float:
     """Seconds of one expert's second epoch, while the others do the same."""
     labels = torch.arange(setting.images) % setting.classes
     images = real_images(setting, labels, "real").to(device)
     module = build(setting, index).to(device)
     settings = _expert_settings(setting)
-    gradient: Gradient = expert_training.differentiate(FlatNetwork(module), settings, setting.precision == "bfloat16")
+    gradient = expert_training.differentiate(FlatNetwork(module), settings, setting.precision == "bfloat16", backend)
     draws = generator(setting.seed, "bench", "training", index)
     epochs = expert_training.train(
         module,
@@ -76,7 +76,7 @@ def _expert(
         labels.to(device),
         settings,
         draws,
-        runtime.compiled(gradient) if compiled else gradient,
+        gradient,
         CHUNK if device.type == "cpu" else None,
     )
     try:
@@ -94,7 +94,9 @@ def experts_together(setting: ExpertsSetting) -> dict[str, Any]:
     asked, device = engine.start(setting)
     settings, bfloat16 = _expert_settings(setting), setting.precision == "bfloat16"
     passes = expert_training.passes(settings, setting.images)
-    compiled, note = runtime.compiles(asked, passes * REAL_EXPERTS * REAL_EXPERT_EPOCHS * _forward(setting))
+    backend, note = derivatives.choose(
+        asked, device, spec(setting), passes * REAL_EXPERTS * REAL_EXPERT_EPOCHS * _forward(setting)
+    )
     count = 2
     if device.type == "cuda":
         task = expert_memory.Task(spec(setting), shape(setting), bfloat16)
@@ -103,10 +105,10 @@ def experts_together(setting: ExpertsSetting) -> dict[str, Any]:
     labels = torch.arange(setting.images) % setting.classes
     images, labels = real_images(setting, labels, "real").to(device), labels.to(device)
     modules = [build(setting, index).to(device) for index in range(count)]
-    gradient = together.differentiate(FlatNetwork(modules[0]), settings, bfloat16)
+    gradient = together.differentiate(FlatNetwork(modules[0]), settings, bfloat16, backend)
     draws = [generator(setting.seed, "bench", "training", index) for index in range(count)]
     states = [expert_training.start(module, one) for module, one in zip(modules, draws, strict=True)]
-    stepped = together.steps(states, images, labels, settings, runtime.compiled(gradient) if compiled else gradient)
+    stepped = together.steps(states, images, labels, settings, gradient)
     steps = -(-setting.images // setting.batch_size)
     begun = cost.now(device)
     for _ in range(steps):  # an epoch to warm up and compile
@@ -114,8 +116,12 @@ def experts_together(setting: ExpertsSetting) -> dict[str, Any]:
     first = cost.now(device) - begun
     seconds = cost.seconds(lambda: [next(stepped) for _ in range(steps)], device)
     figures = {"seconds": seconds / count, "images_per_second": count * setting.images / seconds, "experts": count}
-    compiling = {"compiled": compiled, "compile_seconds": max(first - seconds, 0.0) if compiled else 0.0}
-    return measure.surroundings(device) | figures | compiling | {"note": "" if compiled else note}
+    compiling = {
+        "backend": backend,
+        "compile_seconds": max(first - seconds, 0.0) if backend == "compiled" else 0.0,
+        "note": note,
+    }
+    return measure.surroundings(device) | figures | compiling
 
 
 def _expert_settings(setting: ExpertsSetting) -> Experts:
@@ -136,7 +142,7 @@ def evaluate(setting: EvaluateSetting) -> dict[str, Any]:
     """Seconds that the stage takes to train all students, after an epoch to warm up in each process."""
     asked, device = engine.start(setting)
     real = _student_settings(setting, REAL_STUDENT_EPOCHS)
-    way = protocol.choose(asked, device, real, setting.ipc * setting.classes, _forward(setting))
+    way = protocol.choose(asked, device, real, setting.ipc * setting.classes, _forward(setting), spec(setting))
     groups = 1 if way.together else setting.students
     count = workers.processes(asked, device, groups, way.flops)
     labels = torch.arange(setting.classes).repeat_interleave(setting.ipc)
@@ -154,7 +160,7 @@ def evaluate(setting: EvaluateSetting) -> dict[str, Any]:
     train(2)  # compiles, in each process, as every one begins with an epoch of its own
     spent = cost.seconds(lambda: train(setting.epochs), device)
     checkpoints.forget("evaluate", "bench")
-    figures = {"seconds": spent, "processes": count, "note": "" if way.compiled else way.note}
+    figures = {"seconds": spent, "processes": count, "backend": way.backend, "note": way.note}
     return measure.surroundings(device) | figures
 
 

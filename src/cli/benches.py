@@ -19,9 +19,10 @@ IpcOption = Annotated[int, typer.Option(min=1, max=1000, help="Synthetic images 
 WidthOption = Annotated[int, typer.Option(min=1, max=4096, help="Channels of every convolution.")]
 DepthOption = Annotated[int, typer.Option(min=1, max=8, help="Blocks of the ConvNet.")]
 PrecisionOption = Annotated[
-    Literal["float32", "tf32", "bfloat16"], typer.Option(help="Of the engine; the plain way is float32, on CUDA as torch has it.")
+    Literal["float32", "tf32", "bfloat16"],
+    typer.Option(help="Of the engine; the plain way is float32, on CUDA as torch has it."),
 ]
-CompileOption = Annotated[Literal["auto", "on", "off"], typer.Option(help="torch.compile for the engine.")]
+CompileOption = Annotated[Literal["auto", "on", "off"], typer.Option(help="Own kernels or torch.compile for the engine.")]
 DeviceOption = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where both sides run.")]
 WorkersOption = Annotated[
     int | None, typer.Option(min=1, max=1024, help="Processes of the engine; as many as the cores hold where left out.")
@@ -45,6 +46,7 @@ def bench(
     ipc: IpcOption = 10,
     syn_steps: Annotated[int, typer.Option(min=1, max=1000, help="Inner steps of one iteration.")] = 30,
     iterations: Annotated[int, typer.Option(min=1, max=1000, help="Timed iterations, after one to warm up.")] = 1,
+    memory_mib: Annotated[int, typer.Option(min=0, help="Memory for what steps keep, MiB.")] = 1024,
     precision: PrecisionOption = "float32",
     compile: CompileOption = "on",
     device: DeviceOption = "auto",
@@ -61,7 +63,7 @@ def bench(
 
     setting = MatchingSetting(
         size=size, channels=channels, classes=classes, width=width, depth=depth, ipc=ipc, syn_steps=syn_steps,
-        iterations=iterations, precision=precision, compile=compile, device=device,
+        iterations=iterations, memory_mib=memory_mib, precision=precision, compile=compile, device=device,
     )  # fmt: skip
     found = comparison.matching(setting, rounds, only)
     _show(tables.matching(found), found, json)

@@ -30,7 +30,9 @@ StrictOption = Annotated[
 PlanOption = Annotated[bool, typer.Option("--plan", help="Only measure a few steps, and say what the run will cost.")]
 DeviceOption = Annotated[
     Literal["cuda"] | None,
-    typer.Option(help="With --plan: count the memory that a GPU needs, and say whether and how the run fits. No GPU is needed."),
+    typer.Option(
+        help="With --plan: count the memory that a GPU needs, and say whether and how the run fits. No GPU is needed."
+    ),
 ]
 MemoryOption = Annotated[float | None, typer.Option(help="Of that GPU, GiB; this machine's where left out.")]
 

@@ -117,7 +117,12 @@ def _first_error(compiler: str) -> str:
 
 def _keep_compiled() -> None:
     """Keep compiled code in the repository from run to run, unless the user has a place for it."""
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(workspace() / ".cache" / "torchinductor"))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compiled_code()))
+
+
+def compiled_code() -> Path:
+    """Where compiled code is kept, torch's and that of own kernels."""
+    return Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR", workspace() / ".cache" / "torchinductor"))
 
 
 def _keep_memory() -> None:

@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from src.ground import runtime
 from src.ground.seeding import generator
 from src.loops.stored import Stored
 from src.maths import expert_training, experts_together, networks, scores, smoothness
-from src.maths.derivatives import Logits
+from src.maths.derivatives import Backend, Logits
 from src.maths.expert_training import Gradient, State
 from src.maths.networks import FlatNetwork, ImageShape
 from src.process import stopping
@@ -35,7 +34,7 @@ class Training:
     shape: ImageShape
     seed: int
     bfloat16: bool
-    compiled: bool
+    backend: Backend
     train: tuple[Array, Array]  # images (N, C, H, W) as networks read them, labels (N,)
     val: tuple[Array, Array]
 
@@ -84,7 +83,7 @@ def steps(training: Training, index: int, expert: Expert, device: torch.device) 
     images, labels, val_images, val_labels = (torch.from_numpy(x).to(device) for x in (*training.train, *training.val))
     network, gradient = _derivative(
         expert_training.differentiate,
-        *(training.spec, training.shape, training.settings, device, training.bfloat16, training.compiled),
+        *(training.spec, training.shape, training.settings, device, training.bfloat16, training.backend),
     )
     logits, gradient = stopping.interruptible(network), stopping.interruptible(gradient)
     chunk = expert_training.CHUNK if device.type == "cpu" else None
@@ -100,7 +99,7 @@ def steps_together(
     images, labels, val_images, val_labels = (torch.from_numpy(x).to(device) for x in (*training.train, *training.val))
     network, gradient = _derivative(
         experts_together.differentiate,
-        *(training.spec, training.shape, training.settings, device, training.bfloat16, training.compiled),
+        *(training.spec, training.shape, training.settings, device, training.bfloat16, training.backend),
     )
     logits, gradient = stopping.interruptible(network), stopping.interruptible(gradient)
     before = [expert.state for expert in experts]
@@ -112,9 +111,7 @@ def steps_together(
         yield experts
 
 
-def _after(
-    index: int, expert: Expert, state: State, logits: Logits, val_images: Tensor, val_labels: Tensor
-) -> Expert:
+def _after(index: int, expert: Expert, state: State, logits: Logits, val_images: Tensor, val_labels: Tensor) -> Expert:
     """The expert in its next state; where an epoch has ended, with its snapshot and row."""
     if not state.between_epochs:
         return replace(expert, state=state)
@@ -131,18 +128,17 @@ def _row(index: int, state: State, accuracy: float) -> Row:
 
 @functools.cache
 def _derivative(
-    differentiate: Callable[[FlatNetwork, Experts, bool], Gradient],
+    differentiate: Callable[[FlatNetwork, Experts, bool, Backend], Gradient],
     spec: Network,
     shape: ImageShape,
     settings: Experts,
     device: torch.device,
     bfloat16: bool,
-    compiled: bool,
+    backend: Backend,
 ) -> tuple[FlatNetwork, Gradient]:
-    """The network as a function and the derivative of its steps; a process compiles it once for all experts it trains."""
+    """The network as a function and the derivative of its steps; a process makes it once for all experts it trains."""
     network = FlatNetwork(networks.build(spec, shape, torch.Generator()).to(device))
-    gradient = differentiate(network, settings, bfloat16)
-    return network, runtime.compiled(gradient) if compiled else gradient
+    return network, differentiate(network, settings, bfloat16, backend)
 
 
 def forget() -> None:

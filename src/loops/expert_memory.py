@@ -57,9 +57,7 @@ def experts(task: Task, settings: Experts, train: int, val: int, count: int) -> 
 
 @functools.cache
 def _counted(task: Task, settings: Experts, train: int, val: int, count: int) -> int:
-    training = expert.Training(
-        settings, task.spec, task.shape, 0, task.bfloat16, False, task.arrays(train), task.arrays(val)
-    )
+    training = expert.Training(settings, task.spec, task.shape, 0, task.bfloat16, "eager", task.arrays(train), task.arrays(val))
 
     def work() -> None:
         first = [expert.first(training, index, DEVICE) for index in range(count)]

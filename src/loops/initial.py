@@ -12,7 +12,6 @@ from src.maths import initialisation, scores
 from src.maths.networks import FlatNetwork
 
 
-
 def images(
     kind: str,
     ipc: int,

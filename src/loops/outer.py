@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from src.ground import runtime
 from src.ground.errors import DataError, DivergenceError
 from src.ground.seeding import generator
 from src.loops.stored import Stored
-from src.maths import distillation
-from src.maths.derivatives import PASSES, Derivatives
+from src.maths import derivatives, distillation
+from src.maths.derivatives import PASSES, Backend, Derivatives
 from src.maths.distillation import Figures, Start, State
 from src.maths.networks import FlatNetwork
 from src.maths.pixels import Space
 from src.process import progress, stopping
 from src.settings.distillation import Distillation
+from src.settings.networks import Network
 from src.settings.runtime import Runtime
 
 ANCHOR_ITERATIONS = 100  # between two states to restore: a fixed number, so that the same bytes come again
@@ -85,14 +85,16 @@ def check_batch(distil: Distillation, count: int, who: str) -> None:
         raise DataError(f"{text}: lower it, or set null for all")
 
 
-def differentiate(distil: Distillation, asked: Runtime, network: FlatNetwork, images: Tensor) -> tuple[Derivatives, bool, str]:
-    """The derivatives of steps on these images, compiled where the run is long enough; whether they are, and what to say."""
+def differentiate(
+    distil: Distillation, asked: Runtime, spec: Network, network: FlatNetwork, images: Tensor
+) -> tuple[Derivatives, Backend, str]:
+    """The derivatives of steps on these images with the network of `spec`, how they are taken, and what to say of it."""
     batch = min(distil.batch_syn or len(images), len(images))
     passes = PASSES * distil.iterations * distil.syn_steps * distil.trajectories_per_iteration * batch
-    compiled, note = runtime.compiles(asked, passes * network.forward_flops(images[:1]))
-    found = Derivatives(network, asked.precision == "bfloat16", compiled)
-    found.first, found.second = stopping.interruptible(found.first), stopping.interruptible(found.second)
-    return found, compiled, note
+    backend, note = derivatives.choose(asked, images.device, spec, passes * network.forward_flops(images[:1]))
+    found = Derivatives(network, asked.precision == "bfloat16", backend, asked.memory_mib)
+    found.sweep, found.second = stopping.interruptible(found.sweep), stopping.interruptible(found.second)  # type: ignore[method-assign]
+    return found, backend, note
 
 
 def first(loop: Loop, images: Tensor, pixels: Tensor | None = None) -> Distilling:

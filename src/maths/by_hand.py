@@ -1,249 +1,373 @@
-"""The second derivative of a ConvNet by hand, for eager work: half the operations that double differentiation starts.
+"""First and second derivatives of a ConvNet by hand: the convolutions are torch's, all between them is `kernels`'.
 
-phi(theta, X) = <grad L(theta, X), a> is the derivative of the loss L along a. So one pass forward, which carries each value v
-with its derivative vd along a (forward mode), and one pass back through both give the gradient of phi: that is
-`Derivatives.second`. With p and q for the gradients of phi with respect to a layer's output and to its derivative, the passes
-back are
+For networks of blocks of 3x3 convolution, norm (instance, group, layer or none), ReLU and average pooling (or none) before one
+linear layer. A `Sweep` is a pass forward and back of the loss L: value v and gradient q of every layer's output.
 
-    convolution   p -> convT(p, W) + convT(q, Wd),  q -> convT(q, W);  dW = p * v + q * vd
-    norm          x = (u - mean u) r,  xd = r (ud - mean ud - x mean(x ud)),  y = g x + b;  see `_norm_back`
-    ReLU          both where v > 0; average pooling and flattening: both alike
+phi(theta, X) = <grad L(theta, X), a> is the derivative of L along a. So one pass forward, which carries each value's derivative
+vd along a (forward mode), and one pass back through both give the gradient of phi, that is `Derivatives.second`. With p for the
+gradient of phi with respect to a layer's output, that with respect to its derivative is q, which a sweep has found before. The
+passes back are
+
+    convolution   p -> convT(p, W) + convT(q, Wd);  dW = p * v + q * vd
+    norm          x = (u - mean u) r,  xd = r (ud - mean ud - x mean(x ud)),  y = g x + b
+                  p -> r (P p' - x mean(q xd)),  p' = p - r slope q - mean(q x) (xd + r slope x),  slope = mean(x ud),
+                  with P z = z - mean z - x mean(x z), and p = g p_y + gd q_y, q = g q_y of the affine part
+    ReLU          where y > 0; average pooling and flattening: as values
     cross-entropy phi = <s sum(y) - y, ld> / B with s = softmax(l), the labels y as probabilities
 
-Small networks take more time to start operations than to compute: 10 images of 8x8 take 1.5 times less, 100 1.3 times.
-Compiled code gains nothing by it.
+So a sweep takes 3 convolutions a layer and the rest 6; a sweep without the weights' gradients, for a second derivative where
+none was kept, 2. Autograd takes 3 and 9.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from src.maths import kernels
+from src.maths.kernels import Between, Norm
 from src.maths.networks import FlatNetwork
+from src.settings.networks import ConvNet, Network
 
-Parts = dict[str, Tensor]  # a network's parameters, or their directions, by name
-Second = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, ...]]
+Parts = dict[str, Tensor]  # a network's parameters, their directions, or their gradients, by name
+REACH = 1  # of a 3x3 kernel: padding beyond it becomes pixels, as convolutions in bfloat16 have no fast kernel for it
 
 
 @dataclass(frozen=True)
-class Dual:
-    """A value and its derivative along a; None for what does not depend on theta."""
+class Block:
+    """Convolution `name`, norm `norm` (None: there is none), ReLU and pooling."""
 
-    value: Tensor
-    along: Tensor | None
+    name: str
+    norm: str | None
+    padding: int
+    between: Between
 
 
-Back = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (p, q) of a layer's output -> those of its input
+@dataclass(frozen=True)
+class Passed:
+    """What a sweep found at a block: of x (B, C, H, W), which its convolution takes to u, and of v, which it gives."""
+
+    x: Tensor
+    u: Tensor
+    norm: Norm
+    q: Tensor | None = None  # dL/dv
+    q_u: Tensor | None = None  # dL/du
 
 
-def second_of(network: object) -> Second | None:
-    """`Derivatives.second` of a network of these layers; None where it has others.
+@dataclass(frozen=True)
+class Sweep:
+    """A pass of the loss forward and back."""
 
-    A function of (theta (P,), batch (B, C, H, W), labels (B,) or (B, K), a (P,)).
+    passed: tuple[Passed, ...]
+    features: Tensor  # (B, F), what the classifier takes
+    logits: Tensor  # (B, K)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Of a block: its convolution's weight as it is stored, and its factors (C,)."""
+
+    weight: Tensor
+    bias: Tensor
+    gain: Tensor
+    shift: Tensor
+
+
+class ByHand:
+    """The derivatives of a network's cross-entropy, in the precision of theta, or between layers in bfloat16.
+
+    Labels are classes (B,) or probabilities (B, K).
     """
-    layers = known_layers(network)
-    if layers is None:
-        return None
-    assert isinstance(network, FlatNetwork)
 
-    def second(theta: Tensor, batch: Tensor, labels: Tensor, a: Tensor) -> tuple[Tensor, ...]:
-        with torch.no_grad():
-            return _second(network, layers, theta, batch, labels, a)
+    def __init__(self, network: FlatNetwork, bfloat16: bool):
+        """Raises TypeError where the network has other layers."""
+        self._network = network
+        self._blocks, self._classifier = _blocks(network)
+        self._bfloat16 = bfloat16
 
-    return second
+    def first(self, theta: Tensor, batch: Tensor, labels: Tensor) -> Tensor:
+        """The gradient with respect to theta, (P,)."""
+        return self.sweep(theta, batch, labels)[0]
+
+    @torch.no_grad()
+    def sweep(self, theta: Tensor, batch: Tensor, labels: Tensor) -> tuple[Tensor, Sweep]:
+        """The gradient with respect to theta, (P,), and all it was made of, for `second` at the same point."""
+        parts = self._network.unflatten(theta)
+        sweep = self._forward(parts, batch)
+        q = _of_logits(sweep.logits, labels)
+        found: Parts = {}
+        sweep = self._back(parts, sweep, q, found)
+        return self._flat(found), sweep
+
+    @torch.no_grad()
+    def second(self, theta: Tensor, batch: Tensor, labels: Tensor, a: Tensor, sweep: Sweep | None = None) -> tuple[Tensor, ...]:
+        """The gradient of <first, a> with respect to theta (P,), batch (B, C, H, W) and, if probabilities, labels (B, K).
+
+        `sweep` is what there was found at theta, batch and labels; None: it is done again, and changes no bit.
+        """
+        parts, along = self._network.unflatten(theta), self._network.unflatten(a)
+        if sweep is None:
+            sweep = self._forward(parts, batch)
+            sweep = self._back(parts, sweep, _of_logits(sweep.logits, labels), None)
+        duals, features_d = self._forward_along(parts, along, sweep, None)
+        weight, weight_d, bias_d = parts[f"{self._classifier}.weight"], *self._pair(along, self._classifier)
+        logits_d = F.linear(features_d, weight, bias_d) + F.linear(sweep.features, weight_d)
+        p, q, *of_labels = _of_both(sweep.logits, logits_d, labels)
+        found: Parts = {}
+        p_u = self._back_along(parts, along, sweep, duals, features_d, p, q, found)
+        first = sweep.passed[0]
+        of_batch = self._to_images(first.x, p_u, parts, first.q_u, along)
+        return self._flat(found), _like(of_batch, batch), *of_labels
+
+    @torch.no_grad()
+    def of_inputs(self, theta: Tensor, batch: Tensor) -> tuple[Tensor, Sweep]:
+        """The gradient of the sum of all logits with respect to the batch (B, C, H, W), and the sweep that found it."""
+        parts = self._network.unflatten(theta)
+        sweep = self._forward(parts, batch)
+        sweep = self._back(parts, sweep, torch.ones_like(sweep.logits), None)
+        first = sweep.passed[0]
+        assert first.q_u is not None
+        return _like(self._to_images(first.x, first.q_u, parts, None, None), batch), sweep
+
+    @torch.no_grad()
+    def along_inputs(self, theta: Tensor, batch_d: Tensor, sweep: Sweep) -> Tensor:
+        """The gradient with respect to theta (P,) of <u, batch_d>, where u is what `of_inputs` gives, with its sweep."""
+        parts = self._network.unflatten(theta)
+        duals, features_d = self._forward_along(parts, None, sweep, self._images(batch_d, sweep.passed[0].u.dtype))
+        found: Parts = {}
+        q = torch.ones_like(sweep.logits)
+        self._back_along(parts, None, sweep, duals, features_d, torch.zeros_like(q), q, found)
+        return self._flat(found)
+
+    def sweep_bytes(self, batch: Tensor) -> int:
+        """Memory of a sweep over a batch (B, C, H, W), but for its first block's images and the classifier's."""
+        side, pixels = batch.shape[-1] + 2 * (self._blocks[0].padding - REACH), 0
+        for block in self._blocks:
+            width = self._network.width(block.name)
+            pixels += 2 * width * side**2  # u and its gradient
+            side //= block.between.pool
+            pixels += 2 * width * side**2  # v and its gradient
+        return len(batch) * pixels * (2 if self._bfloat16 else batch.element_size())
+
+    def _forward(self, parts: Parts, batch: Tensor) -> Sweep:
+        x, passed = self._images(batch, torch.bfloat16 if self._bfloat16 else batch.dtype), []
+        for block in self._blocks:
+            one = self._weights(parts, block, x)
+            u = _convolved(x, one.weight)
+            v, norm = kernels.forward(block.between, u, one.bias, one.gain, one.shift)
+            passed.append(Passed(x, u, norm))
+            x = v
+        features = x.to(batch.dtype).flatten(1)
+        return Sweep(tuple(passed), features, F.linear(features, *self._pair(parts, self._classifier)))
+
+    def _back(self, parts: Parts, sweep: Sweep, of_logits: Tensor, found: Parts | None) -> Sweep:
+        """From dL/dlogits those of all blocks' outputs; with `found`, those of the parameters go there."""
+        name = self._classifier
+        if found is not None:
+            found[f"{name}.weight"], found[f"{name}.bias"] = of_logits.t() @ sweep.features, of_logits.sum(0)
+        q = self._unflattened(of_logits @ parts[f"{name}.weight"], sweep)
+        done: list[Passed] = []
+        for number, block in reversed(list(enumerate(self._blocks))):
+            at = sweep.passed[number]
+            one = self._weights(parts, block, at.x)
+            q_u, of_gain, of_shift = kernels.backward(block.between, at.u, at.norm, one.gain, one.shift, q)
+            done.insert(0, Passed(at.x, at.u, at.norm, q, q_u))
+            wanted = [number > 0, found is not None]
+            if any(wanted):
+                q, of_weight = _back_through(q_u, at.x, one.weight, wanted)
+            if found is not None:
+                self._keep(found, block, parts, of_weight, of_gain, of_shift, q_u)
+        return Sweep(tuple(done), sweep.features, sweep.logits)
+
+    def _forward_along(
+        self, parts: Parts, along: Parts | None, sweep: Sweep, x_d: Tensor | None
+    ) -> tuple[list[tuple[Tensor | None, Tensor, Norm]], Tensor]:
+        """Of every block (x_d, u_d, norm_d), and the features' derivative, along the parameters' and the images'."""
+        duals = []
+        for block, at in zip(self._blocks, sweep.passed, strict=True):
+            one = self._weights(parts, block, at.x)
+            direction = _still(one) if along is None else self._weights(along, block, at.x, is_direction=True)
+            terms = [] if x_d is None else [_convolved(x_d, one.weight)]
+            if along is not None:
+                terms.append(_convolved(at.x, direction.weight))
+            u_d, more = (*terms, None)[:2]
+            assert u_d is not None
+            given = (at.u, at.norm, one.gain, one.shift, u_d, more, direction.bias, direction.gain, direction.shift)
+            v_d, norm_d = kernels.forward_along(block.between, *given)
+            duals.append((x_d, u_d, norm_d))
+            x_d = v_d
+        assert x_d is not None
+        return duals, x_d.to(sweep.features.dtype).flatten(1)
+
+    def _back_along(
+        self,
+        parts: Parts,
+        along: Parts | None,
+        sweep: Sweep,
+        duals: list[tuple[Tensor | None, Tensor, Norm]],
+        features_d: Tensor,
+        of_logits: Tensor,
+        of_logits_d: Tensor,
+        found: Parts,
+    ) -> Tensor:
+        """The parameters' gradients go to `found`; that of the first convolution's output is returned."""
+        name = self._classifier
+        found[f"{name}.weight"] = of_logits.t() @ sweep.features + of_logits_d.t() @ features_d
+        found[f"{name}.bias"] = of_logits.sum(0)
+        p = of_logits @ parts[f"{name}.weight"]
+        if along is not None:
+            p = p + of_logits_d @ along[f"{name}.weight"]
+        p, more = self._unflattened(p, sweep), None
+        for number, block in reversed(list(enumerate(self._blocks))):
+            at, (x_d, u_d, norm_d) = sweep.passed[number], duals[number]
+            one = self._weights(parts, block, at.x)
+            direction = _still(one) if along is None else self._weights(along, block, at.x, is_direction=True)
+            assert at.q is not None and at.q_u is not None
+            given = (at.u, u_d, at.norm, norm_d, one.gain, one.shift, direction.gain, p, more, at.q)
+            p_u, of_gain, of_shift = kernels.backward_along(block.between, *given)
+            p, of_weight = _back_through(p_u, at.x, one.weight, [number > 0, True])
+            if number > 0 and along is not None:
+                more, _ = _back_through(at.q_u, at.x, direction.weight, [True, False])
+            if x_d is not None:
+                of_weight = of_weight.to(one.gain.dtype) + _back_through(at.q_u, x_d, one.weight, [False, True])[1]
+            self._keep(found, block, parts, of_weight, of_gain, of_shift, p_u)
+        return p_u
+
+    def _to_images(self, x: Tensor, p_u: Tensor, parts: Parts, q_u: Tensor | None, along: Parts | None) -> Tensor:
+        """From the gradient of the first convolution's output that of its images, and from q_u through its direction."""
+        name, block = f"{self._blocks[0].name}.weight", self._blocks[0]
+        direction = None if along is None else along[name]
+        if parts[name].shape[1] <= kernels.MOST_INPUTS:
+            return kernels.to_images(p_u, parts[name], q_u, direction)
+        found, _ = _back_through(p_u, x, self._weight(parts, block, x), [True, False])
+        if along is None or q_u is None:
+            return found
+        return found.to(parts[name].dtype) + _back_through(q_u, x, self._weight(along, block, x), [True, False])[0]
+
+    def _keep(
+        self, found: Parts, block: Block, parts: Parts, of_weight: Tensor, of_gain: Tensor, of_shift: Tensor, of_u: Tensor
+    ) -> None:
+        """A block's gradients by their parameters' names."""
+        channels = parts[f"{block.name}.weight"].shape[1]
+        found[f"{block.name}.weight"] = of_weight[:, :channels].to(of_gain.dtype)
+        if block.norm is None:
+            found[f"{block.name}.bias"] = of_shift
+            return
+        found[f"{block.norm}.weight"], found[f"{block.norm}.bias"] = of_gain, of_shift
+        # a norm of each channel by itself takes every bias away
+        alone = block.between.groups == len(of_gain)
+        found[f"{block.name}.bias"] = torch.zeros_like(of_gain) if alone else of_u.to(of_gain.dtype).sum((0, 2, 3))
+
+    def _weights(self, parts: Parts, block: Block, x: Tensor, is_direction: bool = False) -> Weights:
+        bias = parts[f"{block.name}.bias"]
+        if block.norm is None:
+            gain = torch.zeros_like(bias) if is_direction else torch.ones_like(bias)
+            return Weights(self._weight(parts, block, x), bias, gain, torch.zeros_like(bias))
+        return Weights(self._weight(parts, block, x), bias, *self._pair(parts, block.norm))
+
+    def _weight(self, parts: Parts, block: Block, x: Tensor) -> Tensor:
+        weight = parts[f"{block.name}.weight"]
+        missing = x.shape[1] - weight.shape[1]
+        return F.pad(weight, (0, 0, 0, 0, 0, missing)).to(x.dtype) if missing else weight.to(x.dtype)
+
+    def _images(self, batch: Tensor, stored: torch.dtype) -> Tensor:
+        """With channels last, and padding beyond the kernel's reach as pixels.
+
+        One channel with channels last looks like any other order: a second one, of zeros, ends that.
+        """
+        beyond, missing = self._blocks[0].padding - REACH, max(0, 2 - batch.shape[1])
+        padded = F.pad(batch, (beyond, beyond, beyond, beyond, 0, missing)) if beyond or missing else batch
+        return padded.to(stored).contiguous(memory_format=torch.channels_last)
+
+    def _unflattened(self, of_features: Tensor, sweep: Sweep) -> Tensor:
+        """As the last block's output is: (B, C, H, W) as it is stored, with channels last."""
+        last, between = sweep.passed[-1].u, self._blocks[-1].between
+        images, channels, height, width = last.shape
+        shaped = of_features.view(images, channels, height // between.pool, width // between.pool)
+        return shaped.to(last.dtype).contiguous(memory_format=torch.channels_last)
+
+    def _pair(self, parts: Parts, name: str) -> tuple[Tensor, Tensor]:
+        return parts[f"{name}.weight"], parts[f"{name}.bias"]
+
+    def _flat(self, found: Parts) -> Tensor:
+        return torch.cat([found[name].reshape(-1) for name in self._network.names])
 
 
-def known_layers(network: object) -> list[tuple[str, nn.Module]] | None:
-    """A network's layers with their names; None where there is one that is not differentiated by hand."""
-    if not isinstance(network, FlatNetwork):
-        return None
-    layers = network.layers()
-    known = isinstance(layers[0][1], nn.Conv2d) and all(_is_known(layer) for _, layer in layers)
-    return layers if known else None
+def knows(spec: Network) -> bool:
+    """Whether networks of this specification can be differentiated by hand."""
+    return isinstance(spec, ConvNet) and spec.activation == "relu" and spec.pooling != "max" and not spec.keeps_statistics
 
 
-def _is_known(layer: nn.Module) -> bool:
-    if isinstance(layer, nn.Conv2d):
-        return layer.stride == layer.dilation == (1, 1) and layer.groups == 1 and layer.bias is not None
-    if isinstance(layer, nn.AvgPool2d):
-        return layer.kernel_size == layer.stride == 2
-    return isinstance(layer, nn.GroupNorm | nn.ReLU | nn.Flatten | nn.Linear)
+def problem() -> str:
+    """Why there are no kernels on this machine, in words; empty where there are."""
+    return kernels.problem()
 
 
-def _second(
-    network: FlatNetwork, layers: list[tuple[str, nn.Module]], theta: Tensor, batch: Tensor, labels: Tensor, a: Tensor
-) -> tuple[Tensor, ...]:
-    parts, along = network.unflatten(theta), network.unflatten(a)
-    found: Parts = {}
-    backs: list[Back] = []
-    dual = Dual(batch, None)
-    for name, layer in layers:
-        dual, back = _forward(layer, name, dual, parts, along, found)
-        backs.append(back)
-    p, q, *of_labels = _loss_back(dual, labels)
-    for back in reversed(backs):
-        p, q = back(p, q)
-    return torch.cat([found[name].reshape(-1) for name in network.names]), p, *of_labels
+def _blocks(network: FlatNetwork) -> tuple[list[Block], str]:
+    """The blocks, and the classifier's name; raises TypeError where there are layers of another kind."""
+    layers, blocks = network.layers(), []
+    kinds = [type(layer) for _, layer in layers]
+    while layers and isinstance(layers[0][1], nn.Conv2d):
+        name, convolution = layers[0]
+        norm, groups, eps, pool, layers = None, 0, 0.0, 1, layers[1:]
+        called, layer = layers[0]
+        if isinstance(layer, nn.GroupNorm):
+            norm, groups, eps, layers = called, layer.num_groups, layer.eps, layers[1:]
+        if isinstance(layers[0][1], nn.ReLU):
+            layers = layers[1:]
+        if isinstance(layers[0][1], nn.AvgPool2d):
+            pool, layers = 2, layers[1:]
+        blocks.append(Block(name, norm, int(cast(nn.Conv2d, convolution).padding[0]), Between(groups, eps, pool)))
+    if not blocks or [type(layer) for _, layer in layers] != [nn.Flatten, nn.Linear] or kinds.count(nn.ReLU) != len(blocks):
+        raise TypeError(f"no kernels for layers {', '.join(kind.__name__ for kind in kinds)}")
+    return blocks, layers[1][0]
 
 
-def _forward(layer: nn.Module, name: str, dual: Dual, parts: Parts, along: Parts, found: Parts) -> tuple[Dual, Back]:
-    """A layer's output, and its pass back, which puts the gradients of its parameters into `found`."""
-    if isinstance(layer, nn.Conv2d):
-        return _convolution(layer, name, dual, parts, along, found)
-    if isinstance(layer, nn.Linear):
-        return _linear(name, dual, parts, along, found)
-    assert dual.along is not None
-    if isinstance(layer, nn.GroupNorm):
-        return _norm(layer, name, dual.value, dual.along, parts, along, found)
-    if isinstance(layer, nn.ReLU):
-        value = dual.value
-        return Dual(F.relu(value), where_positive(dual.along, value)), lambda p, q: (
-            where_positive(p, value), where_positive(q, value)
-        )  # fmt: skip
-    if isinstance(layer, nn.AvgPool2d):
-        value = dual.value
-        return Dual(pooled(value), pooled(dual.along)), lambda p, q: (spread(p, value), spread(q, value))
-    shape = dual.value.shape
-    return Dual(dual.value.flatten(1), dual.along.flatten(1)), lambda p, q: (p.view(shape), q.view(shape))
+def _still(weights: Weights) -> Weights:
+    """No direction at all."""
+    nothing = torch.zeros_like(weights.gain)
+    return Weights(weights.weight, nothing, nothing, nothing)
 
 
-def where_positive(gradient: Tensor, value: Tensor) -> Tensor:
-    return torch.ops.aten.threshold_backward(gradient, value, 0)  # type: ignore[no-any-return]
+def _convolved(x: Tensor, weight: Tensor) -> Tensor:
+    """Without bias, which the kernels add."""
+    return F.conv2d(x, weight, padding=REACH).contiguous(memory_format=torch.channels_last)
 
 
-def pooled(value: Tensor) -> Tensor:
-    """Average pooling by twos, (B, C, H, W) -> (B, C, H / 2, W / 2).
-
-    Pairs of rows times a matrix, where the sides are even: torch's own kernel reads number by number, five times slower.
-    """
-    images, channels, height, width = value.shape
-    if height % 2 or width % 2:
-        return F.avg_pool2d(value, 2)
-    pairs = value.reshape(-1, 2 * width)
-    return (pairs @ _quarters(width, value.dtype, value.device)).view(images, channels, height // 2, width // 2)
-
-
-def spread(gradient: Tensor, value: Tensor) -> Tensor:
-    """The pass back of `pooled(value)`."""
-    height, width = value.shape[-2:]
-    if height % 2 or width % 2:
-        return torch.ops.aten.avg_pool2d_backward(gradient, value, [2, 2], [2, 2], [0, 0], False, True, None)  # type: ignore[no-any-return]
-    rows = gradient.reshape(-1, width // 2)
-    return (rows @ _quarters(width, value.dtype, value.device).t()).view(value.shape)
-
-
-@functools.cache
-def _quarters(width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(2 W, W / 2): two rows of pixels, one after the other, to the means of their squares of four."""
-    square = torch.eye(width // 2, dtype=dtype, device=device).repeat_interleave(2, dim=0) / 4
-    return torch.cat((square, square))
-
-
-def _convolution(layer: nn.Conv2d, name: str, dual: Dual, parts: Parts, along: Parts, found: Parts) -> tuple[Dual, Back]:
-    weight, bias, weight_d, bias_d = _pair(name, parts, along)
-    padding = [int(side) for side in layer.padding]
-    value, value_d = dual.value, dual.along
-    out_d = F.conv2d(value, weight_d, bias_d, padding=padding)
-    if value_d is not None:
-        out_d += F.conv2d(value_d, weight, padding=padding)
-
-    def back(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-        found[f"{name}.bias"] = p.sum((0, 2, 3))
-        first, of_weight = convolution_back(p, value, weight, padding, [True, True])
-        through, _ = convolution_back(q, value, weight_d, padding, [True, False])
-        first += through
-        if value_d is None:
-            found[f"{name}.weight"] = of_weight
-            return first, first  # nothing lies before the images
-        second, of_weight_d = convolution_back(q, value_d, weight, padding, [True, True])
-        found[f"{name}.weight"] = of_weight + of_weight_d
-        return first, second
-
-    return Dual(F.conv2d(value, weight, bias, padding=padding), out_d), back
-
-
-def convolution_back(
-    gradient: Tensor, value: Tensor, weight: Tensor, padding: list[int], wanted: list[bool]
-) -> tuple[Tensor, Tensor]:
+def _back_through(q_u: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]) -> tuple[Tensor, Tensor]:
+    """From the gradient of a convolution's output those of x and the weight, as far as `wanted`."""
     found = torch.ops.aten.convolution_backward(
-        gradient, value, weight, None, [1, 1], padding, [1, 1], False, [0, 0], 1, [*wanted, False]
+        q_u, x, weight, None, [1, 1], [REACH, REACH], [1, 1], False, [0, 0], 1, [*wanted, False]
     )
     return found[0], found[1]
 
 
-def _linear(name: str, dual: Dual, parts: Parts, along: Parts, found: Parts) -> tuple[Dual, Back]:
-    weight, bias, weight_d, bias_d = _pair(name, parts, along)
-    value, value_d = dual.value, dual.along
-    assert value_d is not None
-
-    def back(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-        found[f"{name}.weight"] = p.t() @ value + q.t() @ value_d
-        found[f"{name}.bias"] = p.sum(0)
-        return p @ weight + q @ weight_d, q @ weight
-
-    return Dual(F.linear(value, weight, bias), F.linear(value_d, weight, bias_d) + F.linear(value, weight_d)), back
+def _like(of_images: Tensor, batch: Tensor) -> Tensor:
+    """The gradient of the batch's own pixels, in its precision."""
+    beyond, channels = (of_images.shape[-1] - batch.shape[-1]) // 2, batch.shape[1]
+    side = slice(beyond, of_images.shape[-1] - beyond)
+    return of_images[:, :channels, side, side].to(batch.dtype).contiguous()
 
 
-def _pair(name: str, parts: Parts, along: Parts) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Weight and bias of a layer, and their directions."""
-    return parts[f"{name}.weight"], parts[f"{name}.bias"], along[f"{name}.weight"], along[f"{name}.bias"]
+def _targets(logits: Tensor, labels: Tensor) -> Tensor:
+    return labels if labels.is_floating_point() else F.one_hot(labels, logits.shape[1]).to(logits.dtype)
 
 
-def _norm(
-    layer: nn.GroupNorm, name: str, u: Tensor, u_d: Tensor, parts: Parts, along: Parts, found: Parts
-) -> tuple[Dual, Back]:
-    """Values (B, C, H, W) as (B, G, members) of each group's own, and the factors of the channels as (1, C, 1, 1)."""
-    images, channels, height, width = u.shape
-    grouped = (images, layer.num_groups, channels // layer.num_groups * height * width)
-    gain, shift, gain_d, shift_d = (one.view(1, -1, 1, 1) for one in _pair(name, parts, along))
-    x, _, r = torch.ops.aten.native_group_norm(u, None, None, images, channels, height * width, layer.num_groups, layer.eps)
-    x, r, u_d = x.view(grouped), r.view(images, layer.num_groups, 1), u_d.reshape(grouped)
-    slope = (x * u_d).mean(2, keepdim=True)
-    x_d = torch.addcmul(u_d, x, slope, value=-1).sub_(u_d.mean(2, keepdim=True)).mul_(r)
-    y = torch.addcmul(shift, x.view(u.shape), gain)
-    y_d = torch.addcmul(shift_d, x.view(u.shape), gain_d).addcmul_(x_d.view(u.shape), gain)
-
-    def back(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-        found[f"{name}.weight"] = torch.addcmul(p * x.view(u.shape), q, x_d.view(u.shape)).sum((0, 2, 3))
-        found[f"{name}.bias"] = p.sum((0, 2, 3))
-        of_x_d = (q * gain).view(grouped)
-        of_x = (p * gain).addcmul_(q, gain_d).view(grouped)
-        return tuple(one.view(u.shape) for one in _norm_back(of_x, of_x_d, x, x_d, slope, r))  # type: ignore[return-value]
-
-    return Dual(y, y_d), back
+def _of_logits(logits: Tensor, labels: Tensor) -> Tensor:
+    """The gradient of the mean cross-entropy with respect to the logits (B, K)."""
+    y = _targets(logits, labels)
+    return (logits.softmax(1) * y.sum(1, keepdim=True) - y) / len(logits)
 
 
-def _norm_back(p: Tensor, q: Tensor, x: Tensor, x_d: Tensor, slope: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
-    """From the gradients with respect to x and xd (B, G, members) those with respect to u and ud.
-
-    With the projection P z = z - mean z - x mean(x z), of which u -> x and ud -> xd are r times each, and slope = mean(x ud):
-
-        q -> r P q
-        p -> r (P p' - x mean(q xd)),  p' = p - r slope q - mean(q x) (xd + r slope x)
-
-    as r, x and slope all change with u, and ud is xd / r + slope x but for its mean.
-    """
-    pull = (q * x).mean(2, keepdim=True)
-    second = torch.addcmul(q, x, pull, value=-1).sub_(q.mean(2, keepdim=True)).mul_(r)
-    steep = r * slope
-    first = torch.addcmul(p, q, steep, value=-1).addcmul_(x_d, pull, value=-1).addcmul_(x, pull * steep, value=-1)
-    lean = torch.addcmul(first * x, q, x_d).mean(2, keepdim=True)
-    return first.sub_(first.mean(2, keepdim=True)).addcmul_(x, lean, value=-1).mul_(r), second
-
-
-def _loss_back(dual: Dual, labels: Tensor) -> tuple[Tensor, ...]:
-    """p and q of the logits (B, K); where labels are probabilities, the gradient with respect to these as well."""
-    logits, logits_d = dual.value, dual.along
-    assert logits_d is not None
-    count, soft = len(logits), labels.is_floating_point()
-    y = labels if soft else F.one_hot(labels, logits.shape[1]).to(logits.dtype)
+def _of_both(logits: Tensor, logits_d: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    """p and q of the logits (B, K); where labels are probabilities, phi's gradient with respect to these as well."""
+    count, y = len(logits), _targets(logits, labels)
     s = logits.softmax(1)
     mean = (s * logits_d).sum(1, keepdim=True)
     whole = y.sum(1, keepdim=True) / count
     gradients = (whole * s * (logits_d - mean), whole * s - y / count)
-    return (*gradients, (mean - logits_d) / count) if soft else gradients
+    return (*gradients, (mean - logits_d) / count) if labels.is_floating_point() else gradients

@@ -1,9 +1,8 @@
 """First and second derivatives of a network's cross-entropy on one batch: where all the time of the inner loop goes.
 
-Both are functions of (theta, batch, labels), eager or compiled, in the tensors' own precision or under bfloat16 autocast. The
-eager second one is written by hand for the networks that `by_hand` knows.
-Augmentation, L2 decay and the balanced coefficient stay outside: they are linear in these, so that one compiled function
-serves every step.
+Both are functions of (theta, batch, labels), in the tensors' own precision or with bfloat16 between the layers.
+Augmentation, L2 decay and the balanced coefficient stay outside: they are linear in these, so that one function serves every
+step.
 """
 
 from __future__ import annotations
@@ -11,31 +10,51 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from src.ground import runtime
-from src.maths.by_hand import Second, second_of
-from src.maths.first_by_hand import First, first_of
+from src.maths import by_hand
+from src.maths.by_hand import ByHand, Sweep
+from src.maths.networks import FlatNetwork
+from src.settings.networks import Network
+from src.settings.runtime import Runtime
 
 Logits = Callable[[Tensor, Tensor], Tensor]  # (theta (P,), images (B, C, H, W)) -> (B, K)
-PASSES = 12  # work of one inner step, forward and backward, in forward passes: 3 for `first`, 9 for `second`, by hand 8
+Backend = Literal["eager", "kernels", "compiled"]  # autograd; by hand on own kernels; autograd through torch.compile
+PASSES = 12  # work of one inner step, forward and backward, in forward passes: 3 for `first`, 9 for autograd's `second`
+
+
+def choose(asked: Runtime, device: torch.device, spec: Network, flops: float) -> tuple[Backend, str]:
+    """How to differentiate a network for so many floating-point operations, and a sentence for the user where there is one.
+
+    The choice rests on the settings, the device, the compiler and the amount of work, never on a timing: the backends round
+    differently, and the same parameters must give the same bytes.
+    """
+    if asked.compile != "off" and device.type == "cpu" and by_hand.knows(spec) and not by_hand.problem():
+        return "kernels", ""
+    compiled, note = runtime.compiles(asked, flops)
+    return "compiled" if compiled else "eager", note
 
 
 class Derivatives:
     """Derivatives of CE(network(theta, batch), labels); labels are classes (B,) or probabilities (B, K)."""
 
-    def __init__(self, network: Logits, bfloat16: bool = False, compiled: bool = False):
+    def __init__(self, network: Logits, bfloat16: bool = False, backend: Backend = "eager", memory_mib: int = 0):
+        """Sweeps may take `memory_mib`. Raises TypeError where the backend is 'kernels' and the network none that they know."""
         self._network = network
         self._bfloat16 = bfloat16
-        self._compiled = compiled
-        eager = not compiled and not bfloat16
-        self.first: First = (first_of(network) if eager else None) or self._first
-        self.second: Second = (second_of(network) if eager else None) or self._second
-        if compiled:
-            self.first, self.second = runtime.compiled(self._first), runtime.compiled(self._second)
+        self._memory = memory_mib * 2**20
+        self._by_hand: ByHand | None = None
+        if backend == "kernels":
+            if not isinstance(network, FlatNetwork):
+                raise TypeError("kernels differentiate a FlatNetwork")
+            self._by_hand = ByHand(network, bfloat16)
+        if backend == "compiled":
+            self._first, self._second = runtime.compiled(self._first), runtime.compiled(self._second)  # type: ignore[method-assign]
 
     def loss(self, theta: Tensor, batch: Tensor, labels: Tensor) -> Tensor:
         """The mean cross-entropy, a scalar in the precision of theta."""
@@ -43,14 +62,35 @@ class Derivatives:
             logits = self._network(theta, batch)
         return F.cross_entropy(logits.to(theta.dtype), labels)
 
-    def _first(self, theta: Tensor, batch: Tensor, labels: Tensor) -> Tensor:
+    def first(self, theta: Tensor, batch: Tensor, labels: Tensor) -> Tensor:
         """The gradient with respect to theta, (P,)."""
+        return self.sweep(theta, batch, labels)[0]
+
+    def sweep(self, theta: Tensor, batch: Tensor, labels: Tensor) -> tuple[Tensor, Sweep | None]:
+        """`first`, and what of it `second` can use again at the same point; None where it can't."""
+        if self._by_hand is not None:
+            return self._by_hand.sweep(theta, batch, labels)
+        return self._first(theta, batch, labels), None
+
+    def second(self, theta: Tensor, batch: Tensor, labels: Tensor, a: Tensor, sweep: Sweep | None = None) -> tuple[Tensor, ...]:
+        """The gradient of <first, a> with respect to theta (P,), batch (B, C, H, W) and, if probabilities, labels (B, K).
+
+        `sweep` saves time and changes no bit.
+        """
+        if self._by_hand is not None:
+            return self._by_hand.second(theta, batch, labels, a, sweep)
+        return self._second(theta, batch, labels, a)
+
+    def room(self, batch: Tensor) -> int:
+        """So many sweeps over batches (B, C, H, W) fit into the memory that they may take."""
+        return 0 if self._by_hand is None else self._memory // self._by_hand.sweep_bytes(batch)
+
+    def _first(self, theta: Tensor, batch: Tensor, labels: Tensor) -> Tensor:
         theta = theta.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(self.loss(theta, batch, labels), theta)
         return gradient
 
     def _second(self, theta: Tensor, batch: Tensor, labels: Tensor, a: Tensor) -> tuple[Tensor, ...]:
-        """The gradient of <first, a> with respect to theta (P,), batch (B, C, H, W) and, if probabilities, labels (B, K)."""
         inputs = [x.detach().requires_grad_() for x in (theta, batch, labels) if x.is_floating_point()]
         targets = inputs[2] if len(inputs) == 3 else labels
         (gradient,) = torch.autograd.grad(self.loss(inputs[0], inputs[1], targets), inputs[0], create_graph=True)

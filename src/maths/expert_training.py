@@ -10,10 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from src.ground import runtime
 from src.ground.errors import DivergenceError
 from src.ground.seeding import continued
 from src.maths import augmentation, networks, smoothness
 from src.maths.augmentation import Draw
+from src.maths.by_hand import ByHand
+from src.maths.derivatives import Backend
 from src.maths.networks import FlatNetwork
 from src.settings.experts import Experts
 
@@ -176,11 +179,37 @@ def _descend(state: State, gradient: Tensor, settings: Experts) -> tuple[Tensor,
     return state.theta - lr / (1 - beta**step) * first / scale, torch.stack((first, second))
 
 
-def differentiate(network: FlatNetwork, settings: Experts, bfloat16: bool = False) -> Gradient:
-    """The derivative of one step's loss, a pure function that compiles.
+def differentiate(network: FlatNetwork, settings: Experts, bfloat16: bool = False, backend: Backend = "eager") -> Gradient:
+    """The derivative of one step's loss.
 
     With `bfloat16`, convolutions and matrix products run in it; theta, losses and gradients keep their precision.
     """
+    if backend == "kernels":
+        return _by_hand(ByHand(network, bfloat16), settings)
+    found = _by_autograd(network, settings, bfloat16)
+    return runtime.compiled(found) if backend == "compiled" else found
+
+
+def _by_hand(network: ByHand, settings: Experts) -> Gradient:
+    """The penalty's gradient is that of <u, c> with u = d(sum_k z_k)/dx and c the penalty's gradient to u, held constant."""
+
+    def gradient(
+        theta: Tensor, augmented: Tensor, plain: Tensor, labels: Tensor, coefficient: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        found, sweep = network.sweep(theta, augmented, labels)
+        found, loss = coefficient * found, F.cross_entropy(sweep.logits, labels)
+        del sweep
+        if not settings.gradient_penalty:
+            return found, loss, torch.zeros_like(loss)
+        u, sweep = network.of_inputs(theta, plain)
+        penalty, of_u = smoothness.penalty_of(u, settings.gradient_penalty_axes)
+        return found + settings.gradient_penalty * network.along_inputs(theta, of_u, sweep), loss, penalty
+
+    return gradient
+
+
+def _by_autograd(network: FlatNetwork, settings: Experts, bfloat16: bool) -> Gradient:
+    """A pure function that compiles."""
 
     def gradient(
         theta: Tensor, augmented: Tensor, plain: Tensor, labels: Tensor, coefficient: Tensor

@@ -12,14 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import grad, vmap
 
+from src.ground import runtime
 from src.maths import expert_training, smoothness
+from src.maths.derivatives import Backend
 from src.maths.expert_training import Gradient, State
 from src.maths.networks import FlatNetwork
 from src.settings.experts import Experts
 
 
-def differentiate(network: FlatNetwork, settings: Experts, bfloat16: bool = False) -> Gradient:
-    """`expert_training.differentiate` for G experts: all that it takes and gives is stacked, (G, ...)."""
+def differentiate(network: FlatNetwork, settings: Experts, bfloat16: bool = False, backend: Backend = "eager") -> Gradient:
+    """`expert_training.differentiate` for G experts, by autograd: all that it takes and gives is stacked, (G, ...)."""
 
     def loss(
         theta: Tensor, augmented: Tensor, plain: Tensor, labels: Tensor, coefficient: Tensor
@@ -40,7 +42,7 @@ def differentiate(network: FlatNetwork, settings: Experts, bfloat16: bool = Fals
         found, (cross_entropies, penalties) = vmap(grad(loss, has_aux=True))(*batch)
         return found, cross_entropies, penalties
 
-    return gradient
+    return runtime.compiled(gradient) if backend == "compiled" else gradient
 
 
 def steps(
@@ -70,6 +72,4 @@ def _step(states: Sequence[State], images: Tensor, labels: Tensor, settings: Exp
     coefficients = thetas.new_tensor([smoothness.clipping_coefficient(state.epochs, settings) for state in states])
     found = gradient(thetas, *map(torch.stack, batches), coefficients)
     each = zip(states, drawn, *found, strict=True)
-    return [
-        expert_training.after(state, one, slope, torch.stack(losses), settings) for state, one, slope, *losses in each
-    ]
+    return [expert_training.after(state, one, slope, torch.stack(losses), settings) for state, one, slope, *losses in each]

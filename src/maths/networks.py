@@ -122,6 +122,10 @@ class FlatNetwork:
         """Floating-point operations of one forward pass of images (B, C, H, W)."""
         return forward_flops(self._network, images)
 
+    def width(self, name: str) -> int:
+        """Channels that a convolution gives."""
+        return self.shapes[self.names.index(f"{name}.weight")][0]
+
     def layers(self) -> list[tuple[str, nn.Module]]:
         """The layers, one after the other, with the names of their parameters."""
         return list(self._network.named_children())

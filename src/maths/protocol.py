@@ -13,8 +13,9 @@ from torch.func import grad, vmap
 from src.ground import runtime
 from src.ground.errors import DivergenceError
 from src.ground.seeding import continued
-from src.maths import augmentation, networks
-from src.maths.derivatives import Derivatives, Logits
+from src.maths import augmentation, derivatives, networks
+from src.maths.derivatives import Backend, Derivatives, Logits
+from src.settings.networks import Network
 from src.settings.protocols import Protocol
 from src.settings.runtime import Runtime
 
@@ -31,7 +32,7 @@ class Way:
     """How students are trained. The amount of work alone decides, never a clock, so that the same bytes come again."""
 
     together: bool  # all at once, else each by itself
-    compiled: bool
+    backend: Backend
     bfloat16: bool
     flops: float  # floating-point operations of all students
     note: str  # what a user should know of the choice
@@ -49,32 +50,28 @@ class Students:
     record: Tensor | None = None  # (G,), its accuracy
 
 
-def choose(
-    asked: Runtime, device: torch.device, settings: Protocol, images: int, forward_flops: float, statistics: bool = False
-) -> Way:
-    """The way to train on so many synthetic images, of so many operations in a forward pass of one.
+def choose(asked: Runtime, device: torch.device, settings: Protocol, images: int, forward_flops: float, spec: Network) -> Way:
+    """The way to train networks of `spec` on so many synthetic images, of so many operations in a forward pass of one.
 
     Students train together on a GPU alone: on a CPU one after the other takes as long with an MLP on 10 images of 8x8, and
-    half as long with a ConvNet on 100; in bfloat16, what a norm gives would be float32 again. Those with running `statistics`
+    half as long with a ConvNet on 100; in bfloat16, their convolutions would be float32. Those with running statistics
     are no function of their parameters: each is a `ModuleStudent`.
     """
     flops = settings.students * PASSES * settings.epochs * images * forward_flops
     bfloat16 = asked.precision == "bfloat16"
-    if statistics:
-        return Way(False, False, bfloat16, flops, "")
-    compiled, note = runtime.compiles(asked, QUICK * flops)
-    return Way(device.type != "cpu", compiled, bfloat16, flops, note)
+    if spec.keeps_statistics:
+        return Way(False, "eager", bfloat16, flops, "")
+    backend, note = derivatives.choose(asked, device, spec, QUICK * flops)
+    return Way(device.type != "cpu", backend, bfloat16, flops, note)
 
 
 def derivative(network: Logits, way: Way) -> Gradients:
     """The students' first derivatives in this way; channels last is a tenth faster compiled, and slower eager."""
-    derivatives = Derivatives(network, way.bfloat16)
     if way.together:
-        gradients = side_by_side(derivatives.loss)
-        return runtime.compiled(gradients) if way.compiled else gradients
-    if way.compiled:
-        return one_by_one(runtime.compiled(derivatives.first), torch.channels_last)
-    return one_by_one(derivatives.first)
+        gradients = side_by_side(Derivatives(network, way.bfloat16).loss)
+        return runtime.compiled(gradients) if way.backend == "compiled" else gradients
+    layout = torch.channels_last if way.backend == "compiled" else torch.contiguous_format
+    return one_by_one(Derivatives(network, way.bfloat16, way.backend).first, layout)
 
 
 def side_by_side(loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Gradients:

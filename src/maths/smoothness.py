@@ -37,6 +37,15 @@ def distance_from_one(u: Tensor, axes: str) -> Tensor:
     return (norm - 1).square().mean()
 
 
+def penalty_of(u: Tensor, axes: str) -> tuple[Tensor, Tensor]:
+    """The penalty (scalar) of the logits' gradient u (B, C, H, W), as `gradient_penalty` has it, and its gradient to u."""
+    u = u.detach().requires_grad_()
+    with torch.enable_grad():
+        penalty = distance_from_one(u, axes)
+        (of_u,) = torch.autograd.grad(penalty, u)
+    return penalty.detach(), of_u
+
+
 def parameter_steps(trajectory: Tensor) -> Tensor:
     """Squared length of the parameter step of each epoch, (T,), of a trajectory (T + 1, P): small and even is smooth."""
     return trajectory.diff(dim=0).square().sum(dim=1)

@@ -10,6 +10,7 @@ MISSING = "is missing: it has no default"
 Problems = list[tuple[str, str]]  # place and what is wrong there
 
 Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
 PositiveReal = Annotated[float, Field(gt=0)]
 NonNegativeReal = Annotated[float, Field(ge=0)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from src.settings.base import NonNegativeReal, Positive, Settings
+from src.settings.base import NonNegative, NonNegativeReal, Positive, Settings
 
 
 class Runtime(Settings):
@@ -26,7 +26,12 @@ class Runtime(Settings):
     steps stay float32. So do scores and the choice of initial images, which is all that a run with 0 iterations makes. Processors
     without instructions for bfloat16 take several times as long as in float32, and stages say so."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile for all training; auto compiles where the work is long enough to pay for it."""
+    """Whether training builds code. auto: own kernels on a CPU for ConvNets with ReLU and average or no pooling, which takes a
+    second once; torch.compile for other networks and on a GPU, where the work is long enough to pay for it. on: that however
+    long it is. off: neither."""
+    memory_mib: NonNegative = 1024
+    """Memory for what the inner loop's last steps keep for their second derivatives, MiB: a fifth of the time less where all
+    steps fit. 0 keeps nothing. Changes no result."""
     deterministic: bool = True
     """Only kernels that give the same bytes again. On CPUs it costs nothing that can be measured; on CUDA false lets cuDNN
     try out and take its fastest kernels, which add in any order."""

@@ -88,7 +88,7 @@ def _leftover(path: Path, definitions: Mapping[tuple[str, str], Mapping[str, Any
     now = definitions.get((stage, name), {})  # a name that params.yaml has no more makes nothing current
     if now is None:
         return Leftover(path, stage, name, "unknown")
-    made = {key: value for key, value in about["definition"].items() if key != "compiled"}
+    made = {key: value for key, value in about["definition"].items() if key != "backend"}
     return Leftover(path, stage, name, "current" if made == json.loads(json.dumps(now)) else "stale")
 
 

@@ -12,6 +12,7 @@ from src.ground.errors import ArtifactError
 from src.loops import initial, outer
 from src.loops.outer import Distilling, Loop
 from src.maths import networks
+from src.maths.derivatives import Backend
 from src.maths.networks import FlatNetwork
 from src.process import progress
 from src.settings.resolved import Run
@@ -104,18 +105,18 @@ def _network(run: Run, statistics: Statistics, device: torch.device) -> FlatNetw
     return FlatNetwork(networks.build(run.spec, statistics.shape, torch.Generator()).to(device))
 
 
-def loop_of(store: Store, run: Run, statistics: Statistics, images: Tensor, labels: Tensor) -> tuple[Loop, bool, str]:
-    """What every iteration takes, whether it is compiled, and what a user should know of that."""
+def loop_of(store: Store, run: Run, statistics: Statistics, images: Tensor, labels: Tensor) -> tuple[Loop, Backend, str]:
+    """What every iteration takes, how its derivatives are taken, and what a user should know of that."""
     network, buffer = _network(run, statistics, images.device), run.buffer
-    derivatives, compiled, note = outer.differentiate(run.distillation, run.runtime, network, images)
+    derivatives, backend, note = outer.differentiate(run.distillation, run.runtime, run.spec, network, images)
     count, called = (0, "") if buffer is None else (buffer.settings.count, buffer.name)
     read, space = functools.partial(store.read_snapshots, called), store.load_space(run.dataset.name)
-    return Loop(run.name, run.seed, run.distillation, count, read, network, derivatives, labels, space), compiled, note
+    return Loop(run.name, run.seed, run.distillation, count, read, network, derivatives, labels, space), backend, note
 
 
-def work_of(run: Run, record: Record, compiled: bool) -> Work:
+def work_of(run: Run, record: Record, backend: Backend) -> Work:
     """The work by which a run goes on, also with more iterations; its record is whole."""
-    return work.of(run.runtime, "distill", run.name, iterations_record(record), run.spec, compiled)
+    return work.of(run.runtime, "distill", run.name, iterations_record(record), run.spec, backend)
 
 
 def _optimise(
@@ -130,10 +131,10 @@ def _optimise(
 ) -> tuple[Distilling, Checkpoint]:
     """The outer loop; every iteration draws from its own generator."""
     name, given = run.name, _given(store, run)
-    loop, compiled, note = loop_of(store, run, statistics, images, labels)
+    loop, backend, note = loop_of(store, run, statistics, images, labels)
     if note:
         progress.say(f"{name}: {note}")
-    checkpoint = work_of(run, record, compiled).checkpoint()
+    checkpoint = work_of(run, record, backend).checkpoint()
     at = outer.resumed(loop, checkpoint.load()) or outer.first(loop, images, None if given is None else given.pixels)
     if at.iteration:
         progress.say(f"{name}: resumed at iteration {at.iteration} of {loop.distil.iterations}")

@@ -149,7 +149,7 @@ def predict_all(
     if way.note:
         progress.say(f"{run.name}: {way.note}")
     record = work.whole(students_record(store, run, spec, synthetic), asked, "evaluate", device)
-    job = students.Job(training, work.of(asked, "evaluate", f"{place or run.name}@{called}", record, spec, way.compiled))
+    job = students.Job(training, work.of(asked, "evaluate", f"{place or run.name}@{called}", record, spec, way.backend))
     groups = 1 if way.together else settings.students
     processes = workers.processes(asked, device, groups, way.flops)
     title = f"evaluate {run.name}" if called == run.network else f"evaluate {run.name} with {called}"
@@ -169,7 +169,7 @@ def training_of(
 ) -> Training:
     """What the training of every student of a network takes."""
     settings, forward = run.evaluation, loops.forward_flops(spec, statistics.shape)
-    way = protocol.choose(run.runtime, device, settings, len(synthetic.labels), forward, spec.keeps_statistics)
+    way = protocol.choose(run.runtime, device, settings, len(synthetic.labels), forward, spec)
     images = store.load_space(run.dataset.name).normalise(synthetic.pixels)
     return Training(
         settings, spec, statistics.shape, run.seed, way,

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from src.ground import runtime
 from src.ground.errors import ArtifactError, DivergenceError
 from src.loops import expert
 from src.loops.expert import Expert, Row, Training
 from src.loops.stored import Stored
+from src.maths import derivatives
 from src.process import progress, workers
 from src.process.progress import Advance
 from src.process.workers import Array
@@ -79,7 +79,7 @@ def imported(store: Store, buffer: Buffer, statistics: Statistics, record: Recor
     remedy = f"they are imported, so bring them again with `python -m src.cli import experts`, or `dvc pull experts@{name}`"
     tensors.check_record(store.trajectory_file(name, 0), replace(record, kind=values.trajectory_kind(0)), remedy)
     training = Training(
-        settings, buffer.spec, statistics.shape, buffer.seed, False, False, *2 * [_arrays(store, buffer.dataset.name, "val")]
+        settings, buffer.spec, statistics.shape, buffer.seed, False, "eager", *2 * [_arrays(store, buffer.dataset.name, "val")]
     )
     found, digest = [], hashlib.sha256()
     for index in range(settings.count):
@@ -104,10 +104,10 @@ def train_all(
 ) -> tuple[list[dict[str, Any]], Cost]:
     """Train every expert; the curves' rows by expert and epoch, and the cost of other processes, earlier ones included."""
     name, settings, asked = buffer.name, buffer.settings, buffer.runtime
-    training, note = training_of(store, buffer, statistics)
+    training, note = training_of(store, buffer, statistics, device)
     if note:
         progress.say(f"{name}: {note}")
-    job = Job(store, name, record, work.of(asked, "experts", name, record, buffer.spec, training.compiled), training)
+    job = Job(store, name, record, work.of(asked, "experts", name, record, buffer.spec, training.backend), training)
     processes = workers.processes(asked, device, settings.count, _flops(buffer, statistics))
     groups = _groups(buffer, statistics, device)
     units, earlier = settings.count * settings.last_epoch, [job.work.checkpoint(i).facts() for i in range(settings.count)]
@@ -137,12 +137,12 @@ def _groups(buffer: Buffer, statistics: Statistics, device: torch.device) -> lis
     return [range(first, min(first + size, count)) for first in range(0, count, size)]
 
 
-def training_of(store: Store, buffer: Buffer, statistics: Statistics) -> tuple[Training, str]:
+def training_of(store: Store, buffer: Buffer, statistics: Statistics, device: torch.device) -> tuple[Training, str]:
     """What the training of every expert takes, and what a user should know of it."""
     asked, arrays = buffer.runtime, (_arrays(store, buffer.dataset.name, split) for split in ("train", "val"))
-    compiled, note = runtime.compiles(asked, _flops(buffer, statistics))
+    backend, note = derivatives.choose(asked, device, buffer.spec, _flops(buffer, statistics))
     bfloat16 = asked.precision == "bfloat16"
-    return Training(buffer.settings, buffer.spec, statistics.shape, buffer.seed, bfloat16, compiled, *arrays), note
+    return Training(buffer.settings, buffer.spec, statistics.shape, buffer.seed, bfloat16, backend, *arrays), note
 
 
 def _flops(buffer: Buffer, statistics: Statistics) -> float:

@@ -13,6 +13,7 @@ from rich.console import Console
 from src.ground import runtime
 from src.ground.durations import duration
 from src.maths import inner_loop
+from src.maths.derivatives import Backend
 from src.maths.networks import FlatNetwork
 from src.pages.tables import Table
 from src.settings.resolved import Run
@@ -31,7 +32,7 @@ class Plan:
     """A run's cost. Times are seconds of this machine as busy as it is now, memory is MiB."""
 
     parameters: int  # P
-    compiled: bool
+    backend: Backend
     step: float  # an inner step, forward and backward
     iteration: float
     distil: float
@@ -54,7 +55,7 @@ def measure(asked: Runtime, subject: Subject) -> Plan:
     if stores.current() != stores.OWN:  # which a stage tells by itself
         mlflow_store.load()
     before = runtime.peak_memory_mib(subject.device)
-    derivatives, compiled = plan_steps.derivatives(asked, subject, network)
+    derivatives, backend = plan_steps.derivatives(asked, subject, network)
     step = plan_steps.inner_step(subject, network, derivatives) if distil.iterations else 0.0
     floats = network.dimension * FLOAT / MIB
     stored = floats * distil.syn_steps if distil.iterations else 0.0
@@ -63,7 +64,7 @@ def measure(asked: Runtime, subject: Subject) -> Plan:
     iteration = step * _batches(subject) * distil.trajectories_per_iteration
     return Plan(
         parameters=network.dimension,
-        compiled=compiled,
+        backend=backend,
         step=step,
         iteration=iteration,
         distil=iteration * distil.iterations,
@@ -93,7 +94,7 @@ def _table(subject: Subject, plan: Plan) -> Table:
         table.add_row("training the experts", f"{duration(plan.experts)}: {count} experts, {last} epochs each")
         table.add_row("expert buffer on disk", f"{plan.buffer:,.0f} MiB: {count} x {last + 1} snapshots of 4P bytes")
     if distil.iterations:
-        table.add_row("compiled", "yes" if plan.compiled else "no")
+        table.add_row("derivatives", plan.backend)
         table.add_row("an inner step", duration(plan.step))
         several = f" x {distil.trajectories_per_iteration} trajectories" if distil.trajectories_per_iteration > 1 else ""
         table.add_row("an iteration", f"{duration(plan.iteration)}: {distil.syn_steps} inner steps{several}")

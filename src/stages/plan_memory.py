@@ -16,7 +16,7 @@ from src.editing import presets
 from src.ground import fake_cuda
 from src.ground.errors import ArtifactError, UserError
 from src.ground.fake_cuda import DEVICE
-from src.loops import expert_memory, outer, students
+from src.loops import expert_memory, students
 from src.loops.expert_memory import FLOAT, SHARE, Task
 from src.maths import augmentation, distillation, networks, protocol
 from src.maths.derivatives import Derivatives
@@ -35,7 +35,12 @@ from src.store.values import Statistics
 
 GIB = 2**30
 # between the steps of an iteration its figures are read, between epochs what students predict
-READS = ("src.maths.distillation.iterate", "src.maths.distillation._check", "src.maths.protocol._check_finite", "src.loops.students.")
+READS = (
+    "src.maths.distillation.iterate",
+    "src.maths.distillation._check",
+    "src.maths.protocol._check_finite",
+    "src.loops.students.",
+)
 # source -> channels, side in pixels, classes, training images, test images; None for sides of many sizes, for no split of its own
 KNOWN: Mapping[str, tuple[int, int | None, int, int, int | None]] = {
     "cifar10": (3, 32, 10, 50_000, 10_000),
@@ -152,10 +157,9 @@ def needs_of(run: Run, facts: Facts) -> Needs:
         own = buffer.settings
         experts = Need(of_experts(own.batch_size), "experts.batch_size", own.batch_size, of_experts)
     if settings.iterations:
-        compiled = _is_compiled(run, task, count)
 
         def of_images(batch: int) -> int:
-            return distilling(task, settings.model_copy(update={"batch_syn": batch}), count, compiled)
+            return distilling(task, settings.model_copy(update={"batch_syn": batch}), count)
 
         batch = min(settings.batch_syn or count, count)
         distil = Need(of_images(batch), "batch_syn", batch, of_images)
@@ -176,27 +180,19 @@ def needs_of(run: Run, facts: Facts) -> Needs:
     return Needs(experts, distil, evaluate, at_once)
 
 
-def _is_compiled(run: Run, task: Task, count: int) -> bool:
-    """As distil will decide."""
-    network = FlatNetwork(networks.build(task.spec, task.shape, torch.Generator()))
-    image = torch.zeros(1, task.shape.channels, task.shape.size, task.shape.size)
-    _, compiled, _ = outer.differentiate(run.distillation, run.runtime, network, image.expand(count, -1, -1, -1))
-    return compiled
-
-
-def distilling(task: Task, settings: Distillation, count: int, compiled: bool) -> int:
+def distilling(task: Task, settings: Distillation, count: int) -> int:
     """Bytes of the outer loop on `count` synthetic images: of a few inner steps, and P numbers for each other one."""
     steps = max(2, settings.expert_epochs)
     plain = {"iterations": 1, "max_start_epoch": 1, "lr_img": 1.0, "lr_lr": 1.0, "lr_init": 1.0, "snapshot_every": 1}
     asked = settings.model_copy(update={**plain, "initialisation": "random", "given": None, "syn_steps": steps})
     network = FlatNetwork(networks.build(task.spec, task.shape, torch.Generator()))
-    return _counted(task, asked, count, compiled) + (settings.syn_steps - steps) * network.dimension * FLOAT
+    return _counted(task, asked, count) + (settings.syn_steps - steps) * network.dimension * FLOAT
 
 
 @functools.cache
-def _counted(task: Task, settings: Distillation, count: int, compiled: bool) -> int:
+def _counted(task: Task, settings: Distillation, count: int) -> int:
     asked = settings.model_copy(update={"augmentation": _dearest(task, settings, count)})
-    return fake_cuda.peak(lambda: _iterate(task, asked, count, compiled), READS)
+    return fake_cuda.peak(lambda: _iterate(task, asked, count), READS)
 
 
 def _dearest(task: Task, settings: Distillation, count: int) -> tuple[AugmentationKind, ...]:
@@ -213,11 +209,9 @@ def _augment(task: Task, kind: AugmentationKind, count: int) -> None:
     torch.autograd.grad(augmented, images, grad_outputs=augmented.detach())
 
 
-def _iterate(task: Task, settings: Distillation, count: int, compiled: bool) -> None:
+def _iterate(task: Task, settings: Distillation, count: int) -> None:
     network = FlatNetwork(networks.build(task.spec, task.shape, torch.Generator()).to(DEVICE))
     derivatives = Derivatives(network, task.bfloat16)
-    if compiled:  # what is traced
-        derivatives.first, derivatives.second = derivatives._first, derivatives._second
     images, labels = (torch.from_numpy(x).to(DEVICE) for x in task.arrays(count))
     snapshots = torch.zeros(settings.expert_epochs + 1, network.dimension)
     starts = [Start(snapshots.to(DEVICE), 0) for _ in range(settings.trajectories_per_iteration)]
@@ -235,7 +229,7 @@ def evaluation(task: Task, settings: Protocol, count: int, split: int) -> int:
 @functools.cache
 def _of_students(task: Task, settings: Protocol, count: int, split: int) -> int:
     asked = Runtime(precision="bfloat16" if task.bfloat16 else "float32", compile="off")
-    way = protocol.choose(asked, DEVICE, settings, count, 1, task.spec.keeps_statistics)
+    way = protocol.choose(asked, DEVICE, settings, count, 1, task.spec)
     held = tuple(torch.from_numpy(x) for x in task.arrays(split))
     training = students.Training(
         settings, task.spec, task.shape, 0, way, *task.arrays(count), 0.01,
@@ -281,6 +275,8 @@ def _known(settings: Dataset) -> Facts:
 def _of_this_machine() -> float:
     """Bytes of its GPU."""
     if not torch.cuda.is_available():
-        raise UserError("--device cuda plans for this machine's GPU, but torch finds none: say how large another is by --memory")
+        raise UserError(
+            "--device cuda plans for this machine's GPU, but torch finds none: say how large another is by --memory"
+        )
     _, total = torch.cuda.mem_get_info()
     return float(total)

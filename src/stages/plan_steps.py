@@ -12,10 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from src.ground import runtime
 from src.loops import outer
 from src.maths import augmentation, expert_training, inner_loop, networks, protocol
-from src.maths.derivatives import Derivatives
+from src.maths.derivatives import Backend, Derivatives, choose
 from src.maths.inner_loop import InnerRule, InnerStep
 from src.maths.matching import WayPoint
 from src.maths.networks import FlatNetwork
@@ -98,13 +97,13 @@ class Subject:
         return images.to(self.device), (torch.arange(count) % shape.classes).to(self.device)
 
 
-def derivatives(asked: Runtime, subject: Subject, network: FlatNetwork) -> tuple[Derivatives, bool]:
+def derivatives(asked: Runtime, subject: Subject, network: FlatNetwork) -> tuple[Derivatives, Backend]:
     """As distil will have them: compiled where the run is long enough to pay for it; what is compiled now is kept for it."""
     images = subject.noise(1)[0].expand(subject.count, -1, -1, -1)
-    found, compiled, note = outer.differentiate(subject.distil, asked, network, images)
+    found, backend, note = outer.differentiate(subject.distil, asked, subject.spec, network, images)
     if note:
         progress.say(f"{subject.name}: {note}")
-    return found, compiled
+    return found, backend
 
 
 def inner_step(subject: Subject, network: FlatNetwork, derivatives: Derivatives) -> float:
@@ -132,16 +131,16 @@ def experts(asked: Runtime, subject: Subject) -> float:
     if settings is None:
         return 0.0
     flops = settings.count * expert_training.passes(settings, subject.real) * subject.forward_flops
-    compiled, _ = runtime.compiles(asked, flops)
+    backend, _ = choose(asked, subject.device, subject.spec, flops)
     count = workers.processes(asked, subject.device, settings.count, flops)
-    work = functools.partial(_expert_epoch, asked, subject, compiled)
+    work = functools.partial(_expert_epoch, asked, subject, backend)
     found, _ = workers.each(work, count, asked, count, "a few steps of experts", count)
     slowest: float = max(found)
     return slowest * settings.last_epoch * math.ceil(settings.count / count)
 
 
 def _expert_epoch(
-    asked: Runtime, subject: Subject, compiled: bool, index: int, device: torch.device, advance: Advance
+    asked: Runtime, subject: Subject, backend: Backend, index: int, device: torch.device, advance: Advance
 ) -> float:
     """Seconds of an epoch."""
     subject = replace(subject, device=device)
@@ -149,8 +148,7 @@ def _expert_epoch(
     settings = subject.experts.model_copy(update={"epochs": 2, "stop_epoch": None, "lr": LR})
     images, labels = subject.noise(min(2 * settings.batch_size, subject.real))
     module, draws = subject.module(), torch.Generator().manual_seed(index)
-    gradient = expert_training.differentiate(FlatNetwork(module), settings, asked.precision == "bfloat16")
-    gradient = runtime.compiled(gradient) if compiled else gradient
+    gradient = expert_training.differentiate(FlatNetwork(module), settings, asked.precision == "bfloat16", backend)
     chunk = expert_training.CHUNK if device.type == "cpu" else None
     epochs = expert_training.train(module, images, labels, settings, draws, gradient, chunk)
     for _ in range(2):  # the initialisation and the first epoch
@@ -169,8 +167,8 @@ def evaluate(asked: Runtime, subject: Subject) -> float:
 
 def _students(asked: Runtime, subject: Subject) -> float:
     """Seconds of one network's students, from two epochs after one that warms up, grouped as they will be."""
-    settings, statistics = subject.evaluate, subject.spec.keeps_statistics
-    way = protocol.choose(asked, subject.device, settings, subject.count, subject.forward_flops, statistics)
+    settings = subject.evaluate
+    way = protocol.choose(asked, subject.device, settings, subject.count, subject.forward_flops, subject.spec)
     groups = 1 if way.together else settings.students
     count = workers.processes(asked, subject.device, groups, way.flops)
     work = functools.partial(_students_epoch, subject, settings.students // groups, way)

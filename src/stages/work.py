@@ -36,16 +36,16 @@ def whole(record: Record, asked: Runtime, stage: str, device: torch.device) -> R
 
 
 def definition(stage: str, record: Record, spec: Network) -> Mapping[str, Any]:
-    """Everything that the bytes of a stage's work with a network depend on, save whether it is compiled."""
+    """Everything that the bytes of a stage's work with a network depend on, save how its derivatives are taken."""
     return {"record": record.plain(), "code": code.digest(stage, [spec])}
 
 
-def of(asked: Runtime, stage: str, name: str, record: Record, spec: Network, compiled: bool) -> Work:
+def of(asked: Runtime, stage: str, name: str, record: Record, spec: Network, backend: str) -> Work:
     """The work of a stage as its checkpoints know it; its record is whole. Says why it can't go on with earlier work."""
-    found = Work(stage, name, {**definition(stage, record, spec), "compiled": compiled}, asked.checkpoint_seconds)
+    found = Work(stage, name, {**definition(stage, record, spec), "backend": backend}, asked.checkpoint_seconds)
     before = found.predecessor()
     if before is not None:
-        old, new = ({"compiled": one["compiled"], "code": one["code"], **one["record"]} for one in (before, found.definition))
+        old, new = ({"backend": one.get("backend"), "code": one["code"], **one["record"]} for one in (before, found.definition))
         names = tensors.differing(old, new)
         more = f" and {len(names) - NAMED_CHANGES} more" if len(names) > NAMED_CHANGES else ""
         progress.say(f"{stage} {name}: earlier work is not gone on with, as its {', '.join(names[:NAMED_CHANGES])}{more}")

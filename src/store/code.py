@@ -86,9 +86,11 @@ def imported(module: str, root: Path = ROOT) -> frozenset[str]:
 
 
 def templates(module: str, root: Path = ROOT) -> tuple[str, ...]:
-    """Files beside a module that it fills in, named in its text."""
+    """Files beside a module that it fills in or builds, named in its text."""
     named = (node.value for node in ast.walk(_tree(module, root)) if isinstance(node, ast.Constant))
-    beside = (f"{Path(module).parent.as_posix()}/{name}" for name in named if isinstance(name, str) and name.endswith(".j2"))
+    beside = (
+        f"{Path(module).parent.as_posix()}/{name}" for name in named if isinstance(name, str) and name.endswith((".j2", ".cpp"))
+    )
     return tuple(path for path in beside if (root / path).is_file())
 
 

@@ -48,7 +48,7 @@ def of_data_set(store: Store, dataset: DataSet) -> Iterator[Compared]:
 def of_buffer(store: Store, buffer: Buffer) -> Iterator[Compared]:
     """The first expert's first epoch."""
     device = runtime.start(buffer.runtime.model_copy(update={"threads": workers.threads(buffer.runtime)}))
-    training, _ = experts.training_of(store, buffer, prepared(store, buffer.dataset, "train", "val"))
+    training, _ = experts.training_of(store, buffer, prepared(store, buffer.dataset, "train", "val"), device)
     one = expert.first(training, 0, device)
     for one in expert.steps(training, 0, one, device):  # noqa: B020, each takes the place of the one before
         if one.state.between_epochs:
