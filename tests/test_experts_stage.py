@@ -20,7 +20,7 @@ from joblib.externals.loky import get_reusable_executor  # type: ignore[import-u
 
 from src.ground import runtime
 from src.ground.errors import DivergenceError, InterruptedWorkError, ParamsError, UserError
-from src.loops import expert_memory
+from src.loops import counted, expert_memory
 from src.maths import protocol
 from src.process import stopping, workers
 from src.process.progress import Advance
@@ -166,13 +166,13 @@ def test_as_many_are_side_by_side_as_memory_holds(params: Params, monkeypatch: p
         STORE.load_statistics("digits"),
     )
     assert experts._groups(buffer, statistics, CPU) == [range(index, index + 1) for index in range(100)]
-    task = expert_memory.Task(buffer.spec, statistics.shape, False)
+    task = counted.Task(buffer.spec, statistics.shape, False)
     train, val = (sum(statistics.counts[split].values()) for split in ("train", "val"))
     seven = expert_memory.experts(task, buffer.settings, train, val, 7)
     gpu = torch.device("cuda")
 
     def groups(share: float, buffer: resolved.Buffer = buffer) -> list[range]:
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (0, share * seven / expert_memory.SHARE))
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (0, share * seven / counted.SHARE))
         return experts._groups(buffer, statistics, gpu)
 
     assert groups(1.001)[0] == range(7)

@@ -105,7 +105,7 @@ def run(
 
 
 def _machine(device: str, cache: Path, seconds: float) -> Figures:
-    found = process.ask("machine", "engine", Setting(device="auto" if device == "cuda" else device), cache, seconds)
+    found = process.ask("machine", "engine", Setting(device="cpu" if device == "cpu" else "auto"), cache, seconds)
     if device == "cuda" and "cuda" not in found:
         raise UserError("bench gpu measures a GPU, but torch finds none here: run it on a machine that has one")
     return found

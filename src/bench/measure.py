@@ -36,9 +36,13 @@ def machine(setting: Setting) -> dict[str, Any]:
         return found
     properties = torch.cuda.get_device_properties(device)
     return found | {
-        "device": properties.name, "memory_gib": properties.total_memory / 2**30, "multiprocessors": properties.multi_processor_count,
-        "capability": f"{properties.major}.{properties.minor}", "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(),
-    }  # fmt: skip
+        "device": properties.name,
+        "memory_gib": properties.total_memory / 2**30,
+        "multiprocessors": properties.multi_processor_count,
+        "capability": f"{properties.major}.{properties.minor}",
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+    }
 
 
 def surroundings(device: torch.device) -> dict[str, Any]:

@@ -26,8 +26,9 @@ from src.bench.settings import (
     Setting,
 )
 from src.ground.seeding import generator
-from src.loops.students import Training
 from src.loops import expert_memory
+from src.loops.counted import Task
+from src.loops.students import Training
 from src.maths import derivatives, expert_training, protocol
 from src.maths import experts_together as together
 from src.maths.derivatives import Backend
@@ -99,7 +100,7 @@ def experts_together(setting: ExpertsSetting) -> dict[str, Any]:
     )
     count = 2
     if device.type == "cuda":
-        task = expert_memory.Task(spec(setting), shape(setting), bfloat16)
+        task = Task(spec(setting), shape(setting), bfloat16)
         _, memory = torch.cuda.mem_get_info(device)
         count = expert_memory.side_by_side(task, settings, setting.images, 0, setting.workers or REAL_EXPERTS, memory)
     labels = torch.arange(setting.images) % setting.classes

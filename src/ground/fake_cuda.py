@@ -1,8 +1,8 @@
 """A CUDA device that needs no GPU: its tensors have shapes and no numbers, and the memory they would take is counted.
 
-Operations on the host are done; those that touch the device are torch's fake ones (FakeTensorMode). So a loop runs as it would on
-a GPU, and ends with a DeviceCrossingError where one would fail or wait: where an operation mixes both memories, or the host asks the
-device for a number.
+Operations on the host are done; those that touch the device are torch's fake ones (FakeTensorMode). So a loop runs as it would
+on a GPU, and ends with a DeviceCrossingError where one would fail or wait: where an operation mixes both memories, or the host
+asks the device for a number.
 """
 
 from __future__ import annotations
@@ -154,11 +154,11 @@ def _innermost(frame: FrameType | None) -> str:
 
 
 def ready() -> None:
-    """Have torch put a guard that does nothing where CUDA's would be: to be called before the first backward pass of a process.
+    """Have torch put a guard that does nothing where CUDA's would be: to be called before a process's first backward pass.
 
-    There autograd counts devices, which it asks their guards. torch does the same for fake tensors where it was built for CUDA and
-    that guard counts no device. Built without, it has no guard to ask: one whose every answer is 0 stands there until torch has
-    replaced it.
+    There autograd counts devices, which it asks their guards. torch does the same for fake tensors where it was built for CUDA
+    and that guard counts no device. Built without, it has no guard to ask: one whose every answer is 0 stands there until torch
+    has replaced it.
     """
     guards = (ctypes.c_void_p * (CUDA + 1)).in_dll(_library(), GUARDS)
     guard = ctypes.c_void_p(ctypes.addressof(_ALWAYS_ZERO))

@@ -1,50 +1,16 @@
-"""GPU memory that the training of experts takes, counted on a pretended device, and how many of them it holds side by side.
-
-Two steps and an epoch's end are counted, eager: compiled, code keeps less between its kernels. What kernels need for themselves,
-torch's own libraries and the gaps that its allocator leaves come on top, so that `SHARE` of a GPU's memory is for what is counted.
-"""
+"""GPU memory that experts take, and how many of them it holds side by side: two steps and an epoch's end are counted."""
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
-
-import numpy as np
 
 from src.ground import fake_cuda
 from src.ground.fake_cuda import DEVICE
 from src.loops import expert
-from src.maths import scores
-from src.maths.networks import ImageShape
-from src.process.workers import Array
+from src.loops.counted import SHARE, Task
 from src.settings.experts import Experts
-from src.settings.networks import Network
 
-SHARE = 0.85
-FLOAT = 4  # bytes
 READS = ("src.loops.expert.", "src.maths.expert_training.", "src.maths.scores.")  # an epoch's figures, and its snapshot
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is trained: a network on images of this shape, in this precision."""
-
-    spec: Network
-    shape: ImageShape
-    bfloat16: bool
-
-    def arrays(self, count: int) -> tuple[Array, Array]:
-        """So many images and labels; nothing depends on what they show."""
-        shape = self.shape
-        images = np.zeros((count, shape.channels, shape.size, shape.size), dtype=np.float32)
-        return images, np.arange(count) % shape.classes
-
-    def image_bytes(self, count: int) -> int:
-        return count * self.shape.channels * self.shape.size**2 * FLOAT
-
-    def scored(self, count: int) -> int:
-        """Of so many images those that one forward pass takes."""
-        return min(count, scores.chunk_of(self.shape.size))
 
 
 def experts(task: Task, settings: Experts, train: int, val: int, count: int) -> int:

@@ -38,8 +38,11 @@ def differentiate(network: FlatNetwork, settings: Experts, bfloat16: bool = Fals
             penalty = smoothness.distance_from_one(u, settings.gradient_penalty_axes)
         return coefficient * cross_entropy + settings.gradient_penalty * penalty, (cross_entropy, penalty)
 
-    def gradient(*batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        found, (cross_entropies, penalties) = vmap(grad(loss, has_aux=True))(*batch)
+    def gradient(
+        thetas: Tensor, augmented: Tensor, plain: Tensor, labels: Tensor, coefficients: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        each = vmap(grad(loss, has_aux=True))
+        found, (cross_entropies, penalties) = each(thetas, augmented, plain, labels, coefficients)
         return found, cross_entropies, penalties
 
     return runtime.compiled(gradient) if backend == "compiled" else gradient
@@ -50,8 +53,8 @@ def steps(
 ) -> Iterator[tuple[State, ...]]:
     """The states after each further step of those that have taken fewest, until all have finished their last epoch.
 
-    Experts that begin together so stay together, and those that were interrupted meet again. Raises DivergenceError as soon as an
-    epoch's loss or parameters are not finite, or absurd.
+    Experts that begin together so stay together, and those that were interrupted meet again. Raises DivergenceError as soon as
+    an epoch's loss or parameters are not finite, or absurd.
     """
     states = tuple(states)
     while any(state.epochs < settings.last_epoch for state in states):
@@ -70,6 +73,7 @@ def _step(states: Sequence[State], images: Tensor, labels: Tensor, settings: Exp
     batches = zip(*(expert_training.batch_of(one, images, labels) for one in drawn), strict=True)
     thetas = torch.stack([state.theta for state in states])
     coefficients = thetas.new_tensor([smoothness.clipping_coefficient(state.epochs, settings) for state in states])
-    found = gradient(thetas, *map(torch.stack, batches), coefficients)
+    augmented, plain, targets = map(torch.stack, batches)
+    found = gradient(thetas, augmented, plain, targets, coefficients)
     each = zip(states, drawn, *found, strict=True)
     return [expert_training.after(state, one, slope, torch.stack(losses), settings) for state, one, slope, *losses in each]

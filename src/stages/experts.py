@@ -127,10 +127,10 @@ def _groups(buffer: Buffer, statistics: Statistics, device: torch.device) -> lis
     """
     count, asked, size = buffer.settings.count, buffer.runtime, 1
     if device.type == "cuda":
-        from src.loops import expert_memory
+        from src.loops import counted, expert_memory
 
         _, total = torch.cuda.mem_get_info(device)
-        task = expert_memory.Task(buffer.spec, statistics.shape, asked.precision == "bfloat16")
+        task = counted.Task(buffer.spec, statistics.shape, asked.precision == "bfloat16")
         train, val = (sum(statistics.counts[split].values()) for split in ("train", "val"))
         most = min(count, asked.workers or count)
         size = expert_memory.side_by_side(task, buffer.settings, train, val, most, total)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from rich.console import Console
@@ -16,9 +16,9 @@ from src.editing import presets
 from src.ground import fake_cuda
 from src.ground.errors import ArtifactError, UserError
 from src.ground.fake_cuda import DEVICE
-from src.loops import expert_memory, students
-from src.loops.expert_memory import FLOAT, SHARE, Task
-from src.maths import augmentation, distillation, networks, protocol
+from src.loops import expert_memory, student_memory
+from src.loops.counted import FLOAT, SHARE, Task
+from src.maths import augmentation, distillation, networks
 from src.maths.derivatives import Derivatives
 from src.maths.distillation import Start
 from src.maths.networks import FlatNetwork, ImageShape
@@ -27,21 +27,19 @@ from src.settings import params, resolved
 from src.settings.base import AugmentationKind
 from src.settings.datasets import Dataset
 from src.settings.distillation import Distillation
-from src.settings.protocols import Protocol
 from src.settings.resolved import DataSet, Run
-from src.settings.runtime import Runtime
 from src.store.store import Store
 from src.store.values import Statistics
 
 GIB = 2**30
-# between the steps of an iteration its figures are read, between epochs what students predict
+# behind an iteration's steps
 READS = (
     "src.maths.distillation.iterate",
     "src.maths.distillation._check",
     "src.maths.protocol._check_finite",
     "src.loops.students.",
 )
-# source -> channels, side in pixels, classes, training images, test images; None for sides of many sizes, for no split of its own
+# source -> channels, side in pixels (None: many), classes, training images, test images (None: no split of its own)
 KNOWN: Mapping[str, tuple[int, int | None, int, int, int | None]] = {
     "cifar10": (3, 32, 10, 50_000, 10_000),
     "cifar100": (3, 32, 100, 50_000, 10_000),
@@ -75,10 +73,13 @@ class Need:
     smaller: Callable[[int], int]  # the bytes with another batch
 
     def largest(self, limit: float) -> int:
-        """The largest batch that takes no more than `limit` bytes, 0 where none does: memory grows evenly with it."""
+        """The largest batch that takes no more than `limit` bytes, 0 where none does: memory grows about evenly with it."""
         half = max(self.batch // 2, 1)
         per_image = (self.bytes - self.smaller(half)) / max(self.batch - half, 1)
-        return max(0, min(self.batch, int(self.batch - (self.bytes - limit) / per_image))) if per_image > 0 else 0
+        found = max(0, min(self.batch, int(self.batch - (self.bytes - limit) / per_image))) if per_image > 0 else 0
+        while found and self.smaller(found) > limit:
+            found -= max(found // 20, 1)
+        return found
 
 
 @dataclass(frozen=True)
@@ -87,11 +88,15 @@ class Needs:
 
     experts: Need | None
     distil: Need | None
-    evaluate: Need
+    students: Need  # all at once
+    student: Need  # each alone, as they are trained where they don't fit together
     side_by_side: Callable[[float], int]  # experts at once in so many bytes
 
-    def parts(self) -> list[Need]:
-        return [need for need in (self.experts, self.distil, self.evaluate) if need is not None]
+    def evaluate(self, total: float) -> Need:
+        return self.students if self.students.bytes <= SHARE * total else self.student
+
+    def parts(self, total: float) -> list[Need]:
+        return [need for need in (self.experts, self.distil, self.evaluate(total)) if need is not None]
 
 
 def run(store: Store, run: Run, memory: float | None) -> None:
@@ -108,7 +113,7 @@ def table(memories: Sequence[float]) -> None:
         chosen = params.parse({"seed": 0, "report": {"title": "presets"}, **preset.sections})
         own = resolved.run(chosen, preset.name)
         needs = needs_of(own, _known(own.dataset.settings))
-        sizes = (f"{need.bytes / GIB:.2f}" if need else "" for need in (needs.experts, needs.distil, needs.evaluate))
+        sizes = (f"{need.bytes / GIB:.2f}" if need else "" for need in (needs.experts, needs.distil, needs.students))
         found.add_row(preset.name, *sizes, *(answer(needs, GIB * memory) for memory in memories))
     Console(highlight=False, markup=False, width=160).print(found)
 
@@ -118,12 +123,15 @@ def answer(needs: Needs, total: float) -> str:
     lower = _lowered(needs, total)
     if lower:
         return ", ".join(lower)
-    return "fits" if needs.experts is None else f"{needs.side_by_side(total)} experts"
+    if needs.experts is None:
+        return "fits"
+    several = needs.side_by_side(total)
+    return f"{several} expert{'s' if several > 1 else ''}"
 
 
 def _lowered(needs: Needs, total: float) -> list[str]:
     """What must be lowered, as `setting value`."""
-    too_large = [need for need in needs.parts() if need.bytes > SHARE * total]
+    too_large = [need for need in needs.parts(total) if need.bytes > SHARE * total]
     values = ((need.setting, need.largest(SHARE * total)) for need in too_large)
     return [f"{setting} {value}" if value else f"too small for {setting} 1" for setting, value in values]
 
@@ -136,7 +144,9 @@ def _table(run: Run, needs: Needs, total: float) -> Table:
         found.add_row("experts side by side", f"{several}")
     if needs.distil is not None:
         found.add_row("distilling", f"{needs.distil.bytes / GIB:.2f} GiB")
-    found.add_row("evaluating", f"{needs.evaluate.bytes / GIB:.2f} GiB")
+    evaluate = needs.evaluate(total)
+    how = "all students at once" if evaluate is needs.students else "each student alone"
+    found.add_row("evaluating", f"{evaluate.bytes / GIB:.2f} GiB, {how}")
     lower = _lowered(needs, total)
     found.add_row("fits", f"no: lower {', '.join(lower)}" if lower else "yes")
     found.add_row("of the GPU's memory, for tensors", f"{SHARE:.0%}")
@@ -164,20 +174,23 @@ def needs_of(run: Run, facts: Facts) -> Needs:
         batch = min(settings.batch_syn or count, count)
         distil = Need(of_images(batch), "batch_syn", batch, of_images)
 
-    def of_students(batch: int) -> int:
-        held = max(facts.val, facts.test)
-        chosen = run.evaluation.model_copy(update={"batch_size": batch})
-        return max(evaluation(Task(spec, task.shape, task.bfloat16), chosen, count, held) for spec in run.networks.values())
+    def of_students(batch: int, together: bool) -> int:
+        held, chosen = max(facts.val, facts.test), run.evaluation.model_copy(update={"batch_size": batch})
+        tasks = (replace(task, spec=spec) for spec in run.networks.values())
+        return max(student_memory.students(one, chosen, count, held, together) for one in tasks)
 
     batch = min(run.evaluation.batch_size, count)
-    evaluate = Need(of_students(batch), "evaluate.batch_size", batch, of_students)
+    students, student = (
+        Need(of_students(batch, together), "evaluate.batch_size", batch, functools.partial(of_students, together=together))
+        for together in (True, False)
+    )
 
     def at_once(total: float) -> int:
         assert buffer is not None
         most = min(buffer.settings.count, asked.workers or buffer.settings.count)
         return expert_memory.side_by_side(task, buffer.settings, facts.train, facts.val, most, total)
 
-    return Needs(experts, distil, evaluate, at_once)
+    return Needs(experts, distil, students, student, at_once)
 
 
 def distilling(task: Task, settings: Distillation, count: int) -> int:
@@ -217,35 +230,6 @@ def _iterate(task: Task, settings: Distillation, count: int) -> None:
     starts = [Start(snapshots.to(DEVICE), 0) for _ in range(settings.trajectories_per_iteration)]
     state, draws = distillation.start(images, settings), torch.Generator().manual_seed(0)
     distillation.iterate(network, derivatives, state, labels, starts, settings, draws)
-
-
-def evaluation(task: Task, settings: Protocol, count: int, split: int) -> int:
-    """Bytes of the students on `count` synthetic images, and of their scores on splits of `split` images at most."""
-    batches, scored = min(count, 2 * settings.batch_size), task.scored(split)
-    counted = _of_students(task, settings.model_copy(update={"epochs": 2, "test_every": 1}), batches, scored)
-    return counted + task.image_bytes(count - batches + split - scored)
-
-
-@functools.cache
-def _of_students(task: Task, settings: Protocol, count: int, split: int) -> int:
-    asked = Runtime(precision="bfloat16" if task.bfloat16 else "float32", compile="off")
-    way = protocol.choose(asked, DEVICE, settings, count, 1, task.spec)
-    held = tuple(torch.from_numpy(x) for x in task.arrays(split))
-    training = students.Training(
-        settings, task.spec, task.shape, 0, way, *task.arrays(count), 0.01,
-        ("test",), "test" if settings.selects_on_test else None, lambda _: held,
-    )  # fmt: skip
-
-    def work() -> None:
-        found = students.start(training, 0, DEVICE)
-        for _ in found.epochs(settings.epochs):
-            pass
-        students.predict(training, "test", found.predictors(), DEVICE)
-
-    try:
-        return fake_cuda.peak(work, READS)
-    finally:
-        students.forget()
 
 
 def facts_of(store: Store, dataset: DataSet) -> Facts:
