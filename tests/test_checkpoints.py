@@ -73,7 +73,7 @@ def test_work_that_begins_anew_says_why(capsys: pytest.CaptureFixture[str]) -> N
     changed = replace(before, settings={**settings, "lr": 0.2, "network": {"width": 64}})
     work.of(params.runtime, "experts", "e", changed, SPEC, "kernels")
     assert capsys.readouterr().err == (
-        "experts e: earlier work is not gone on with, as its backend was 'eager', is 'kernels', lr was 0.1, is 0.2, "
+        "experts e: earlier work is not gone on with, as its backend was eager, is kernels, lr was 0.1, is 0.2, "
         "network.width was 32, is 64\n"
     )
     elsewhere = replace(before, inputs={"train": "2b"}, provenance={"packages": {"torch": "2"}, "runtime": {"threads": 1}})

@@ -214,8 +214,13 @@ def test_cxx_names_the_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_compiled_code_is_kept_in_the_workspace_unless_said_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outside of a repository it is with the user's other caches."""
     compiler(monkeypatch, tmp_path, "g++")
     monkeypatch.setenv("DVC_ROOT", str(tmp_path / "owner"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    assert runtime.compiled_code() == tmp_path / "caches" / "smooth-distillation" / "torchinductor"
+    (tmp_path / "owner").mkdir()
+    (tmp_path / "owner" / "dvc.yaml").touch()
     runtime.compiles(Runtime(compile="on"), LONG)
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "owner" / ".cache" / "torchinductor")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "elsewhere")

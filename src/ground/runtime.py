@@ -116,13 +116,16 @@ def _first_error(compiler: str) -> str:
 
 
 def _keep_compiled() -> None:
-    """Keep compiled code in the repository from run to run, unless the user has a place for it."""
+    """Keep compiled code from run to run, unless the user has a place for it."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compiled_code()))
 
 
 def compiled_code() -> Path:
-    """Where compiled code is kept, torch's and that of own kernels."""
-    return Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR", workspace() / ".cache" / "torchinductor"))
+    """Where compiled code is kept, torch's and that of own kernels: in the repository, elsewhere with the user's other caches."""
+    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
+        return Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+    users = Path(os.environ.get("XDG_CACHE_HOME", Path("~/.cache").expanduser())) / "smooth-distillation"
+    return (workspace() / ".cache" if (workspace() / "dvc.yaml").exists() else users) / "torchinductor"
 
 
 def _keep_memory() -> None:
