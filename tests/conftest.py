@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from src.ground import fake_cuda
 from src.tracking import tracker as tracking
+
+fake_cuda.ready()  # before any backward pass
 
 
 @pytest.fixture(autouse=True)

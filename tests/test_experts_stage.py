@@ -20,6 +20,7 @@ from joblib.externals.loky import get_reusable_executor  # type: ignore[import-u
 
 from src.ground import runtime
 from src.ground.errors import DivergenceError, InterruptedWorkError, ParamsError, UserError
+from src.loops import counted, expert_memory
 from src.maths import protocol
 from src.process import stopping, workers
 from src.process.progress import Advance
@@ -99,6 +100,87 @@ def test_bytes_do_not_depend_on_the_number_of_processes(params: Params) -> None:
     assert len(set(first)) == COUNT
     for count in (2, 4):
         assert trained(with_runtime(params, workers=count)) == (first, rows)
+
+
+@pytest.fixture
+def together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Experts in groups, as on a GPU that holds two."""
+    monkeypatch.setattr(experts, "_groups", lambda *_: [range(2), range(2, COUNT)])
+
+
+def test_experts_side_by_side_are_those_alone(params: Params, request: pytest.FixtureRequest) -> None:
+    """Within rounding, in their own files, with their own rows."""
+    params = with_runtime(params, workers=1)
+    _, rows = trained(params)
+    alone = [STORE.read_snapshots("smooth", index, 0, EPOCHS + 1) for index in range(COUNT)]
+    request.getfixturevalue("together")
+    _, found = trained(params)
+    for index, one in enumerate(alone):
+        assert (STORE.read_snapshots("smooth", index, 0, EPOCHS + 1) - one).norm() <= 1e-4 * one.norm()
+    assert [(row["expert"], row["epoch"]) for row in found] == [(row["expert"], row["epoch"]) for row in rows]
+    assert [row["train_loss"] for row in found] == pytest.approx([row["train_loss"] for row in rows], rel=1e-3)
+
+
+@pytest.mark.usefixtures("together")
+def test_experts_side_by_side_go_on_where_they_were_stopped(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the same bytes; each has a checkpoint of its own, and one that is finished is kept."""
+    params = with_runtime(params, workers=1, checkpoint_seconds=0)
+    whole, rows = trained(params)
+    checkpoints.forget("experts", "smooth")
+    left = [9]
+
+    def stop() -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise InterruptedWorkError
+
+    statistics, record = STORE.load_statistics("digits"), experts_record(STORE, resolved.buffer(params, "smooth"))
+
+    def again() -> list[dict[str, Any]]:
+        return experts.train_all(STORE, resolved.buffer(params, "smooth"), statistics, record, CPU)[0]
+
+    monkeypatch.setattr(stopping, "check", stop)
+    with pytest.raises(InterruptedWorkError):
+        again()
+    monkeypatch.setattr(stopping, "check", lambda: None)
+    assert len(list((checkpoints.folder() / "experts/smooth").iterdir())) == 2
+    assert again() == rows
+    assert [files.digest(STORE.trajectory_file("smooth", index)) for index in range(COUNT)] == whole
+    STORE.trajectory_file("smooth", 1).unlink()  # this one is trained again, alone
+    before = [STORE.trajectory_file("smooth", index).stat().st_mtime_ns for index in (0, 2)]
+    assert len(again()) == len(rows)
+    assert [STORE.trajectory_file("smooth", index).stat().st_mtime_ns for index in (0, 2)] == before
+    assert STORE.trajectory_file("smooth", 1).exists()
+
+
+@pytest.mark.usefixtures("together")
+def test_divergence_side_by_side_is_a_sentence(params: Params) -> None:
+    with pytest.raises(DivergenceError, match=r"smooth, experts 0 1: the expert diverged in epoch 1 .*lower the experts' lr"):
+        trained(with_runtime(with_experts(params, lr=1e30), workers=1))
+
+
+def test_as_many_are_side_by_side_as_memory_holds(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the GPU's memory that decides, not what others have taken of it; `workers` is a limit."""
+    buffer, statistics = (
+        resolved.buffer(with_experts(with_runtime(params, workers=None), count=100), "smooth"),
+        STORE.load_statistics("digits"),
+    )
+    assert experts._groups(buffer, statistics, CPU) == [range(index, index + 1) for index in range(100)]
+    task = counted.Task(buffer.spec, statistics.shape, False)
+    train, val = (sum(statistics.counts[split].values()) for split in ("train", "val"))
+    seven = expert_memory.experts(task, buffer.settings, train, val, 7)
+    gpu = torch.device("cuda")
+
+    def groups(share: float, buffer: resolved.Buffer = buffer) -> list[range]:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (0, share * seven / counted.SHARE))
+        return experts._groups(buffer, statistics, gpu)
+
+    assert groups(1.001)[0] == range(7)
+    assert groups(0.999)[0] == range(6)
+    assert groups(1.001)[-1] == range(98, 100)
+    assert groups(0.0)[0] == range(1)
+    assert groups(100) == [range(100)]
+    assert groups(1.001, replace(buffer, runtime=Runtime(workers=3)))[0] == range(3)
 
 
 def test_stopped_experts_are_the_first_epochs_of_whole_ones(params: Params) -> None:

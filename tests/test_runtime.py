@@ -103,6 +103,7 @@ def test_freed_memory_is_kept() -> None:
         ("bfloat16", "cpu", {"architecture": "aarch64", "neon": True, "bf16": False}, True),
         ("bfloat16", "cuda", {"avx512_bf16": False}, False),
         ("float32", "cpu", {"avx512_bf16": False}, False),
+        ("tf32", "cuda", {}, False),
     ],
 )
 def test_bfloat16_without_instructions_for_it_is_said(
@@ -112,6 +113,32 @@ def test_bfloat16_without_instructions_for_it_is_said(
     sentence = runtime.precision_note(Runtime(precision=precision), torch.device(device))
     assert bool(sentence) == said
     assert not said or "set it to 'float32'" in sentence
+
+
+def test_cpus_have_no_tf32() -> None:
+    assert "this is float32" in runtime.precision_note(Runtime(precision="tf32"), torch.device("cpu"))
+
+
+@pytest.fixture
+def flags() -> Iterator[None]:
+    """Given back as they were."""
+    backends = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [one.allow_tf32 for one in backends]
+    yield
+    for one, value in zip(backends, before, strict=True):
+        one.allow_tf32 = value
+
+
+@pytest.mark.usefixtures("flags")
+@pytest.mark.parametrize(("precision", "tf32"), [("float32", False), ("tf32", True), ("bfloat16", False)])
+def test_float32_on_cuda_is_what_it_says(precision: str, tf32: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newer flags, which the compiler reads, say the same."""
+    cuda(monkeypatch, True)
+    runtime.start(Runtime(device="cuda", precision=precision))
+    backends = torch.backends
+    assert (backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32) == (tf32, tf32)
+    flag = "tf32" if tf32 else "ieee"
+    assert (backends.cudnn.conv.fp32_precision, backends.cuda.matmul.fp32_precision) == (flag, flag)
 
 
 def test_a_stage_says_what_makes_it_slow(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

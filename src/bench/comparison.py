@@ -26,7 +26,7 @@ Found = Mapping[Side, Sequence[Figures]]  # of each side, what it measured in ea
 def matching(setting: MatchingSetting, rounds: int, only: Side | None = None) -> Figures:
     """Iterations of the outer loop: seconds, memory, exactness, and the share of the machine's speed they reach."""
     sides = SIDES if only is None else (only,)
-    with _cache() as cache:
+    with empty_cache() as cache:
         found = _alternate("matching", setting, sides, rounds, "seconds_per_iteration", cache)
         result: Figures = {side: _iterations(found[side]) for side in sides}
         if only is None:
@@ -43,7 +43,7 @@ def experts(setting: ExpertsSetting, rounds: int) -> Figures:
     result: Figures = {}
     for name, weight in (("without_penalty", 0.0), ("with_penalty", PENALTY)):
         asked = setting.model_copy(update={"gradient_penalty": weight})
-        with _cache() as cache:
+        with empty_cache() as cache:
             found = _alternate("experts", asked, SIDES, rounds, "images_per_second", cache)
         speeds = {side: _median(found[side], "images_per_second") for side in SIDES}
         result[name] = {**speeds, "ratio": ratio(found, "seconds"), "processes": found["engine"][0]["processes"]}
@@ -52,7 +52,7 @@ def experts(setting: ExpertsSetting, rounds: int) -> Figures:
 
 def evaluate(setting: EvaluateSetting, rounds: int) -> Figures:
     """Seconds of the training of all students of an evaluation."""
-    with _cache() as cache:
+    with empty_cache() as cache:
         found = _alternate("evaluate", setting, SIDES, rounds, "seconds", cache)
     result: Figures = {side: {"seconds": _median(found[side], "seconds")} for side in SIDES}
     result |= {"ratio": ratio(found, "seconds"), "processes": found["engine"][0]["processes"]}
@@ -66,7 +66,7 @@ def ratio(found: Found, name: str) -> float:
 
 
 @contextmanager
-def _cache() -> Iterator[Path]:
+def empty_cache() -> Iterator[Path]:
     """An empty folder for compiled code, so that the first round pays for compiling as a first run would."""
     with tempfile.TemporaryDirectory(prefix="ast-bench-", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
@@ -120,9 +120,14 @@ def _error(setting: MatchingSetting, cache: Path) -> Figures:
 def _shares(setting: MatchingSetting, result: Figures, peak: Figures, sides: Sequence[Side]) -> Figures:
     """GFLOP/s that each side reached, and its share of what the convolution alone reaches in that side's precision."""
     gflops = {side: peak["work"][side] / result[side]["seconds_per_iteration"] / 1e9 for side in sides}
-    precision = {"plain": "float32", "engine": setting.precision}
+    precision = {"plain": "float32", "engine": kernels(setting.precision)}
     shares = {side: gflops[side] / peak["gflops"][precision[side]] for side in sides}
     return {"gflops": gflops, "peak_gflops": peak["gflops"], "share_of_peak": shares}
+
+
+def kernels(precision: str) -> str:
+    """What the convolution alone is measured in: TF32 is a way of float32 kernels."""
+    return "bfloat16" if precision == "bfloat16" else "float32"
 
 
 def _described(setting: Setting, rounds: int, found: Found) -> Figures:

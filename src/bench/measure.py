@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import platform
 import statistics
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from src.ground.runtime import peak_memory_mib
+from src.bench.settings import Setting
+from src.ground.runtime import cores, peak_memory_mib
 from src.store import cost
 
 
@@ -24,6 +26,23 @@ def iterations(iterate: Callable[[], None], count: int, device: torch.device) ->
     iterate()
     timed = [cost.seconds(iterate, device) for _ in range(count)]
     return {"seconds_per_iteration": statistics.median(timed), **surroundings(device)}
+
+
+def machine(setting: Setting) -> dict[str, Any]:
+    """The device and the versions of what runs on it."""
+    device = device_of(setting.device)
+    found = {"device": device.type, "torch": torch.__version__, "python": platform.python_version(), "cores": cores()}
+    if device.type != "cuda":
+        return found
+    properties = torch.cuda.get_device_properties(device)
+    return found | {
+        "device": properties.name,
+        "memory_gib": properties.total_memory / 2**30,
+        "multiprocessors": properties.multi_processor_count,
+        "capability": f"{properties.major}.{properties.minor}",
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+    }
 
 
 def surroundings(device: torch.device) -> dict[str, Any]:

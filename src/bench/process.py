@@ -21,14 +21,17 @@ RAISED = re.compile(r"[\w.]*(Error|Exception|Interrupt)\b")
 TOP = Path(__file__).parents[2]
 
 
-def ask(task: Task, side: Side, setting: Setting, cache: Path) -> dict[str, Any]:
+def ask(task: Task, side: Side, setting: Setting, cache: Path, seconds: float | None = None) -> dict[str, Any]:
     """The figures that one worker measured; `cache` is where it keeps what it compiles.
 
-    Raises UserError where the worker failed or was killed.
+    Raises UserError where the worker failed or was killed, as it is after so many seconds.
     """
     request = json.dumps({"task": task, "side": side, "setting": setting.model_dump()})
     with _started([sys.executable, "-m", "src.bench.worker", request], _environment(side, cache)) as worker:
-        output, errors = worker.communicate()
+        try:
+            output, errors = worker.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            raise UserError(f"the worker '{side} {task}' was not done after {seconds:.0f} s: {REMEDY}") from None
     return answer(f"{side} {task}", worker.returncode, output, errors)
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 from src.settings.base import AugmentationKind, NonNegative, Positive, Settings
 
 Side = Literal["plain", "engine"]
-Task = Literal["matching", "error", "peak", "experts", "evaluate"]
+Task = Literal["matching", "error", "peak", "experts", "experts_together", "evaluate", "machine"]
 EXPERT_LR, EXPERT_MOMENTUM = 0.01, 0.9
 STUDENT_LR, STUDENT_MOMENTUM, STUDENT_DECAY = 0.01, 0.9, 5e-4
 AUGMENTATION: tuple[AugmentationKind, ...] = ("color", "crop", "cutout", "flip", "scale", "rotate")
@@ -27,7 +27,7 @@ class Setting(Settings):
     """Channels of every convolution of the ConvNet."""
     depth: Positive = 3
     """Blocks of the ConvNet."""
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     """Precision of the engine's convolutions and matrix products."""
     compile: Literal["auto", "on", "off"] = "on"
     """Whether the engine compiles; auto decides as it would for a real run of that size."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from src.bench.comparison import kernels
+from src.bench.gpu import summary
 from src.pages.tables import Table
 
 Figures = dict[str, Any]
@@ -43,6 +45,30 @@ def evaluate(found: Figures) -> Table:
     return table
 
 
+def gpu(found: Figures) -> Table:
+    """What was measured on a GPU, and beside it what is published."""
+    table = Table(
+        f"{found['machine']['device']}, torch {found['machine']['torch']}",
+        "side",
+        "precision",
+        "result",
+        "GiB",
+        "compiled in, s",
+    )
+    for one in found["measurements"]:
+        figures = one.get("figures", {})
+        peak, spent = (
+            figures.get("peak_memory_mib"),
+            figures.get("compile_seconds") if figures.get("backend") == "compiled" else None,
+        )
+        precision = one["setting"]["precision"] if one["side"] == "engine" else "torch's own"
+        gib = None if peak is None else peak / 1024
+        table.add_row(one["name"], one["side"], precision, summary(one), _cell(gib, ".2f"), _cell(spent, ".3g"))
+    for method, (seconds, gib) in found["published"].items():
+        table.add_row("CIFAR-100 ipc 10, published for an A100 80 GB", method, "", f"{seconds} s", _cell(gib, ".1f"), "")
+    return table
+
+
 def conditions(found: Figures) -> str:
     """Two lines: the setting and the machine that the figures hold for."""
     setting = ", ".join(f"{name} {value}" for name, value in found["setting"].items() if name != "seed")
@@ -65,7 +91,7 @@ def _of(found: Figures, name: str) -> Figures:
 
 def _peaks(found: Figures) -> Figures:
     """What each side could reach, in its precision."""
-    return {"plain": found["peak_gflops"]["float32"], "engine": found["peak_gflops"][found["setting"]["precision"]]}
+    return {"plain": found["peak_gflops"]["float32"], "engine": found["peak_gflops"][kernels(found["setting"]["precision"])]}
 
 
 def _row(table: Table, title: str, values: Figures, style: str, gain: float | None = None) -> None:

@@ -26,8 +26,11 @@ from src.bench.settings import (
     Setting,
 )
 from src.ground.seeding import generator
+from src.loops import expert_memory
+from src.loops.counted import Task
 from src.loops.students import Training
 from src.maths import derivatives, expert_training, protocol
+from src.maths import experts_together as together
 from src.maths.derivatives import Backend
 from src.maths.expert_training import CHUNK
 from src.maths.networks import FlatNetwork, forward_flops
@@ -85,6 +88,41 @@ def _expert(
     spent = cost.seconds(lambda: next(epochs), device)
     advance()
     return spent
+
+
+def experts_together(setting: ExpertsSetting) -> dict[str, Any]:
+    """Real images a second of as many experts as a GPU's memory holds side by side (a CPU: two), in their second epoch."""
+    asked, device = engine.start(setting)
+    settings, bfloat16 = _expert_settings(setting), setting.precision == "bfloat16"
+    passes = expert_training.passes(settings, setting.images)
+    backend, note = derivatives.choose(
+        asked, device, spec(setting), passes * REAL_EXPERTS * REAL_EXPERT_EPOCHS * _forward(setting)
+    )
+    count = 2
+    if device.type == "cuda":
+        task = Task(spec(setting), shape(setting), bfloat16)
+        _, memory = torch.cuda.mem_get_info(device)
+        count = expert_memory.side_by_side(task, settings, setting.images, 0, setting.workers or REAL_EXPERTS, memory)
+    labels = torch.arange(setting.images) % setting.classes
+    images, labels = real_images(setting, labels, "real").to(device), labels.to(device)
+    modules = [build(setting, index).to(device) for index in range(count)]
+    gradient = together.differentiate(FlatNetwork(modules[0]), settings, bfloat16, backend)
+    draws = [generator(setting.seed, "bench", "training", index) for index in range(count)]
+    states = [expert_training.start(module, one) for module, one in zip(modules, draws, strict=True)]
+    stepped = together.steps(states, images, labels, settings, gradient)
+    steps = -(-setting.images // setting.batch_size)
+    begun = cost.now(device)
+    for _ in range(steps):  # an epoch to warm up and compile
+        next(stepped)
+    first = cost.now(device) - begun
+    seconds = cost.seconds(lambda: [next(stepped) for _ in range(steps)], device)
+    figures = {"seconds": seconds / count, "images_per_second": count * setting.images / seconds, "experts": count}
+    compiling = {
+        "backend": backend,
+        "compile_seconds": max(first - seconds, 0.0) if backend == "compiled" else 0.0,
+        "note": note,
+    }
+    return measure.surroundings(device) | figures | compiling
 
 
 def _expert_settings(setting: ExpertsSetting) -> Experts:

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from src.bench import engine, limits, plain, training
+from src.bench import engine, limits, measure, plain, training
 from src.bench.process import REMEDY
-from src.bench.settings import EvaluateSetting, ExpertsSetting, MatchingSetting
+from src.bench.settings import EvaluateSetting, ExpertsSetting, MatchingSetting, Setting
 from src.ground.errors import UserError
 from src.process import stopping
 
@@ -23,6 +23,8 @@ MEASUREMENTS: Mapping[tuple[str, str], tuple[type[Any], Callable[[Any], dict[str
     ("peak", "engine"): (MatchingSetting, limits.peak),
     ("experts", "plain"): (ExpertsSetting, plain.experts),
     ("experts", "engine"): (ExpertsSetting, training.experts),
+    ("experts_together", "engine"): (ExpertsSetting, training.experts_together),
+    ("machine", "engine"): (Setting, measure.machine),
     ("evaluate", "plain"): (EvaluateSetting, plain.evaluate),
     ("evaluate", "engine"): (EvaluateSetting, training.evaluate),
 }

@@ -18,7 +18,10 @@ ClassesOption = Annotated[int, typer.Option(min=2, max=1000, help="Classes.")]
 IpcOption = Annotated[int, typer.Option(min=1, max=1000, help="Synthetic images per class.")]
 WidthOption = Annotated[int, typer.Option(min=1, max=4096, help="Channels of every convolution.")]
 DepthOption = Annotated[int, typer.Option(min=1, max=8, help="Blocks of the ConvNet.")]
-PrecisionOption = Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of the engine; the plain way is float32.")]
+PrecisionOption = Annotated[
+    Literal["float32", "tf32", "bfloat16"],
+    typer.Option(help="Of the engine; the plain way is float32, on CUDA as torch has it."),
+]
 CompileOption = Annotated[Literal["auto", "on", "off"], typer.Option(help="Own kernels or torch.compile for the engine.")]
 DeviceOption = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where both sides run.")]
 WorkersOption = Annotated[
@@ -119,6 +122,23 @@ def bench_evaluate(
     )  # fmt: skip
     found = comparison.evaluate(setting, rounds)
     _show(tables.evaluate(found), found, json)
+
+
+@bench_app.command("gpu")
+def bench_gpu(
+    minutes: Annotated[float, typer.Option(min=1, max=600, help="When to end, with what has been measured by then.")] = 10.0,
+    json: JsonOption = None,
+) -> None:
+    """All that is worth knowing of a GPU, in order of worth: iterations, experts and students, engine and plain way."""
+    from src.bench import gpu, tables
+    from src.store import files
+
+    def keep(found: dict[str, Any]) -> None:
+        if json is not None:
+            files.write_json(json, found)
+
+    found = gpu.run(minutes, gpu.measurements(), keep)
+    Console(highlight=False, markup=False).print(tables.gpu(found))
 
 
 def _refuse_options_before(context: typer.Context) -> None:

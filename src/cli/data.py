@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from src.cli.app import app
+from src.ground.errors import UserError
 
 
 @app.command()
@@ -119,6 +120,19 @@ def preset_list(
     from src.stages import presets
 
     presets.show_all(dataset, method)
+
+
+@preset_app.command("memory")
+def preset_memory(
+    memory: Annotated[list[float] | None, typer.Option(help="Of a GPU, GiB; may come several times. 24, 40 and 80.")] = None,
+) -> None:
+    """Show how every preset fits GPUs: experts side by side, or what to lower. Takes some minutes, and no GPU."""
+    for one in memory or ():
+        if not one > 0:
+            raise UserError(f"--memory is {one:g}: give a GPU's memory in GiB, more than 0")
+    from src.stages import plan_memory
+
+    plan_memory.table(memory or (24, 40, 80))
 
 
 @preset_app.command("show")

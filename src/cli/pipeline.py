@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -28,6 +28,13 @@ StrictOption = Annotated[
     ),
 ]
 PlanOption = Annotated[bool, typer.Option("--plan", help="Only measure a few steps, and say what the run will cost.")]
+DeviceOption = Annotated[
+    Literal["cuda"] | None,
+    typer.Option(
+        help="With --plan: count the memory that a GPU needs, and say whether and how the run fits. No GPU is needed."
+    ),
+]
+MemoryOption = Annotated[float | None, typer.Option(help="Of that GPU, GiB; this machine's where left out.")]
 
 
 @app.command()
@@ -69,8 +76,20 @@ def experts(experts: ExpertsOption = None, strict: StrictOption = False) -> None
 
 
 @app.command()
-def distill(run: RunOption = None, plan: PlanOption = False, strict: StrictOption = False) -> None:
+def distill(
+    run: RunOption = None,
+    plan: PlanOption = False,
+    device: DeviceOption = None,
+    memory: MemoryOption = None,
+    strict: StrictOption = False,
+) -> None:
     """Optimise a run's synthetic set so that students trained on it follow the experts."""
+    if device is not None and not plan:
+        raise UserError("--device belongs to --plan: set runtime.device in params.yaml for the run itself")
+    if memory is not None and device is None:
+        raise UserError("--memory belongs to --plan --device cuda: it is the memory of the GPU that is planned for")
+    if memory is not None and not memory > 0:
+        raise UserError(f"--memory is {memory:g}: give the GPU's memory in GiB, more than 0")
     from src.settings.params import load
 
     params = load()
@@ -80,6 +99,10 @@ def distill(run: RunOption = None, plan: PlanOption = False, strict: StrictOptio
     runs = [resolved.run(params, name) for name in names]
     if plan:
         with stopping.keeping(stopping.BEGINS):
+            if device is not None:
+                from src.stages import plan_memory
+
+                return each(lambda store, one: plan_memory.run(store, one, memory), runs)
             from src.stages import plan as planning
 
             return each(planning.run, runs)

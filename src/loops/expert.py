@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from src.ground.seeding import generator
 from src.loops.stored import Stored
-from src.maths import expert_training, networks, scores, smoothness
-from src.maths.derivatives import Backend
+from src.maths import expert_training, experts_together, networks, scores, smoothness
+from src.maths.derivatives import Backend, Logits
 from src.maths.expert_training import Gradient, State
 from src.maths.networks import FlatNetwork, ImageShape
 from src.process import stopping
@@ -82,17 +82,42 @@ def steps(training: Training, index: int, expert: Expert, device: torch.device) 
     """One expert after each further step; where an epoch ends, its accuracy on the validation split is taken."""
     images, labels, val_images, val_labels = (torch.from_numpy(x).to(device) for x in (*training.train, *training.val))
     network, gradient = _derivative(
-        training.spec, training.shape, training.settings, device, training.bfloat16, training.backend
+        expert_training.differentiate,
+        *(training.spec, training.shape, training.settings, device, training.bfloat16, training.backend),
     )
     logits, gradient = stopping.interruptible(network), stopping.interruptible(gradient)
     chunk = expert_training.CHUNK if device.type == "cpu" else None
     for state in expert_training.steps(expert.state, images, labels, training.settings, gradient, chunk):
-        expert = replace(expert, state=state)
-        if state.between_epochs:
-            predicted = scores.predictions(functools.partial(logits, state.theta), val_images)
-            row = _row(index, state, scores.accuracy(predicted, val_labels))
-            expert = Expert(state, (*expert.thetas, state.theta.cpu()), (*expert.rows, row))
+        expert = _after(index, expert, state, logits, val_images, val_labels)
         yield expert
+
+
+def steps_together(
+    training: Training, indices: Sequence[int], experts: Sequence[Expert], device: torch.device
+) -> Iterator[tuple[Expert, ...]]:
+    """Several experts after each further step of some of them, on a GPU; otherwise as `steps`."""
+    images, labels, val_images, val_labels = (torch.from_numpy(x).to(device) for x in (*training.train, *training.val))
+    network, gradient = _derivative(
+        experts_together.differentiate,
+        *(training.spec, training.shape, training.settings, device, training.bfloat16, training.backend),
+    )
+    logits, gradient = stopping.interruptible(network), stopping.interruptible(gradient)
+    before = [expert.state for expert in experts]
+    for states in experts_together.steps(before, images, labels, training.settings, gradient):
+        experts = tuple(
+            expert if state is expert.state else _after(index, expert, state, logits, val_images, val_labels)
+            for index, expert, state in zip(indices, experts, states, strict=True)
+        )
+        yield experts
+
+
+def _after(index: int, expert: Expert, state: State, logits: Logits, val_images: Tensor, val_labels: Tensor) -> Expert:
+    """The expert in its next state; where an epoch has ended, with its snapshot and row."""
+    if not state.between_epochs:
+        return replace(expert, state=state)
+    predicted = scores.predictions(functools.partial(logits, state.theta), val_images)
+    row = _row(index, state, scores.accuracy(predicted, val_labels))
+    return Expert(state, (*expert.thetas, state.theta.cpu()), (*expert.rows, row))
 
 
 def _row(index: int, state: State, accuracy: float) -> Row:
@@ -103,11 +128,22 @@ def _row(index: int, state: State, accuracy: float) -> Row:
 
 @functools.cache
 def _derivative(
-    spec: Network, shape: ImageShape, settings: Experts, device: torch.device, bfloat16: bool, backend: Backend
+    differentiate: Callable[[FlatNetwork, Experts, bool, Backend], Gradient],
+    spec: Network,
+    shape: ImageShape,
+    settings: Experts,
+    device: torch.device,
+    bfloat16: bool,
+    backend: Backend,
 ) -> tuple[FlatNetwork, Gradient]:
     """The network as a function and the derivative of its steps; a process makes it once for all experts it trains."""
     network = FlatNetwork(networks.build(spec, shape, torch.Generator()).to(device))
-    return network, expert_training.differentiate(network, settings, bfloat16, backend)
+    return network, differentiate(network, settings, bfloat16, backend)
+
+
+def forget() -> None:
+    """Let go of what this process keeps for all experts: it is of the device that it was made for."""
+    _derivative.cache_clear()
 
 
 def curves(training: Training, expert: Expert) -> tuple[Tensor, list[Row]]:

@@ -9,10 +9,8 @@ from torch import Tensor
 
 from src.ground.errors import DataError
 from src.ground.seeding import generator, seed_of
-from src.maths import initialisation
+from src.maths import initialisation, scores
 from src.maths.networks import FlatNetwork
-
-CHUNK = 1024  # images of one forward pass
 
 
 def images(
@@ -73,4 +71,4 @@ def _seen(network: FlatNetwork, theta: Tensor, real: Tensor, embeddings: bool) -
     """Logits (N, K) of an expert, or what its last layer reads (N, F)."""
     look = network.features if embeddings else network
     with torch.no_grad():
-        return torch.cat([look(theta, chunk) for chunk in real.split(CHUNK)])
+        return torch.cat([look(theta, chunk) for chunk in real.split(scores.chunk_of(real.shape[-1]))])

@@ -166,6 +166,11 @@ def _derivative(spec: Network, shape: ImageShape, device: torch.device, way: Way
     return stopping.interruptible(network), stopping.interruptible(protocol.derivative(network, way))
 
 
+def forget() -> None:
+    """Let go of what this process keeps for all students: it is of the device that it was made for."""
+    _derivative.cache_clear()
+
+
 def predict(training: Training, split: str, predictors: Sequence[Predictor], device: torch.device) -> Tensor:
     """Predicted classes (g, N) of every student."""
     images = training.read(split)[0].to(device)

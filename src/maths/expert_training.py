@@ -14,6 +14,7 @@ from src.ground import runtime
 from src.ground.errors import DivergenceError
 from src.ground.seeding import continued
 from src.maths import augmentation, networks, smoothness
+from src.maths.augmentation import Draw
 from src.maths.by_hand import ByHand
 from src.maths.derivatives import Backend
 from src.maths.networks import FlatNetwork
@@ -119,25 +120,57 @@ def check(state: State, settings: Experts) -> None:
 
 
 def _step(state: State, images: Tensor, labels: Tensor, settings: Experts, gradient: Gradient, chunk: int | None) -> State:
-    """One step on the next batch of the epoch's order; a new order is drawn where the last one is used up."""
-    generator = continued(state.draws)
-    pending, figures = state.pending, state.figures
-    if state.between_epochs:
-        pending, figures = torch.randperm(len(images), generator=generator), figures[:0]
-    index, pending = pending[: settings.batch_size], pending[settings.batch_size :]
-    draw = augmentation.draw(settings.augmentation, len(index), generator).to(images.device, images.dtype)
-    plain = images[index.to(images.device)]
-    batch = (augmentation.apply(draw, plain), plain, labels[index.to(images.device)])
+    """One step on the next batch of the epoch's order."""
+    drawn = draw(state, len(images), settings)
+    batch = batch_of(drawn, images, labels)
     coefficient = state.theta.new_tensor(smoothness.clipping_coefficient(state.epochs, settings))
-    size = chunk or len(index)
+    size = chunk or len(drawn.index)
     found, losses = _by_chunks(gradient, state.theta, batch, coefficient, size)
     if settings.sharpness:
-        uphill = state.theta + settings.sharpness / found.norm().clamp_min(torch.finfo(found.dtype).tiny) * found
-        found, _ = _by_chunks(gradient, uphill, batch, coefficient, size)
-    theta, moments = _descend(state, found, settings)
-    figures = torch.cat((figures, losses[None]))
-    ended = len(pending) == 0
-    return State(theta, moments, generator.get_state(), pending, figures, state.epochs + ended, state.steps + 1)
+        found, _ = _by_chunks(gradient, uphill(state.theta, found, settings), batch, coefficient, size)
+    return after(state, drawn, found, losses, settings)
+
+
+def uphill(theta: Tensor, gradient: Tensor, settings: Experts) -> Tensor:
+    """Where a sharpness-aware step takes its gradient: theta + rho g / ||g||, over the last dimension."""
+    length: Tensor = gradient.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(gradient.dtype).tiny)
+    return theta + settings.sharpness / length * gradient
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What is random in one step, on the CPU."""
+
+    index: Tensor  # (B,), the step's images
+    pending: Tensor  # (n,), those that the epoch has still to see
+    draw: Draw
+    draws: Tensor  # the generator's state afterwards, bytes
+    begins: bool  # whether the epoch begins
+
+
+def draw(state: State, images: int, settings: Experts) -> Drawn:
+    """The next batch of the epoch's order over so many images; a new order is drawn where the last one is used up."""
+    generator, pending = continued(state.draws), state.pending
+    if state.between_epochs:
+        pending = torch.randperm(images, generator=generator)
+    index, pending = pending[: settings.batch_size], pending[settings.batch_size :]
+    drawn = augmentation.draw(settings.augmentation, len(index), generator)
+    return Drawn(index, pending, drawn, generator.get_state(), state.between_epochs)
+
+
+def batch_of(drawn: Drawn, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The step's augmented and plain images (B, C, H, W) and labels (B,), on the images' device."""
+    index = drawn.index.to(images.device)
+    plain = images[index]
+    return augmentation.apply(drawn.draw.to(images.device, images.dtype), plain), plain, labels[index]
+
+
+def after(state: State, drawn: Drawn, gradient: Tensor, losses: Tensor, settings: Experts) -> State:
+    """The state after a step with this gradient (P,), cross-entropy and penalty (2,)."""
+    theta, moments = _descend(state, gradient, settings)
+    figures = torch.cat((state.figures[:0] if drawn.begins else state.figures, losses[None]))
+    epochs = state.epochs + (len(drawn.pending) == 0)
+    return State(theta, moments, drawn.draws, drawn.pending, figures, epochs, state.steps + 1)
 
 
 def _descend(state: State, gradient: Tensor, settings: Experts) -> tuple[Tensor, Tensor]:

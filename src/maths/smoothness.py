@@ -37,10 +37,11 @@ def gradient_penalty(logits: Callable[[Tensor], Tensor], images: Tensor, labels:
     images = images.detach().requires_grad_()
     seen = penalised(logits(images), labels, settings.gradient_penalty_of)
     (u,) = torch.autograd.grad(seen, images, create_graph=True)
-    return _penalty(u, settings.gradient_penalty_axes)
+    return distance_from_one(u, settings.gradient_penalty_axes)
 
 
-def _penalty(u: Tensor, axes: str) -> Tensor:
+def distance_from_one(u: Tensor, axes: str) -> Tensor:
+    """The mean of (||u|| - 1)^2 of derivatives u (B, C, H, W), the norm over these axes."""
     squares = u.square().sum(dim=1 if axes == "channels" else (1, 2, 3))
     # the norm's slope at exactly 0 is infinite: a dead pixel would make the parameters NaN
     norm = squares.clamp_min(torch.finfo(squares.dtype).tiny).sqrt()
@@ -51,7 +52,7 @@ def penalty_of(u: Tensor, axes: str) -> tuple[Tensor, Tensor]:
     """The penalty (scalar) of a gradient u (B, C, H, W), as `gradient_penalty` has it, and its own gradient to u."""
     u = u.detach().requires_grad_()
     with torch.enable_grad():
-        penalty = _penalty(u, axes)
+        penalty = distance_from_one(u, axes)
         (of_u,) = torch.autograd.grad(penalty, u)
     return penalty.detach(), of_u
 

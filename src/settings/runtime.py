@@ -18,8 +18,10 @@ class Runtime(Settings):
     workers: Positive | None = None
     """Processes that train experts or students at the same time on CPUs; null takes as many as the cores hold. Results do
     not depend on it, memory does: each needs its own."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Of all training, that of experts, synthetic images and students: in bfloat16, convolutions and matrix products take and
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """Of all training, that of experts, synthetic images and students. float32 means it on CUDA as well. With tf32,
+    convolutions and matrix products on CUDA round what they take to 10 bits of mantissa, those of scores too, for which GPUs
+    have faster units; CPUs have none, so that it is float32 on them. In bfloat16, convolutions and matrix products take and
     give numbers of half the bits, and on CPUs so does what stands between them; parameters, images, losses and steps stay
     float32. So do scores and the choice of initial images, which is all that a run with 0 iterations makes. Processors without
     instructions for bfloat16 take several times as long as in float32, and stages say so."""

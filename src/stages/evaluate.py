@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,7 @@ def training_of(
     """What the training of every student of a network takes."""
     settings, forward = run.evaluation, loops.forward_flops(spec, statistics.shape)
     way = protocol.choose(run.runtime, device, settings, len(synthetic.labels), forward, spec)
+    way = replace(way, together=way.together and _fit(run, spec, len(synthetic.labels), statistics, device))
     images = store.load_space(run.dataset.name).normalise(synthetic.pixels)
     return Training(
         settings, spec, statistics.shape, run.seed, way,
@@ -177,6 +179,16 @@ def training_of(
         splits, "test" if settings.selects_on_test else None,
         functools.partial(store.load_inputs, run.dataset.name),
     )  # fmt: skip
+
+
+def _fit(run: Run, spec: Network, count: int, statistics: Statistics, device: torch.device) -> bool:
+    """Whether the GPU's memory, whatever others have taken of it just now, holds all students on `count` images at once."""
+    from src.loops import student_memory
+    from src.loops.counted import Task
+
+    task = Task(spec, statistics.shape, run.runtime.precision == "bfloat16")
+    _, memory = torch.cuda.mem_get_info(device)
+    return student_memory.fit(task, run.evaluation, count, max(sum(statistics.counts[s].values()) for s in SPLITS), memory)
 
 
 def _accuracies(store: Store, run: Run, predicted: Mapping[str, Predicted]) -> dict[str, Rows]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import statistics as numbers
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -107,14 +109,32 @@ def train_all(
         progress.say(f"{name}: {note}")
     job = Job(store, name, record, work.of(asked, "experts", name, record, buffer.spec, training.backend), training)
     processes = workers.processes(asked, device, settings.count, _flops(buffer, statistics))
+    groups = _groups(buffer, statistics, device)
     units, earlier = settings.count * settings.last_epoch, [job.work.checkpoint(i).facts() for i in range(settings.count)]
     before = sum(len(facts["rows"]) for facts in earlier if facts)
     if any(earlier):
         progress.say(f"{name}: resumed at {before} of {units} epochs of {settings.count} experts")
-    train_one = functools.partial(_train_one, job)
+    train_group = functools.partial(_train_group, job, groups)
     seconds = job.work.seconds_spent(settings.count) / processes
-    found, peak = workers.each(train_one, settings.count, asked, processes, f"experts {name}", units, before)
-    return [row for rows in found for row in rows], Cost(seconds, peak)
+    found, peak = workers.each(train_group, len(groups), asked, processes, f"experts {name}", units, before)
+    return [row for group in found for rows in group for row in rows], Cost(seconds, peak)
+
+
+def _groups(buffer: Buffer, statistics: Statistics, device: torch.device) -> list[range]:
+    """Experts that are trained at once: on a CPU each alone, on a GPU as many as its memory holds, or `runtime.workers` wants.
+
+    It is the memory that the GPU has, not what is free just now: the same parameters are to give the same groups.
+    """
+    count, asked, size = buffer.settings.count, buffer.runtime, 1
+    if device.type == "cuda":
+        from src.loops import counted, expert_memory
+
+        _, total = torch.cuda.mem_get_info(device)
+        task = counted.Task(buffer.spec, statistics.shape, asked.precision == "bfloat16")
+        train, val = (sum(statistics.counts[split].values()) for split in ("train", "val"))
+        most = min(count, asked.workers or count)
+        size = expert_memory.side_by_side(task, buffer.settings, train, val, most, total)
+    return [range(first, min(first + size, count)) for first in range(0, count, size)]
 
 
 def training_of(store: Store, buffer: Buffer, statistics: Statistics, device: torch.device) -> tuple[Training, str]:
@@ -136,39 +156,78 @@ def _arrays(store: Store, dataset: str, split: str) -> tuple[Array, Array]:
     return images.numpy(), labels.numpy()
 
 
-def _train_one(job: Job, index: int, device: torch.device, advance: Advance) -> list[Row]:
-    """Train one expert, wherever joblib puts it, and save its trajectory as soon as it is whole; its curves' rows.
+def _train_group(job: Job, groups: Sequence[range], index: int, device: torch.device, advance: Advance) -> list[list[Row]]:
+    """Train a group of experts, wherever joblib puts it, and save their trajectories; their curves' rows.
 
     A trajectory of the same work that lies there already is kept, and what an earlier process began is continued.
     """
-    path, checkpoint = job.store.trajectory_file(job.name, index), job.work.checkpoint(index)
-    stored = checkpoint.load()
-    if stored is not None and "trajectory" in stored[1]:
-        if path.exists() and files.digest(path) == stored[1]["trajectory"]:
-            return list(stored[1]["rows"])
-        stored = None  # gone or changed since
-    trajectory, rows = expert.curves(job.training, _trained(job, index, device, checkpoint, stored, advance))
+    found: dict[int, list[Row]] = {}
+    begun: dict[int, tuple[Checkpoint, Stored | None]] = {}
+    for one in groups[index]:
+        path, checkpoint = job.store.trajectory_file(job.name, one), job.work.checkpoint(one)
+        stored = checkpoint.load()
+        if stored is not None and "trajectory" in stored[1]:
+            if path.exists() and files.digest(path) == stored[1]["trajectory"]:
+                found[one] = list(stored[1]["rows"])
+                continue
+            stored = None  # gone or changed since
+        begun[one] = checkpoint, stored
+    for one, trained in _trained(job, begun, device, advance).items() if begun else ():
+        found[one] = _saved(job, one, trained, begun[one][0])
+    return [found[one] for one in groups[index]]
+
+
+def _saved(job: Job, index: int, trained: Expert, checkpoint: Checkpoint) -> list[Row]:
+    """The curves' rows of an expert whose trajectory is whole, and saved here."""
+    trajectory, rows = expert.curves(job.training, trained)
     job.store.save_trajectory(job.name, index, trajectory, job.record)
-    checkpoint.save({}, {"trajectory": files.digest(path), "rows": rows})
+    checkpoint.save({}, {"trajectory": files.digest(job.store.trajectory_file(job.name, index)), "rows": rows})
     return rows
 
 
 def _trained(
-    job: Job, index: int, device: torch.device, checkpoint: Checkpoint, stored: Stored | None, advance: Advance
-) -> Expert:
-    """One expert after its last epoch."""
+    job: Job, begun: Mapping[int, tuple[Checkpoint, Stored | None]], device: torch.device, advance: Advance
+) -> dict[int, Expert]:
+    """Experts after their last epoch, from where they were stored."""
     training = job.training
-    one = expert.restored(stored, device) if stored else expert.first(training, index, device)
+    at = {
+        index: expert.restored(stored, device) if stored else expert.first(training, index, device)
+        for index, (_, stored) in begun.items()
+    }
     try:
-        with checkpoint.kept() as keep:
-            for one in expert.steps(training, index, one, device):  # noqa: B020, each takes the place of the one before
-                keep(functools.partial(one.stored, training.settings))
-                if one.state.between_epochs:
-                    advance(f"validation {one.rows[-1]['val_accuracy']:.1%}")
+        with ExitStack() as stack:
+            keeps = {index: stack.enter_context(checkpoint.kept()) for index, (checkpoint, _) in begun.items()}
+            for later in _steps(training, at, device):
+                before, at = at, later
+                for index, one in at.items():
+                    if one is before[index]:
+                        continue
+                    keeps[index](functools.partial(one.stored, training.settings))
+                    if one.state.between_epochs:
+                        advance(f"validation {one.rows[-1]['val_accuracy']:.1%}")
     except DivergenceError as error:
-        good = f"last good train loss {one.rows[-1]['train_loss']:g}" if one.rows else "no good epoch before"
-        raise DivergenceError(f"{job.name}, expert {index}: {error}; {good}") from None
-    return one
+        raise DivergenceError(f"{job.name}, {_called(at)}: {error}; {_last_good(at)}") from None
+    return at
+
+
+def _steps(training: Training, at: Mapping[int, Expert], device: torch.device) -> Iterator[dict[int, Expert]]:
+    """The experts after each further step."""
+    if len(at) > 1:
+        for experts in expert.steps_together(training, [*at], [*at.values()], device):
+            yield dict(zip(at, experts, strict=True))
+        return
+    ((index, alone),) = at.items()
+    for alone in expert.steps(training, index, alone, device):  # noqa: B020, each takes the place of the one before
+        yield {index: alone}
+
+
+def _called(at: Mapping[int, Expert]) -> str:
+    return f"expert{'s' if len(at) > 1 else ''} {' '.join(map(str, at))}"
+
+
+def _last_good(at: Mapping[int, Expert]) -> str:
+    rows = [one.rows[-1]["train_loss"] for one in at.values() if one.rows]
+    return f"last good train loss {max(rows):g}" if rows else "no good epoch before"
 
 
 def _forget_others(store: Store, name: str, count: int) -> None:
