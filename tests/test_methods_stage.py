@@ -247,7 +247,7 @@ def test_what_a_method_contradicts_is_said_once() -> None:
 
 
 def test_compare_tells_what_methods_differ_in(params: Params, capsys: pytest.CaptureFixture[str]) -> None:
-    comparison.run(STORE, resolved.pipeline(params), ["mtt", "datm"])
+    comparison.run(STORE, resolved.pipeline(params), ["mtt", "datm"], None)
     said = capsys.readouterr().out
     assert all(words in said for words in ("distill.labels", "distill.start_growth.iterations", "distill.ema"))
 
