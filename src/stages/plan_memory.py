@@ -120,13 +120,13 @@ def table(memories: Sequence[float]) -> None:
 
 def answer(needs: Needs, total: float) -> str:
     """In a word: whether it fits into so many bytes, with how many experts side by side, or what to lower."""
-    lower = _lowered(needs, total)
-    if lower:
-        return ", ".join(lower)
-    if needs.experts is None:
-        return "fits"
-    several = needs.side_by_side(total)
-    return f"{several} expert{'s' if several > 1 else ''}"
+    words = _lowered(needs, total)
+    if not words and needs.experts is None:
+        words = ["fits"]
+    elif not words:
+        several = needs.side_by_side(total)
+        words = [f"{several} expert{'s' if several > 1 else ''}"]
+    return ", ".join([*words, *(["students one by one"] if needs.evaluate(total) is needs.student else [])])
 
 
 def _lowered(needs: Needs, total: float) -> list[str]:
