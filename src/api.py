@@ -28,6 +28,7 @@ from src.loops import expert, initial, outer, students
 from src.loops.outer import Loop
 from src.maths import networks, pixels, protocol, scores
 from src.maths.derivatives import choose
+from src.maths.distillation import Real
 from src.maths.networks import FlatNetwork, ImageShape
 from src.maths.pixels import Normalisation, Space
 from src.settings.base import describe
@@ -169,7 +170,9 @@ def distill(experts: ExpertBuffer, ipc: int, *, seed: int | None = None, report:
         )
     if not isinstance(ipc, int) or ipc < 1:
         raise UserError(f"ipc is {ipc!r}: give a number of images a class, 1 or more")
-    if distil.iterations and distil.last_epoch > last:
+    if distil.initialisation == "run":
+        raise UserError("initialisation 'run' takes the set of a run of params.yaml: choose another one")
+    if distil.matches and distil.last_epoch > last:
         text = f"max_start_epoch - 1 + expert_epochs = {distil.last_epoch} lies beyond the experts' {last} epochs"
         raise UserError(f"{text}: lower one of the two, or train more epochs")
     with _lent(lent, lent.threads) as device:
@@ -181,13 +184,32 @@ def distill(experts: ExpertBuffer, ipc: int, *, seed: int | None = None, report:
         network = _function(experts.spec, real.shape, device)
         derivatives, _, _ = outer.differentiate(distil, lent, experts.spec, network, images)
         read = functools.partial(_snapshots, experts.trajectories)
-        loop = Loop("distill", root, distil, len(experts.trajectories), read, network, derivatives, labels, real.space)
+        loop = Loop(
+            "distill", root, distil, len(experts.trajectories), read, network, derivatives, labels, real.space,
+            _logits(experts, distil, chooser, images, labels), None, _real(experts, distil, device),
+        )  # fmt: skip
         at = outer.first(loop, images)
         while at.iteration < distil.iterations:
             at = outer.iterate(loop, at)
             report(at.iteration, distil.iterations, {key: at.rows[-1][key] for key in ("matching_loss", "syn_lr")})
-    made = at.snapshots[at.iteration], labels.cpu(), at.state.syn_lr.cpu()
+    made = at.snapshots[at.iteration], outer.labels(loop, at.state).cpu(), at.state.syn_lr.cpu()
     return Synthetic(*made, real.space, experts.spec, real.shape.classes, at.rows, at.snapshots)
+
+
+def _logits(experts: ExpertBuffer, distil: Distillation, network: FlatNetwork, images: Tensor, labels: Tensor) -> Tensor | None:
+    """What learned labels start from, (S, K) on the device."""
+    if distil.labels != "learned":
+        return None
+    last = (trajectory[experts.settings.last_epoch] for trajectory in experts.trajectories)
+    return initial.logits(network, last, images.cpu(), labels.cpu()).to(images.device)
+
+
+def _real(experts: ExpertBuffer, distil: Distillation, device: torch.device) -> Real | None:
+    """Where the loss on real images is asked for."""
+    if distil.real is None:
+        return None
+    found, build = experts.real, functools.partial(networks.build, experts.spec, experts.real.shape)
+    return Real(found.images.to(device), found.labels.to(device), lambda draws: networks.flatten(build(draws)))
 
 
 def evaluate(

@@ -54,12 +54,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--against", required=True, metavar="COMMIT", help="the commit to compare with")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--what", nargs="+", choices=COMMANDS, default=list(COMMANDS), help="in this order; default: all")
+    parser.add_argument("--what", nargs="+", choices=[*COMMANDS, *ENGINE], help="in this order; default: all")
     parser.add_argument("--engine", action="store_true", help="what `bench` measures, in every precision of --precision")
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="with --engine")
     parser.add_argument("--avx2", action="store_true", help="hide all instructions beyond AVX2")
     parser.add_argument("--json", type=Path, help="file to write all seconds to")
     asked = parser.parse_args()
+    possible = ENGINE if asked.engine else COMMANDS
+    what = [name for name in asked.what or possible if name in possible]
     commits = {"before": _commit(asked.against), "after": _commit("HEAD")}
     times: Times = defaultdict(lambda: defaultdict(list))
     for number in range(asked.rounds):
@@ -67,9 +69,9 @@ def main() -> None:
         for side, commit in sides if number % 2 == 0 else reversed(sides):
             with tempfile.TemporaryDirectory() as folder:
                 if asked.engine:
-                    _engine_round(Path(folder), commit, asked.precision, asked.avx2, side, times)
+                    _engine_round(Path(folder), commit, what, asked.precision, asked.avx2, side, times)
                 else:
-                    _round(Path(folder), commit, asked.what, asked.avx2, side, times)
+                    _round(Path(folder), commit, what, asked.avx2, side, times)
     Console().print(_table(times, asked.avx2))
     if asked.json is not None:
         asked.json.write_text(json.dumps({"commits": commits, "avx2": asked.avx2, "seconds": times}, indent=1))
@@ -93,19 +95,22 @@ def _round(folder: Path, commit: str, what: list[str], avx2: bool, side: str, ti
         print(f"{side} {commit[:7]} {name}: {spent:.1f} s", flush=True)
 
 
-def _engine_round(folder: Path, commit: str, precisions: list[str], avx2: bool, side: str, times: Times) -> None:
+def _engine_round(
+    folder: Path, commit: str, what: list[str], precisions: list[str], avx2: bool, side: str, times: Times
+) -> None:
     """What `bench` measures, each command once, in a clone without compiled code."""
     clone, found = _cloned(folder / "engine", commit), folder / "found.json"
     for precision in precisions:
         told: dict[tuple[str, ...], Any] = {}
-        for name, (command, place) in ENGINE.items():
+        for name in what:
+            command, place = ENGINE[name]
             if command not in told:
                 _run((*command, "--rounds", "1", "--precision", precision, "--json", str(found)), clone, avx2)
                 told[command] = json.loads(found.read_text())
             value = _at(told[command], place)
             times[f"{name}, {precision}"][side].append(1000 / value if "experts" in name else value)
             print(f"{side} {commit[:7]} {name} {precision}: {value:.4g}", flush=True)
-        for name, place in BESIDE.items():
+        for name, place in BESIDE.items() if "iteration" in what else ():
             times[f"{name}, {precision}"][side].append(_at(told[ENGINE["iteration"][0]], place))
 
 

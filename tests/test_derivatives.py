@@ -18,6 +18,8 @@ from src.maths.by_hand import ByHand
 from src.maths.derivatives import Derivatives
 from src.maths.kernels import Between
 from src.maths.networks import FlatNetwork, ImageShape, flatten
+from src.maths.smoothness import penalised
+from src.settings.experts import PenaltyOf
 from src.settings.networks import MLP, ConvNet, LeNet, Network, ResNet18
 from src.settings.runtime import Runtime
 from tests.reference import cross_entropy, small_network
@@ -220,19 +222,19 @@ def test_kernels_at_the_fields_sizes(size: int, depth: int, channels: int) -> No
     check_kernels(*by_hand_problem(size, False, channels, depth=depth))
 
 
+@pytest.mark.parametrize("of", ["sum", "centred", "loss"])
 @pytest.mark.parametrize("norm", NORMS)
-def test_what_the_gradient_penalty_takes_is_autograds(norm: str) -> None:
-    """u = d(sum of logits)/dx, and the gradient of <u, c> with respect to theta."""
-    network, (theta, batch, _, _) = by_hand_problem(28, False, norm=norm)
+def test_what_the_gradient_penalty_takes_is_autograds(norm: str, of: PenaltyOf) -> None:
+    """u, the gradient to the pixels, and the gradient of <u, c> with respect to theta."""
+    network, (theta, batch, labels, _) = by_hand_problem(28, False, norm=norm)
     c = torch.randn(batch.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     x, point = batch.clone().requires_grad_(), theta.clone().requires_grad_()
-    (u,) = torch.autograd.grad(network(point, x).sum(), x, create_graph=True)
-    # a last bias alone reaches no pixel
+    (u,) = torch.autograd.grad(penalised(network(point, x), labels, of), x, create_graph=True)
     (expected,) = torch.autograd.grad(u, point, grad_outputs=c)
     hand = ByHand(network, bfloat16=False)
-    found, sweep = hand.of_inputs(theta, batch)
+    found, sweep = hand.of_inputs(theta, batch, labels, of)
     torch.testing.assert_close(found, u.detach(), rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(hand.along_inputs(theta, c, sweep), expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(hand.along_inputs(theta, c, sweep, labels, of), expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("threads", [1, 2])

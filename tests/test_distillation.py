@@ -16,6 +16,7 @@ from src.maths.derivatives import Derivatives
 from src.maths.distillation import Figures, Start, State
 from src.maths.inner_loop import InnerRule, InnerStep, MatchingGradient
 from src.maths.networks import FlatNetwork, flatten
+from src.maths.targets import snapshots
 from src.settings.distillation import Distillation
 from tests.reference import small_network
 
@@ -70,17 +71,23 @@ def gradient(state: State, one: Start, chosen: Distillation, generator: torch.Ge
     theta = matching.perturb(one.snapshots[0], NETWORK.convolutions, chosen.weight_perturbation, generator)
     drawn = inner_loop.draw_steps(S, chosen.syn_steps, chosen.batch_syn or S, chosen.augmentation, generator)
     steps = [InnerStep(step.index, step.draw.to(CPU, torch.float64)) for step in drawn]
-    points = matching.way_points(theta, one.snapshots[1:], chosen)
+    points = snapshots.way_points(theta, one.snapshots[1:], chosen)
     rule = InnerRule(chosen.inner_momentum, chosen.inner_weight_decay, matching.balance(one.epoch, chosen))
     return inner_loop.matching_gradient(DERIVATIVES, state.images, LABELS, state.syn_lr, theta, steps, points, rule)
 
 
+def tensors(state: State) -> dict[str, Tensor]:
+    """Those that the settings ask for."""
+    return {field.name: value for field in fields(state) if (value := getattr(state, field.name)) is not None}
+
+
 def copied(state: State) -> State:
-    return State(**{field.name: getattr(state, field.name).clone() for field in fields(state)})
+    return State(**{name: value.clone() for name, value in tensors(state).items()})
 
 
 def equal(one: State, other: State) -> bool:
-    return all(torch.equal(getattr(one, field.name), getattr(other, field.name)) for field in fields(one))
+    mine, its = tensors(one), tensors(other)
+    return mine.keys() == its.keys() and all(torch.equal(mine[name], its[name]) for name in mine)
 
 
 def test_first_state_is_at_rest_at_the_images_and_lr_init() -> None:
@@ -157,7 +164,7 @@ def test_iterate_leaves_its_arguments_as_they_were() -> None:
     after, _ = iterate(state, [one, one], chosen, seeded(0))
     assert equal(state, kept)
     assert torch.equal(one.snapshots, snapshots)
-    assert not any(getattr(after, field.name).requires_grad for field in fields(after))
+    assert not any(value.requires_grad for value in tensors(after).values())
 
 
 def student(theta: Tensor, images: Tensor, syn_lr: Tensor | float, steps: int) -> Tensor:
@@ -265,7 +272,7 @@ def test_divergence_names_the_settings_and_spares_the_state(changes: dict[str, A
 def test_each_quantity_is_watched(place: str, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
     found = MatchingGradient(torch.ones(1), torch.ones(S, 2, 8, 8), torch.ones(()), None)
     getattr(found, place).view(-1)[-1] = value
-    monkeypatch.setattr(inner_loop, "matching_gradient", lambda *_: found)
+    monkeypatch.setattr(inner_loop, "matching_gradient", lambda *_, **__: found)
     with pytest.raises(DivergenceError, match=str(value)):
         iterate(first_state(settings()), [start()], settings(), seeded(0))
 

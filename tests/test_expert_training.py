@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -16,7 +17,7 @@ from src.ground.errors import DivergenceError
 from src.maths import augmentation, expert_training
 from src.maths.expert_training import Gradient
 from src.maths.networks import FlatNetwork, flatten
-from src.settings.experts import Experts
+from src.settings.experts import Experts, PenaltyOf
 from tests.reference import cross_entropy, small_network
 
 N, K = 22, 5
@@ -165,6 +166,35 @@ def test_compiled_derivative_equals_the_eager_one(images: Tensor, labels: Tensor
         assert not found.requires_grad
 
 
+@pytest.mark.parametrize("of", ["sum", "centred", "loss"])
+def test_own_kernels_equal_autograd(of: PenaltyOf, images: Tensor, labels: Tensor) -> None:
+    network, chosen = small_network(), settings(**AST, gradient_penalty_of=of)
+    found, expected = (
+        expert_training.differentiate(FlatNetwork(network), chosen, backend=backend)(
+            flatten(network), images, images.flip(-1), labels, images.new_tensor(0.7)
+        )
+        for backend in ("kernels", "eager")
+    )
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
+
+
+def test_a_sharpness_aware_step_on_a_quadratic(labels: Tensor) -> None:
+    """The loss theta^2 x / 2 has gradient x theta: at theta + rho sign(theta) it is x (theta + rho sign(theta))."""
+    curvature, rho = 3.0, 0.05
+
+    def gradient(theta: Tensor, augmented: Tensor, plain: Tensor, labels: Tensor, coefficient: Tensor) -> Any:
+        nothing = theta.new_zeros(())
+        return coefficient * curvature * theta, nothing, nothing
+
+    chosen = settings(epochs=1, batch_size=N, lr=0.1, sharpness=rho, augmentation=())
+    state = expert_training.start(small_network(), seeded(0))
+    theta = torch.tensor([3.0, -4.0], dtype=torch.float64)
+    state = replace(state, theta=theta, moments=torch.zeros(2, 2, dtype=torch.float64))
+    (after,) = expert_training.steps(state, torch.zeros(N, 1, 2, 2), labels, chosen, gradient, None)
+    torch.testing.assert_close(after.theta, theta - 0.1 * curvature * (theta + rho * theta / 5), rtol=1e-12, atol=0)
+
+
 def test_bfloat16_keeps_parameters_and_losses_in_float32(images: Tensor, labels: Tensor) -> None:
     expected = gradients_of(images.float(), labels, lambda gradient: gradient)
     found = gradients_of(images.float(), labels, lambda gradient: gradient, bfloat16=True)
@@ -177,6 +207,7 @@ def test_bfloat16_keeps_parameters_and_losses_in_float32(images: Tensor, labels:
 def test_work_is_counted_in_forward_passes() -> None:
     assert expert_training.passes(settings(), 100) == 5 * 100 * 3
     assert expert_training.passes(settings(gradient_penalty=2.0, stop_epoch=2), 100) == 2 * 100 * 12
+    assert expert_training.passes(settings(sharpness=0.01), 100) == 5 * 100 * 3 * 2
 
 
 def test_same_seed_same_bytes(images: Tensor, labels: Tensor) -> None:

@@ -25,6 +25,9 @@ KINDS_OF_TRAINING: dict[str, dict[str, Any]] = {
     "clipping": {"clipping_loss": True, "clipping_epochs": 2},
     "penalty": {"gradient_penalty": 2.0},
     "penalty of whole images": {"gradient_penalty": 2.0, "gradient_penalty_axes": "image"},
+    "penalty of what the loss sees": {"gradient_penalty": 2.0, "gradient_penalty_of": "loss"},
+    "centred penalty": {"gradient_penalty": 2.0, "gradient_penalty_of": "centred"},
+    "sharpness-aware": {"sharpness": 0.05},
     "augmented": {"augmentation": tuple(KINDS)},
 }
 NETWORKS: list[Network] = [

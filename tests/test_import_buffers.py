@@ -16,10 +16,11 @@ from torch.func import functional_call
 from src.exchange import buffers, recognition
 from src.exchange.recognition import check_network, doubts, network_of
 from src.ground.errors import ArtifactError, UserError
-from src.maths import inner_loop, matching, networks
+from src.maths import inner_loop, networks
 from src.maths.derivatives import Derivatives
 from src.maths.inner_loop import InnerRule
 from src.maths.networks import FlatNetwork, ImageShape
+from src.maths.targets.snapshots import way_points
 from src.settings.distillation import Distillation
 from src.settings.networks import ConvNet, LeNet
 from tests import mtt_files
@@ -66,7 +67,7 @@ def test_the_matching_loss_is_theirs(spec: ConvNet, shape: ImageShape, tmp_path:
     images, labels = drawn(shape.classes, shape.channels, shape.size, shape.size), torch.arange(shape.classes)
     settings = Distillation(initialisation="noise", iterations=1, syn_steps=3, expert_epochs=2)
     steps = inner_loop.draw_steps(len(images), 3, len(images), (), torch.Generator().manual_seed(0))
-    points = matching.way_points(found.theta[0], found.theta[1:3], settings)
+    points = way_points(found.theta[0], found.theta[1:3], settings)
     rule = InnerRule(momentum=0.0, weight_decay=0.0, coefficient=1.0)
     given = (images, labels, torch.tensor(0.02), found.theta[0], steps, points, rule)
     loss = inner_loop.matching_gradient(Derivatives(ours(spec, shape)), *given).terms.sum()

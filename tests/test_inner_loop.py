@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from src.maths import augmentation, inner_loop, matching
+from src.maths import augmentation, inner_loop
 from src.maths.derivatives import Derivatives
-from src.maths.inner_loop import InnerRule, InnerStep, MatchingGradient
-from src.maths.matching import WayPoint
+from src.maths.inner_loop import InnerRule, InnerStep, MatchingGradient, Student
+from src.maths.inner_updates import rest
 from src.maths.networks import FlatNetwork, flatten
+from src.maths.targets.nearest import Nearest
+from src.maths.targets.real import RealLoss
+from src.maths.targets.snapshots import WayPoint, way_points
 from src.settings.distillation import Distillation
 from tests.reference import cross_entropy, resnet18, small_network, unrolled, vgg11
 
@@ -53,7 +56,7 @@ def problem(
         "labels": torch.arange(K).repeat_interleave(IPC),
         "syn_lr": torch.tensor(0.05, dtype=torch.float64),
         "theta_start": theta,
-        "way_points": matching.way_points(theta, targets, settings),
+        "targets": way_points(theta, targets, settings),
     }
 
 
@@ -109,6 +112,129 @@ def test_adjoint_with_deeper_networks(family: Callable[[], nn.Module], size: int
     assert any(isinstance(layer, nn.ReLU) and layer.inplace for layer in module.modules()) == inplace
     kinds = ("color", "crop", "scale", "flip")
     check_against_autograd(problem(4, module=module, size=size), drawn(4, kinds), FULL)
+
+
+ADAM = InnerRule(momentum=0.0, weight_decay=1e-2, coefficient=0.73, optimiser="adam")
+
+
+def smooth(steps: int, **changes: Any) -> dict[str, Any]:
+    """A problem without parameters whose gradient is 0, where Adam's square root has no slope."""
+    return {**problem(steps, activation="sigmoid", norm="none", **changes), "syn_lr": torch.tensor(0.003, dtype=torch.float64)}
+
+
+@pytest.mark.parametrize("steps", [1, 6])
+@pytest.mark.parametrize("rule", [ADAM, replace(ADAM, weight_decay=0.0, coefficient=1.0)])
+def test_adjoint_of_adam(rule: InnerRule, steps: int) -> None:
+    check_against_autograd(smooth(steps, epochs=min(steps, 3)), drawn(steps, ("color", "crop")), rule)
+
+
+@pytest.mark.parametrize("rule", [replace(FULL, weight_decay=0.0), ADAM])
+def test_the_loop_goes_on_from_moments(rule: InnerRule) -> None:
+    """Two loops, the second from where the first ended, are one longer loop; and it differentiates as autograd does."""
+    given, steps = smooth(6), drawn(6)
+    whole = adjoint(**given, steps=steps, rule=rule)
+    first = inner_loop.advanced(
+        Derivatives(given["network"]), given["images"], given["labels"], given["syn_lr"],
+        Student(given["theta_start"], rest(given["theta_start"])), steps[:3], rule,
+    )  # fmt: skip
+    end = replace(given["targets"][-1], step=3)
+    later = {**given, "theta_start": first.theta, "targets": [end], "moments": first.moments}
+    second = adjoint(**later, steps=steps[3:], rule=rule)
+    assert second.ended is not None and whole.ended is not None
+    assert second.ended.moments.steps == whole.ended.moments.steps == 6
+    torch.testing.assert_close(second.ended.theta, whole.ended.theta, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(second.ended.moments.first, whole.ended.moments.first, rtol=1e-10, atol=1e-14)
+    check_against_autograd(later, steps[3:], rule)
+
+
+def test_a_parameter_without_gradient_has_no_part_in_adams_adjoint() -> None:
+    """Neurons that no image wakes: their gradient is 0 at all steps, and its square root's slope is infinite."""
+    given = smooth(4)
+    module = small_network(norm="none")
+    with torch.no_grad():
+        list(module.parameters())[1][0] = -1e3  # of one channel the bias
+    given |= {"network": FlatNetwork(module), "theta_start": flatten(module)}
+    found = adjoint(**given, steps=drawn(4), rule=replace(ADAM, weight_decay=0.0))
+    assert found.images.isfinite().all() and found.syn_lr.isfinite()
+
+
+@pytest.mark.parametrize("by", ["l2", "l1"])
+@pytest.mark.parametrize("rule", [PLAIN, FULL], ids=["plain", "full"])
+@pytest.mark.parametrize("ahead", [0.4, 1.0, 3.0])
+def test_the_nearest_step_is_matched(by: Literal["l1", "l2"], rule: InnerRule, ahead: float) -> None:
+    """The target lies beside where the student passes, its end, or farther."""
+    given, steps = problem(9, epochs=1), drawn(9, ("color", "flip"))
+    ended = adjoint(**given, steps=steps, rule=rule).ended
+    assert ended is not None
+    moved = ended.theta - given["theta_start"]
+    beside = torch.randn(len(moved), generator=seeded(7)).double()
+    target = given["theta_start"] + ahead * moved + 0.1 * moved.norm() * beside / beside.norm()
+    given["targets"] = [Nearest(target, (given["theta_start"] - target).square().sum(), by)]
+    found, expected = (f(**given, steps=steps, rule=rule) for f in (adjoint, unrolled))
+    assert found.steps == expected.steps
+    assert (found.steps == (9,)) == (ahead >= 1)
+    check_against_autograd(given, steps, rule)
+
+
+def test_of_steps_as_near_the_later_is_matched() -> None:
+    thetas = torch.tensor([[0.0], [1.0], [3.0], [1.0], [4.0]], dtype=torch.float64)
+    for by in ("l1", "l2"):
+        assert Nearest(torch.tensor([2.0], dtype=torch.float64), torch.ones(()), by).reached(thetas).step == 3
+        assert Nearest(torch.tensor([0.0], dtype=torch.float64), torch.ones(()), by).reached(thetas).step == 3  # not 0
+
+
+def test_nothing_is_differentiated_after_the_step_that_is_matched() -> None:
+    given, steps = problem(9, epochs=1), drawn(9)
+    derivatives, seen = Derivatives(given["network"]), []
+    second = derivatives.second
+    derivatives.second = lambda *args: seen.append(1) or second(*args)  # type: ignore[func-returns-value]
+    found = inner_loop.matching_gradient(
+        derivatives, given["images"], given["labels"], given["syn_lr"], given["theta_start"], steps,
+        [Nearest(given["theta_start"] + 1e-4, torch.ones(()), "l2")], FULL,
+    )  # fmt: skip
+    assert len(seen) == found.steps[0] < 9
+
+
+def real_loss(given: dict[str, Any], count: int = 300) -> RealLoss:
+    """More images than are differentiated at once."""
+    images, labels = torch.randn(count, 2, 8, 8, generator=seeded(6)).double(), torch.arange(count) % K
+    return RealLoss(Derivatives(given["network"]), images, labels, 0.7)
+
+
+@pytest.mark.parametrize("rule", [FULL, ADAM], ids=["sgd", "adam"])
+def test_adjoint_of_the_loss_on_real_images(rule: InnerRule) -> None:
+    given = smooth(5)
+    given["targets"] = [real_loss(given)]
+    check_against_autograd(given, drawn(5, ("color",)), rule)
+    assert adjoint(**given, steps=drawn(5), rule=rule).steps == (5,)
+
+
+def test_adjoint_of_matching_and_real_images_in_one() -> None:
+    given = problem(6)
+    given["targets"] = [*given["targets"], real_loss(given)]
+    check_against_autograd(given, drawn(6), FULL)
+    assert len(adjoint(**given, steps=drawn(6), rule=FULL).terms) == 4
+
+
+@pytest.mark.parametrize("first", [1, 150])
+def test_adjoint_without_the_first_parameters(first: int) -> None:
+    given = problem(5)
+    given["targets"] = [
+        replace(one, first=first, scale=(given["theta_start"] - one.target)[first:].square().sum()) for one in given["targets"]
+    ]
+    check_against_autograd(given, drawn(5), FULL)
+
+
+@pytest.mark.parametrize("rule", [PLAIN, FULL], ids=["plain", "full"])
+@pytest.mark.parametrize("part", ["off", "ramp"])
+def test_teslas_gradient_takes_each_theta_for_given(rule: InnerRule, part: str) -> None:
+    given, steps = problem(6, part=part), drawn(6, ("color", "crop"))
+    found, expected = (f(**given, steps=steps, rule=replace(rule, weight_decay=0.0), exact=False) for f in (adjoint, unrolled))
+    for name in ("terms", "images", "syn_lr"):
+        ours, theirs = getattr(found, name), getattr(expected, name)
+        assert (ours - theirs).norm() <= 1e-10 * theirs.norm(), name
+    exact = adjoint(**given, steps=steps, rule=rule)
+    assert (found.images - exact.images).norm() > 1e-3 * exact.images.norm()
 
 
 def test_adjoint_of_one_step_and_one_epoch() -> None:
@@ -167,7 +293,7 @@ def test_every_student_step_is_torchs_sgd(rule: InnerRule) -> None:
         (rule.coefficient * cross_entropy(logits, given["labels"][step.index])).backward()
         optimiser.step()
         points.append(WayPoint(n, flatten(module), 1.0, torch.ones((), dtype=torch.float64)))
-    found = adjoint(**{**given, "way_points": points}, steps=steps, rule=rule)
+    found = adjoint(**{**given, "targets": points}, steps=steps, rule=rule)
     assert (found.terms.sqrt() <= 1e-12 * points[-1].target.norm()).all()
     assert (points[-1].target - given["theta_start"]).norm() > 0.01
 
@@ -227,21 +353,22 @@ class Saved:
         self.ledger.change(self.tensor, -1)
 
 
-def ledger_of(run: Callable[..., MatchingGradient], steps: int, labels: Tensor | None) -> Ledger:
+def ledger_of(run: Callable[..., MatchingGradient], steps: int, labels: Tensor | None, rule: InnerRule) -> Ledger:
     # torch never releases the hooks of GroupNorm's double backward, hence no norm
     given, drawn_steps = problem(steps, norm="none"), drawn(steps, ("rotate",), batch=S)
     given["labels"] = given["labels"] if labels is None else labels
     ledger = Ledger()
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: Saved(tensor, ledger), lambda saved: saved.tensor):
-        run(**given, steps=drawn_steps, rule=FULL)
+        run(**given, steps=drawn_steps, rule=rule)
     return ledger
 
 
+@pytest.mark.parametrize("rule", [FULL, ADAM], ids=["sgd", "adam"])
 @pytest.mark.parametrize("labels", [None, soft_labels()], ids=["hard", "soft"])
-def test_the_graph_of_one_step_lives_at_a_time(labels: Tensor | None) -> None:
-    short, long = (ledger_of(adjoint, steps, labels) for steps in (3, 30))
+def test_the_graph_of_one_step_lives_at_a_time(labels: Tensor | None, rule: InnerRule) -> None:
+    short, long = (ledger_of(adjoint, steps, labels, rule) for steps in (3, 30))
     assert short.peak[0] > 0
     assert short.peak == long.peak
     assert short.live == long.live == [0, 0]
-    kept = ledger_of(unrolled, 3, labels)  # it is the graphs that are counted: those of three steps are larger
+    kept = ledger_of(unrolled, 3, labels, rule)  # it is the graphs that are counted: those of three steps are larger
     assert all(ours < 0.5 * theirs for ours, theirs in zip(long.peak, kept.peak, strict=True))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from src.maths import matching
 from src.maths.networks import FlatNetwork, flatten
+from src.maths.targets import snapshots
 from src.settings.distillation import Distillation
 from tests.reference import small_network
 
@@ -38,7 +39,7 @@ def targets() -> Tensor:
     [(20, 3, [6, 12, 20]), (20, 1, [20]), (30, 2, [15, 30]), (10, 4, [2, 4, 6, 10]), (5, 5, [1, 2, 3, 4, 5])],
 )
 def test_ends(syn_steps: int, expert_epochs: int, expected: list[int]) -> None:
-    assert matching.ends(syn_steps, expert_epochs) == expected
+    assert snapshots.ends(syn_steps, expert_epochs) == expected
 
 
 def test_balance_is_the_papers_logarithm() -> None:
@@ -66,7 +67,7 @@ def test_balance_is_one_where_it_is_off() -> None:
     [("off", [20], [1]), ("sum", [6, 12, 20], [1, 1, 1]), ("ramp", [6, 12, 20], [1 / 3, 2 / 3, 1])],
 )
 def test_way_points(part: str, steps: list[int], weights: list[float], theta: Tensor, targets: Tensor) -> None:
-    points = matching.way_points(theta, targets, settings(intermediate_loss=part))
+    points = snapshots.way_points(theta, targets, settings(intermediate_loss=part))
     assert [p.step for p in points] == steps
     assert [p.weight for p in points] == weights
     for point, target in zip(points, targets[-len(steps) :], strict=True):
@@ -76,7 +77,7 @@ def test_way_points(part: str, steps: list[int], weights: list[float], theta: Te
 
 @pytest.mark.parametrize("part", ["off", "sum", "ramp"])
 def test_at_the_start_each_term_is_its_weight(part: str, theta: Tensor, targets: Tensor) -> None:
-    for point in matching.way_points(theta, targets, settings(intermediate_loss=part)):
+    for point in snapshots.way_points(theta, targets, settings(intermediate_loss=part)):
         assert point.distance(theta).item() == pytest.approx(point.weight, rel=1e-15)
         assert point.distance(point.target) == 0
         # half the way there is a quarter of the squared distance
@@ -85,7 +86,7 @@ def test_at_the_start_each_term_is_its_weight(part: str, theta: Tensor, targets:
 
 def test_pull_is_the_gradient_of_the_distance(theta: Tensor, targets: Tensor) -> None:
     place = torch.randn(11, generator=seeded(2), dtype=torch.float64, requires_grad=True)
-    for point in matching.way_points(theta, targets, settings(intermediate_loss="ramp")):
+    for point in snapshots.way_points(theta, targets, settings(intermediate_loss="ramp")):
         (gradient,) = torch.autograd.grad(point.distance(place), place)
         torch.testing.assert_close(point.pull(place.detach()), gradient, rtol=1e-14, atol=0)
 

@@ -189,8 +189,8 @@ def test_code_that_gives_the_same_bytes_is_adopted(repository: Path) -> None:
     none = python(repository, "adopt")
     assert (none.returncode, none.stdout) == (0, "")
     assert "No stage is out of date by its code alone" in none.stderr
-    edit(repository, "src/maths/matching.py", "def way_points(", "def points_on_the_way(")
-    edit(repository, "src/maths/distillation.py", "matching.way_points(", "matching.points_on_the_way(")
+    edit(repository, "src/maths/matching.py", "def perturb(", "def perturbed(")
+    edit(repository, "src/maths/distillation.py", "matching.perturb(", "matching.perturbed(")
     assert outdated(repository) == {"resolve"}
     kept = lock(repository)
     done = python(repository, "adopt", "distill@digits-ipc1-ast", "distill@digits-ipc1-random")

@@ -17,8 +17,8 @@ from src.bench.settings import EvaluateSetting, ExpertsSetting, MatchingSetting
 from src.loops import outer
 from src.maths import inner_loop
 from src.maths.inner_loop import InnerRule
-from src.maths.matching import WayPoint
 from src.maths.networks import FlatNetwork
+from src.maths.targets.snapshots import WayPoint
 from src.settings import resolved
 from src.settings.params import Params, parse
 from src.stages import distill, evaluate, experts, plan, plan_steps, prepare

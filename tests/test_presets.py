@@ -37,6 +37,20 @@ CELLS: dict[str, tuple[Any, ...]] = {
     "cifar100-ipc50-ast": (80, 2, 40, 1000, 1e-5, 700, 0.01, False, 47.7),
     "tiny-imagenet-ipc1-ast": (10, 2, 10, 10000, 1e-4, None, 0.01, False, 8.8),
 }
+# steps, M, start epochs below, lr_img, lr_lr, lr_init, ZCA, running mean, and the method whose accuracy there is
+METHODS: dict[str, tuple[Any, ...]] = {
+    "cifar10-ipc1-ftd": (50, 2, 2, 100, 1e-7, 0.01, True, 0.9999, "FTD", 46.8),
+    "cifar10-ipc10-ftd": (30, 2, 20, 100, 1e-5, 0.001, True, 0.9995, "FTD", 66.6),
+    "cifar10-ipc50-ftd": (30, 2, 40, 1000, 1e-5, 0.001, False, 0.999, "FTD", 73.8),
+    "tiny-imagenet-ipc10-ftd": (20, 2, 40, 10000, 1e-4, 0.01, False, 0.999, "FTD", 24.5),
+    "cifar10-ipc1-tesla": (50, 2, 5, 500, 1e-7, 0.01, True, None, "TESLA", 48.5),
+    "cifar10-ipc10-datm": (80, 2, 20, 100, 1e-5, 0.01, True, 0.9995, "DATM (soft labels)", 66.8),
+    "cifar100-ipc10-datm": (80, 2, 50, 1000, 1e-5, 0.01, True, None, "DATM (soft labels)", 47.2),
+    "cifar10-ipc1-att": (80, 4, 2, 100, 1e-7, 0.01, True, 0.9999, "ATT", 48.3),
+    "cifar10-ipc10-att": (30, 2, 20, 10000, 1e-4, 0.01, True, 0.9999, "ATT", 67.7),
+    "cifar100-ipc50-att": (80, 2, 40, 1000, 1e-5, 0.01, True, 0.9999, "ATT", 51.2),
+    "imagenette-ipc1-att": (20, 2, 10, 10000, 5e-8, 0.01, False, 0.9999, "ATT", 52.4),
+}
 # representative, balance, intermediate, perturb
 PARTS = {
     "cifar10-ipc10-ast": (False, True, True, True),
@@ -77,12 +91,14 @@ def test_every_preset_is_valid_by_itself(name: str) -> None:
     assert name.startswith(preset.family)
     assert preset.status in ("published", "ours")
     assert preset.source
-    assert bool(preset.experts) == (params.distillations[name].iterations > 0)
+    assert bool(preset.experts) == params.distillations[name].matches
     if preset.experts:
         assert experts is not None
         distil: Distillation = params.distillations[name]
         assert preset.epochs == distil.last_epoch
-        expected = (100, 100, 50, 5000)
+        epochs = 100 if preset.method in ("datm", "pad") else 50
+        iterations = 10000 if preset.method in ("datm", "pad", "tesla") else 5000
+        expected = (100, 100, epochs, 6000 if name == "cifar10-ipc1-att" else iterations)
         if quick:
             expected = (4, 4, 10, 100) if preset.family.startswith("fashion") else (8, 8, 10, 500)
         elif name.endswith("-w32"):
@@ -126,6 +142,21 @@ def test_published_settings(name: str) -> None:
     assert not [method for method in preset.published if "AST" in method]
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_published_settings_of_other_methods(name: str) -> None:
+    preset, params = parsed(name)
+    distil = params.distillations[name]
+    *numbers, zca, ema, method, accuracy = METHODS[name]
+    fields = ("syn_steps", "expert_epochs", "max_start_epoch", "lr_img", "lr_lr", "lr_init")
+    assert [getattr(distil, field) for field in fields] == numbers
+    assert (params.prepare[params.runs[name].dataset].whitening == "zca", distil.ema) == (zca, ema)
+    assert (preset.status, preset.compare, preset.published[method]) == ("published", method, accuracy)
+    assert (params.matched(name)[1].sharpness == 0.01) == (method == "FTD" or method.startswith("DATM"))
+    assert (distil.target == "nearest") == (method == "ATT")
+    assert (distil.gradient == "tesla") == (method == "TESLA")
+    assert (distil.labels == "learned") == (distil.initialisation == "classified") == method.startswith("DATM")
+
+
 @pytest.mark.parametrize("name", [name for name in PRESETS if name.endswith(("-cpu", "-cpu32", "-w32"))])
 def test_a_small_variant_is_its_preset_with_fewer_experts_and_iterations(name: str) -> None:
     (_, small), (_, large) = parsed(name), parsed(name.rsplit("-", 1)[0])
@@ -146,7 +177,10 @@ def test_a_small_variant_is_its_preset_with_fewer_experts_and_iterations(name: s
 
 
 def test_no_other_cell_is_called_published() -> None:
-    assert {name for name, preset in PRESETS.items() if preset.status == "published"} == set(CELLS)
+    others = {name for name, preset in PRESETS.items() if preset.method in ("ftd", "tesla", "datm", "att")}
+    quick = {name for name in others if "quick" in name}
+    assert {name for name, preset in PRESETS.items() if preset.status == "published"} == {*CELLS, *others - quick}
+    assert set(METHODS) <= others
 
 
 @pytest.mark.parametrize("name", [name for name in CELLS if "-mtt" in name])
@@ -274,7 +308,10 @@ def test_fewer_experts(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
             "preset list --dataset cifar",
             "no preset is for 'cifar': choose one of cifar10, cifar10-quick, cifar100, fashion-mnist",
         ),
-        ("preset list --method ftd", "no preset is for 'ftd': choose one of ast, ast-student, k-means, mtt, random, whole"),
+        (
+            "preset list --method dc",
+            "no preset is for 'dc': choose one of ast, ast-student, att, datm, ftd, k-means, mtt, pad, ",
+        ),
     ],
 )
 def test_unknown_names(words: str, sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from src.settings.experts import Experts
 from tests.reference import small_network
 
 B, C, SIDE, K = 4, 3, 2, 5
+LABELS = torch.tensor([0, 3, 1, 1])
 
 
 def settings(**changes: Any) -> Experts:
@@ -31,7 +32,7 @@ def images(channels: int = C, side: int = SIDE) -> Tensor:
 
 
 def penalty_of(weights: Tensor, axes: str) -> Tensor:
-    return gradient_penalty(lambda x: x.flatten(1) @ weights.T, images(), axes)
+    return gradient_penalty(lambda x: x.flatten(1) @ weights.T, images(), LABELS, settings(gradient_penalty_axes=axes))
 
 
 def test_clipping_rises_by_a_twentieth_then_stays_at_one() -> None:
@@ -58,6 +59,17 @@ def test_penalty_of_a_linear_network() -> None:
     assert penalty_of(linear(), "image").item() == pytest.approx((u.pow(2).sum().sqrt().item() - 1) ** 2, rel=1e-12)
 
 
+def test_penalty_of_what_the_loss_sees_of_a_linear_network() -> None:
+    """u is W_y - mean W for the centred logit, and W^T (s - y) for the cross-entropy."""
+    x = images().flatten(1)
+    s = (x @ linear().T).softmax(1)
+    y = torch.nn.functional.one_hot(LABELS, K).double()
+    for of, u in (("centred", (y - 1 / K) @ linear()), ("loss", (s - y) @ linear())):
+        norms = u.view(B, C, SIDE, SIDE).pow(2).sum(1).sqrt()
+        found = gradient_penalty(lambda x: x.flatten(1) @ linear().T, images(), LABELS, settings(gradient_penalty_of=of))
+        assert found.item() == pytest.approx((norms - 1).pow(2).mean().item(), rel=1e-12)
+
+
 def test_penalty_gradient_of_a_linear_network() -> None:
     weights = linear().requires_grad_()
     penalty_of(weights, "channels").backward()
@@ -74,7 +86,9 @@ def test_zero_gradient_stays_finite(axes: str, dtype: torch.dtype) -> None:
     weights.view(K, C, SIDE, SIDE)[:, :, 0, 0] = 0  # a dead pixel
     for w in (weights, torch.zeros_like(weights)):
         w.requires_grad_()
-        value = gradient_penalty(lambda x, w=w: x.flatten(1) @ w.T, images().to(dtype), axes)
+        value = gradient_penalty(
+            lambda x, w=w: x.flatten(1) @ w.T, images().to(dtype), LABELS, settings(gradient_penalty_axes=axes)
+        )
         value.backward()
         assert value.isfinite()
         assert w.grad.isfinite().all()
@@ -91,7 +105,7 @@ def test_penalty_of_a_convnet_equals_a_loop_over_images(axes: str) -> None:
         norms = u.norm(dim=0).flatten() if axes == "channels" else u.norm().view(1)
         total, terms = total + ((norms - 1) ** 2).sum(), terms + len(norms)
     expected = total / terms
-    found = gradient_penalty(network, batch, axes)
+    found = gradient_penalty(network, batch, torch.zeros(len(batch), dtype=torch.long), settings(gradient_penalty_axes=axes))
     assert found.item() == pytest.approx(expected.item(), rel=1e-12)
     # norms' biases do not move u, hence allow_unused
     ours = torch.autograd.grad(found, list(network.parameters()), allow_unused=True)
@@ -105,7 +119,7 @@ def test_penalty_of_a_convnet_equals_a_loop_over_images(axes: str) -> None:
 
 def test_penalty_leaves_the_images_as_they_were() -> None:
     x = images()
-    gradient_penalty(lambda x: x.flatten(1) @ linear().T, x, "channels")
+    gradient_penalty(lambda x: x.flatten(1) @ linear().T, x, LABELS, settings())
     assert torch.equal(x, images())
     assert not x.requires_grad
     assert x.grad is None
@@ -136,4 +150,10 @@ def test_the_cross_entropy_never_moves_all_logits_alike_and_the_penalty_does() -
         return (common_logit_steps(step, network) / parameter_steps(step)).item()
 
     assert common_share(Derivatives(network).loss(theta, batch, torch.arange(6) % 5)) < 1e-25
-    assert common_share(gradient_penalty(lambda x: network(theta, x), batch, "channels")) > 0.05
+    labels = torch.arange(6) % 5
+    shares = {}
+    for of in ("sum", "centred", "loss"):
+        value = gradient_penalty(lambda x: network(theta, x), batch, labels, settings(gradient_penalty_of=of))
+        shares[of] = common_share(value)
+    assert shares["sum"] > 0.05
+    assert max(shares["centred"], shares["loss"]) < 1e-25

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from src.bench.settings import AUGMENTATION, MatchingSetting, Setting
 from src.ground.seeding import generator
-from src.maths import inner_loop, matching, networks
+from src.maths import inner_loop, networks
 from src.maths.inner_loop import InnerRule, InnerStep
-from src.maths.matching import WayPoint
 from src.maths.networks import FlatNetwork, ImageShape
+from src.maths.targets.snapshots import WayPoint, way_points
 from src.settings.distillation import Distillation
 from src.settings.networks import ConvNet
 
@@ -45,7 +45,7 @@ class Problem:
 
     @property
     def way_points(self) -> list[WayPoint]:
-        return matching.way_points(self.snapshots[0], self.snapshots[1:], self.settings)
+        return way_points(self.snapshots[0], self.snapshots[1:], self.settings)
 
     def steps(self, iteration: int) -> list[InnerStep]:
         """The inner steps that distillation.iterate draws from `draws(iteration)`."""

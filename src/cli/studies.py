@@ -73,7 +73,7 @@ def ablate(
         int | None, typer.Option(min=1, max=1024, help="Processes; as many as fill the cores where left out.")
     ] = None,
 ) -> None:
-    """Measure what AST's parts do for a run: without each, and each alone; the experts' two also together.
+    """Measure what a method's parts do for a run: without each, and each alone; AST's experts' two also together.
 
     The same command again goes on.
     """
@@ -86,3 +86,20 @@ def ablate(
     from src.studies import ablate as ablation
 
     ablation.run(Store(), resolved.run(params, run), params.tune, seeds, test, workers)
+
+
+@app.command()
+def gradient_error(
+    run: Annotated[str, typer.Option(help="A run of the section `runs`, whose experts are there.")],
+    every: Annotated[int, typer.Option(min=1, help="Iterations from one comparison to the next.")] = 10,
+) -> None:
+    """Measure how far TESLA's gradient is from the exact one over a run's iterations: data/gradient-error/RUN.csv and .png."""
+    from src.settings.params import load
+
+    params = load()
+    params.run(run)
+    from src.settings import resolved
+    from src.store.store import Store
+    from src.studies import gradient_error as study
+
+    study.run(Store(), resolved.run(params, run), every)

@@ -23,7 +23,7 @@ class Preset:
 
     name: str
     family: str  # the data set as papers call it; its entry of `prepare` may be one of several
-    method: str  # the recipe: ast, mtt, random or whole
+    method: str  # the recipe, such as ast, mtt or random
     ipc: int | str  # images per class, or 'all'
     status: str  # published, or ours: a starting point
     source: str
@@ -43,7 +43,7 @@ class Preset:
         """Epochs of each expert that are matched; 0 for a baseline."""
         own = dict(self.sections["runs"][self.name]["distill"])
         settings = Distillation(**{**self.sections["distill"][own.pop("method")], **own})
-        return settings.last_epoch if settings.iterations else 0
+        return settings.last_epoch if settings.matches else 0
 
 
 @cache

@@ -121,7 +121,7 @@ def _keep_compiled() -> None:
 
 
 def compiled_code() -> Path:
-    """Where compiled code is kept, torch's and that of own kernels: in the repository, elsewhere with the user's other caches."""
+    """Where compiled code is kept, torch's and own kernels: in the repository, elsewhere with the user's other caches."""
     if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
         return Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
     users = Path(os.environ.get("XDG_CACHE_HOME", Path("~/.cache").expanduser())) / "smooth-distillation"

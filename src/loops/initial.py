@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
 
+from src.ground.errors import DataError
 from src.ground.seeding import generator, seed_of
 from src.maths import initialisation, scores
 from src.maths.networks import FlatNetwork
@@ -35,13 +36,35 @@ def images(
         return torch.randn(len(labels), *real.shape[1:], generator=draws), labels
     if kind == "random":
         return real[initialisation.random_indices(real_labels, classes, ipc, draws)], labels
-    points = _seen(network, last(), real, embeddings=kind != "representative")
+    points = _seen(network, last(), real, embeddings=kind not in ("representative", "classified"))
+    if kind == "classified":
+        return real[initialisation.classified_indices(points, real_labels, counts, ipc, draws, who)], labels
     if kind == "herding":
         return real[initialisation.herding_indices(points, real_labels, classes, ipc)], labels
     if kind == "k_center":
         return real[initialisation.k_center_indices(points, real_labels, classes, ipc)], labels
     seed = seed_of(seed, "distill", "k-means")
     return real[initialisation.representative_indices(points, real_labels, classes, ipc, seed)], labels
+
+
+def logits(network: FlatNetwork, thetas: Iterable[Tensor], images: Tensor, labels: Tensor) -> Tensor:
+    """(S, K), of each image the mean of the logits of those experts (P,) that classify it rightly (DATM).
+
+    Raises DataError where there is none for an image (C, H, W) of the class that `labels` (S,) or (S, K) have.
+    """
+    classes = labels.argmax(dim=1) if labels.is_floating_point() else labels
+    total, count = torch.zeros(()), torch.zeros(len(images), 1)
+    for theta in thetas:
+        found = _seen(network, theta, images, embeddings=False)
+        right = (found.argmax(dim=1) == classes)[:, None].to(found)
+        total, count = total + right * found, count + right
+    wrong = int((count == 0).sum())
+    if wrong:
+        raise DataError(
+            f"{wrong} of the {len(images)} initial images are classified rightly by no expert, whose logits their labels are "
+            "to start from: choose initialisation classified, or labels fixed"
+        )
+    return total / count
 
 
 def _seen(network: FlatNetwork, theta: Tensor, real: Tensor, embeddings: bool) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +14,8 @@ from src.ground.seeding import generator
 from src.loops.stored import Stored
 from src.maths import derivatives, distillation
 from src.maths.derivatives import PASSES, Backend, Derivatives
-from src.maths.distillation import Figures, Start, State
+from src.maths.distillation import Figures, Real, Start, State
+from src.maths.inner_loop import MatchingGradient
 from src.maths.networks import FlatNetwork
 from src.maths.pixels import Space
 from src.process import progress, stopping
@@ -46,7 +47,10 @@ class Distilling:
     def stored(self) -> Stored:
         """What its checkpoint holds."""
         tensors = {
-            f"{which}.{name}": value for which in ("state", "anchor") for name, value in vars(getattr(self, which)).items()
+            f"{which}.{name}": value
+            for which in ("state", "anchor")
+            for name, value in vars(getattr(self, which)).items()
+            if value is not None
         }
         tensors |= {f"snapshot.{iteration}": pixels for iteration, pixels in self.snapshots.items()}
         return tensors, {"rows": self.rows, "restores": self.restores}
@@ -63,8 +67,11 @@ class Loop:
     read: Read  # their snapshots
     network: FlatNetwork
     derivatives: Derivatives
-    labels: Tensor  # (S,) classes, or (S, K) probabilities
+    labels: Tensor  # (S,) classes, or (S, K) probabilities, of the initial images
     space: Space
+    logits: Tensor | None = None  # (S, K), that learned labels start from
+    syn_lr: float | None = None  # the initial run's, where the settings' lr_init is null
+    real: Real | None = None  # of the objective on real images
 
     @property
     def classes(self) -> Tensor:
@@ -76,6 +83,12 @@ class Loop:
         """Iterations at which images are kept, first and last among them."""
         total = self.distil.iterations
         return frozenset({*range(0, total, self.distil.snapshot_every), total})
+
+
+def labels(loop: Loop, state: State) -> Tensor:
+    """The labels that are kept with the images, (S,) classes or (S, K) probabilities."""
+    _, soft = state.scored
+    return loop.labels if soft is None else soft
 
 
 def check_batch(distil: Distillation, count: int, who: str) -> None:
@@ -99,7 +112,7 @@ def differentiate(
 
 def first(loop: Loop, images: Tensor, pixels: Tensor | None = None) -> Distilling:
     """The outer loop before its first iteration, at images (S, C, H, W) on the device; `pixels` where they were given so."""
-    state = distillation.start(images, loop.distil)
+    state = distillation.start(images, loop.distil, loop.logits, loop.syn_lr)
     return Distilling(state, state, (), {0: loop.space.to_pixels(images.cpu()) if pixels is None else pixels})
 
 
@@ -122,7 +135,7 @@ def resumed(loop: Loop, stored: Stored | None) -> Distilling | None:
     device = loop.labels.device
     state, anchor = (State(**{key: value.to(device) for key, value in parts[kind].items()}) for kind in ("state", "anchor"))
     kept = {int(key): pixels for key, pixels in parts["snapshot"].items()}
-    kept[len(rows)] = loop.space.to_pixels(state.images.cpu())
+    kept[len(rows)] = _pixels(loop, state)
     snapshots = {moment: kept[moment] for moment in sorted(kept) if moment in loop.moments}
     return Distilling(state, anchor, rows, snapshots, tuple(facts["restores"]))
 
@@ -130,31 +143,54 @@ def resumed(loop: Loop, stored: Stored | None) -> Distilling | None:
 def iterate(loop: Loop, at: Distilling) -> Distilling:
     """The next iteration done; or, where it diverges and the settings want it, the last anchor again."""
     settings = loop.distil.model_copy(update={"lr_img": loop.distil.lr_img / 2 ** len(at.restores)})
-    experts, epochs, starts, draws = _starts(loop, at.iteration)
+    drawn, starts, draws = _drawn(loop, at.iteration)
+    given = (loop.network, loop.derivatives, at.state, loop.labels, starts, settings, draws)
     try:
-        state, figures = distillation.iterate(loop.network, loop.derivatives, at.state, loop.labels, starts, settings, draws)
+        state, figures = distillation.iterate(*given, at.iteration, loop.real)
     except DivergenceError as error:
         good = f"last good matching loss {at.rows[-1]['matching_loss']:g}" if at.rows else "no good iteration before it"
-        where = f"iteration {at.iteration} (expert {experts}, start epoch {epochs}, {good})"
+        of = f"expert {drawn['expert']}, start epoch {drawn['start_epoch']}, " if drawn else ""
+        where = f"iteration {at.iteration} ({of}{good})"
         return _restored(loop, at, f"run {loop.name} diverged at {where}: {error}")
-    row = {"iteration": at.iteration, "expert": experts, "start_epoch": epochs, **_row(figures), "lr_img": settings.lr_img}
+    row = {"iteration": at.iteration, **drawn, **_row(figures, settings, at.iteration), "lr_img": settings.lr_img}
     done = replace(at, state=state, rows=(*at.rows, row))
     if done.iteration in loop.moments:
-        done = replace(done, snapshots={**at.snapshots, done.iteration: loop.space.to_pixels(state.images.cpu())})
+        done = replace(done, snapshots={**at.snapshots, done.iteration: _pixels(loop, state)})
     return replace(done, anchor=state) if done.iteration % ANCHOR_ITERATIONS == 0 else done
 
 
-def _starts(loop: Loop, iteration: int) -> tuple[str, str, list[Start], torch.Generator]:
-    """The experts and start epochs drawn for an iteration, in words and as snapshots, and the generator of its other draws."""
-    distil = loop.distil
+def gradient(loop: Loop, at: Distilling, kind: Literal["exact", "tesla"]) -> MatchingGradient:
+    """The gradient that the next iteration goes by, from its own draws, exact or TESLA's."""
+    _, starts, draws = _drawn(loop, at.iteration)
+    settings = loop.distil.model_copy(update={"gradient": kind})
+    given = (loop.network, loop.derivatives, at.state, loop.labels, starts, settings, draws, loop.real)
+    _, found = distillation.differentiated(*given)
+    return distillation.mean(found)
+
+
+def _drawn(loop: Loop, iteration: int) -> tuple[dict[str, str], list[Start], torch.Generator]:
+    """What is drawn for an iteration, in words and as snapshots, and the generator of its other draws."""
     draws = generator(loop.seed, "distill", "iteration", iteration)
-    drawn = [distillation.draw_start(loop.experts, distil, draws) for _ in range(distil.trajectories_per_iteration)]
+    drawn, starts = _starts(loop, iteration, draws) if loop.distil.matches else ({}, [])
+    return drawn, starts, draws
+
+
+def _pixels(loop: Loop, state: State) -> Tensor:
+    """The images that are kept, (S, C, H, W), on the CPU."""
+    images, _ = state.scored
+    return loop.space.to_pixels(images.cpu())
+
+
+def _starts(loop: Loop, iteration: int, draws: torch.Generator) -> tuple[dict[str, str], list[Start]]:
+    """The experts and start epochs drawn for an iteration, in words and as snapshots."""
+    distil = loop.distil
+    drawn = [distillation.draw_start(loop.experts, distil, draws, iteration) for _ in range(distil.trajectories_per_iteration)]
     starts = []
     for expert, epoch in drawn:
         snapshots = loop.read(expert, epoch, epoch + distil.expert_epochs + 1)
         starts.append(Start(snapshots.to(loop.labels.device), epoch))
     experts, epochs = (" ".join(str(number) for number in column) for column in zip(*drawn, strict=True))
-    return experts, epochs, starts, draws
+    return {"expert": experts, "start_epoch": epochs}, starts
 
 
 def _restored(loop: Loop, at: Distilling, problem: str) -> Distilling:
@@ -171,11 +207,19 @@ def _restored(loop: Loop, at: Distilling, problem: str) -> Distilling:
     return Distilling(at.anchor, at.anchor, at.rows[:iteration], snapshots, restores)
 
 
-def _row(figures: Figures) -> dict[str, float]:
-    way_points = {f"way_point_{k}": value for k, value in enumerate(figures.terms, start=1)}
+def _row(figures: Figures, distil: Distillation, iteration: int) -> dict[str, float]:
+    """The loss and its terms, and what only some methods have: where a student was matched, and the bound of start epochs."""
+    terms = list(figures.terms)
+    real = {} if distil.objective == "matching" else {"real_loss": terms.pop()}
+    way_points = {f"way_point_{k}": value for k, value in enumerate(terms, start=1)}
+    matched = {"matched_step": figures.steps[0]} if distil.target == "nearest" else {}
+    window = {} if distil.start_growth is None else {"start_bound": distillation.start_bound(iteration, distil)}
     return {
         "matching_loss": figures.matching_loss,
         **way_points,
+        **real,
+        **matched,
+        **window,
         "syn_lr": figures.syn_lr,
         "grad_norm_images": figures.grad_norm_images,
         "grad_norm_syn_lr": figures.grad_norm_syn_lr,

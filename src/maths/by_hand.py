@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from src.maths import kernels
 from src.maths.kernels import Between, Norm
 from src.maths.networks import FlatNetwork
+from src.settings.experts import PenaltyOf
 from src.settings.networks import ConvNet, Network
 
 Parts = dict[str, Tensor]  # a network's parameters, their directions, or their gradients, by name
@@ -124,23 +125,30 @@ class ByHand:
         return self._flat(found), _like(of_batch, batch), *of_labels
 
     @torch.no_grad()
-    def of_inputs(self, theta: Tensor, batch: Tensor) -> tuple[Tensor, Sweep]:
-        """The gradient of the sum of all logits with respect to the batch (B, C, H, W), and the sweep that found it."""
+    def of_inputs(self, theta: Tensor, batch: Tensor, labels: Tensor, of: PenaltyOf) -> tuple[Tensor, Sweep]:
+        """The gradient to the batch (B, C, H, W) of what the gradient penalty looks at, and the sweep that found it.
+
+        Labels are classes (B,).
+        """
         parts = self._network.unflatten(theta)
         sweep = self._forward(parts, batch)
-        sweep = self._back(parts, sweep, torch.ones_like(sweep.logits), None)
+        sweep = self._back(parts, sweep, _of_penalised(sweep.logits, labels, of), None)
         first = sweep.passed[0]
         assert first.q_u is not None
         return _like(self._to_images(first.x, first.q_u, parts, None, None), batch), sweep
 
     @torch.no_grad()
-    def along_inputs(self, theta: Tensor, batch_d: Tensor, sweep: Sweep) -> Tensor:
+    def along_inputs(self, theta: Tensor, batch_d: Tensor, sweep: Sweep, labels: Tensor, of: PenaltyOf) -> Tensor:
         """The gradient with respect to theta (P,) of <u, batch_d>, where u is what `of_inputs` gives, with its sweep."""
         parts = self._network.unflatten(theta)
         duals, features_d = self._forward_along(parts, None, sweep, self._images(batch_d, sweep.passed[0].u.dtype))
         found: Parts = {}
-        q = torch.ones_like(sweep.logits)
-        self._back_along(parts, None, sweep, duals, features_d, torch.zeros_like(q), q, found)
+        q = _of_penalised(sweep.logits, labels, of)
+        p = torch.zeros_like(q)
+        if of == "loss":
+            s, logits_d = sweep.logits.softmax(1), F.linear(features_d, parts[f"{self._classifier}.weight"])
+            p = s * (logits_d - (s * logits_d).sum(1, keepdim=True))
+        self._back_along(parts, None, sweep, duals, features_d, p, q, found)
         return self._flat(found)
 
     def sweep_bytes(self, batch: Tensor) -> int:
@@ -355,6 +363,13 @@ def _like(of_images: Tensor, batch: Tensor) -> Tensor:
 
 def _targets(logits: Tensor, labels: Tensor) -> Tensor:
     return labels if labels.is_floating_point() else F.one_hot(labels, logits.shape[1]).to(logits.dtype)
+
+
+def _of_penalised(logits: Tensor, labels: Tensor, of: PenaltyOf) -> Tensor:
+    """The gradient of `smoothness.penalised` with respect to the logits (B, K)."""
+    if of == "sum":
+        return torch.ones_like(logits)
+    return logits.softmax(1) - _targets(logits, labels) if of == "loss" else _targets(logits, labels) - 1 / logits.shape[1]
 
 
 def _of_logits(logits: Tensor, labels: Tensor) -> Tensor:

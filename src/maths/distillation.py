@@ -1,12 +1,13 @@
-"""The outer loop: one iteration moves the synthetic images and syn_lr down the gradient of the matching loss.
+"""The outer loop: one iteration moves the synthetic images, syn_lr and learned labels down the gradient of the student's loss.
 
-Sources: MTT, algorithm 1; AST, section 3 for the parts.
+Sources: MTT, algorithm 1; AST, section 3 for its parts; FTD for the running mean; TESLA and DATM for the labels; RaT-BPTT for
+the loss on real images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,8 +15,11 @@ from torch import Tensor
 from src.ground.errors import DivergenceError
 from src.maths import inner_loop, matching
 from src.maths.derivatives import Derivatives
-from src.maths.inner_loop import InnerRule, InnerStep, MatchingGradient
+from src.maths.inner_loop import InnerRule, InnerStep, MatchingGradient, Student
+from src.maths.inner_updates import ADAM_BETAS, ADAM_EPS, Moments, rest
 from src.maths.networks import FlatNetwork
+from src.maths.targets import base as targets
+from src.maths.targets.base import Course
 from src.settings.distillation import Distillation
 
 # beyond these a run is lost, though its numbers are finite
@@ -25,12 +29,33 @@ IMAGE_LIMIT = 1e4  # what networks read has a standard deviation of about 1
 
 @dataclass(frozen=True)
 class State:
-    """What the outer loop carries from one iteration to the next."""
+    """What the outer loop carries from one iteration to the next; None of what the settings do not ask for."""
 
     images: Tensor  # (S, C, H, W)
     syn_lr: Tensor  # ()
-    images_velocity: Tensor  # (S, C, H, W), outer momentum
+    images_velocity: Tensor  # (S, C, H, W), outer momentum, or Adam's mean gradient
     syn_lr_velocity: Tensor  # ()
+    images_square: Tensor | None = None  # (S, C, H, W), Adam's mean squared gradient
+    syn_lr_square: Tensor | None = None  # ()
+    logits: Tensor | None = None  # (S, K), whose softmax are the labels, learned or the last expert's
+    logits_velocity: Tensor | None = None  # (S, K)
+    logits_square: Tensor | None = None  # (S, K)
+    images_mean: Tensor | None = None  # (S, C, H, W), over iterations
+    labels_mean: Tensor | None = None  # (S, K), of probabilities
+    students: Tensor | None = None  # (n, P), of the objective real
+    students_moments: Tensor | None = None  # (n, 2, P), of their optimisers
+    students_steps: Tensor | None = None  # (n,), that they have taken
+
+    @property
+    def labels(self) -> Tensor | None:
+        """(S, K) as students learn them; None where they are as they were given."""
+        return None if self.logits is None else self.logits.softmax(1)
+
+    @property
+    def scored(self) -> tuple[Tensor, Tensor | None]:
+        """Images and soft labels that are kept: their running means where the settings ask for these."""
+        labels = self.labels if self.labels_mean is None else self.labels_mean
+        return self.images if self.images_mean is None else self.images_mean, labels
 
 
 @dataclass(frozen=True)
@@ -42,29 +67,58 @@ class Start:
 
 
 @dataclass(frozen=True)
+class Real:
+    """What the loss on real images is taken of."""
+
+    images: Tensor  # (N, C, H, W), as networks read them
+    labels: Tensor  # (N,)
+    fresh: Callable[[torch.Generator], Tensor]  # parameters (P,) of a student that has learned nothing
+
+
+@dataclass(frozen=True)
 class Figures:
     """What one iteration measured, at the synthetic set it started from."""
 
-    terms: list[float]  # one for each way point, weights included; the last is the end point's
+    terms: list[float]  # one for each target, weights included: way points, the end point last, then real images
     syn_lr: float
     grad_norm_images: float
     grad_norm_syn_lr: float
+    steps: tuple[float, ...] = ()  # at which each target was reached, the mean over the trajectories
 
     @property
     def matching_loss(self) -> float:
         return sum(self.terms)
 
 
-def start(images: Tensor, settings: Distillation) -> State:
-    """The state before the first iteration."""
-    syn_lr = torch.tensor(settings.lr_init, dtype=images.dtype, device=images.device)
-    return State(images, syn_lr, torch.zeros_like(images), torch.zeros_like(syn_lr))
+def start(images: Tensor, settings: Distillation, logits: Tensor | None = None, syn_lr: float | None = None) -> State:
+    """The state before the first iteration.
+
+    `logits` (S, K) are those that learned labels start from; `syn_lr` is the initial run's, where lr_init is null.
+    """
+    first = settings.lr_init if syn_lr is None else syn_lr
+    rate = torch.tensor(first, dtype=images.dtype, device=images.device)
+    state = State(images, rate, torch.zeros_like(images), torch.zeros_like(rate), logits=logits)
+    if logits is not None:
+        state = replace(state, logits_velocity=torch.zeros_like(logits))
+    if settings.outer_optimiser == "adam":
+        squares = {"images_square": torch.zeros_like(images), "syn_lr_square": torch.zeros_like(rate)}
+        state = replace(state, **squares, logits_square=None if logits is None else torch.zeros_like(logits))
+    return state if settings.ema is None else replace(state, images_mean=images, labels_mean=state.labels)
 
 
-def draw_start(experts: int, settings: Distillation, generator: torch.Generator) -> tuple[int, int]:
-    """An expert and a start epoch s in [0, max_start_epoch), both uniform."""
+def start_bound(iteration: int, settings: Distillation) -> int:
+    """The start epochs of an iteration lie below this: max_start_epoch, to which the bound may have to grow (DATM)."""
+    growth = settings.start_growth
+    if growth is None or iteration >= growth.iterations:
+        return settings.max_start_epoch
+    return growth.max_start_epoch + (settings.max_start_epoch - growth.max_start_epoch) * iteration // growth.iterations
+
+
+def draw_start(experts: int, settings: Distillation, generator: torch.Generator, iteration: int = 0) -> tuple[int, int]:
+    """An expert and a start epoch s in the iteration's window, both uniform."""
     expert = int(torch.randint(experts, (), generator=generator))
-    return expert, int(torch.randint(settings.max_start_epoch, (), generator=generator))
+    bound = start_bound(iteration, settings)
+    return expert, int(torch.randint(settings.min_start_epoch, bound, (), generator=generator))
 
 
 def iterate(
@@ -75,22 +129,65 @@ def iterate(
     starts: Sequence[Start],
     settings: Distillation,
     generator: torch.Generator,
+    iteration: int = 0,
+    real: Real | None = None,
 ) -> tuple[State, Figures]:
-    """One iteration against one or several expert trajectories, whose gradients are averaged.
+    """One iteration against one or several expert trajectories, whose gradients are averaged; of objective real against none.
 
-    Raises DivergenceError, leaving `state` good.
+    `labels` are those given with the images, (S,) or (S, K). Raises DivergenceError, leaving `state` good.
     """
-    found = [_match(network, derivatives, state, labels, start, settings, generator) for start in starts]
-    gradient = MatchingGradient(
-        terms=torch.stack([one.terms for one in found]).mean(dim=0),
-        images=torch.stack([one.images for one in found]).mean(dim=0),
-        syn_lr=torch.stack([one.syn_lr for one in found]).mean(),
-        labels=None,
+    state, gradients = differentiated(network, derivatives, state, labels, starts, settings, generator, real)
+    gradient = mean(gradients)
+    figures = Figures(
+        gradient.terms.tolist(),
+        state.syn_lr.item(),
+        gradient.images.norm().item(),
+        gradient.syn_lr.abs().item(),
+        tuple(sum(steps) / len(steps) for steps in zip(*(one.steps for one in gradients), strict=True)),
     )
-    figures = Figures(gradient.terms.tolist(), state.syn_lr.item(), gradient.images.norm().item(), gradient.syn_lr.abs().item())
-    new = _descend(state, gradient, settings)
+    new = _averaged(_descend(state, gradient, settings, iteration), settings)
     _check(figures, new, settings)
     return new, figures
+
+
+def differentiated(
+    network: FlatNetwork,
+    derivatives: Derivatives,
+    state: State,
+    labels: Tensor,
+    starts: Sequence[Start],
+    settings: Distillation,
+    generator: torch.Generator,
+    real: Real | None = None,
+) -> tuple[State, list[MatchingGradient]]:
+    """The gradients of an iteration, and the state with what students and experts leave there; arguments as of `iterate`."""
+    if settings.objective == "real":
+        assert real is not None
+        state, found = _learn(network, derivatives, state, labels, settings, generator, real)
+        return state, [found]
+    seen = [labels if state.labels is None else state.labels] * len(starts)
+    if settings.labels == "expert":
+        told = [_told(network, start, state.images) for start in starts]
+        state, seen = replace(state, logits=torch.stack(told).mean(dim=0)), [one.softmax(1) for one in told]
+    pairs = zip(starts, seen, strict=True)
+    return state, [_match(network, derivatives, state, own, start, settings, generator, real) for start, own in pairs]
+
+
+def mean(gradients: Sequence[MatchingGradient]) -> MatchingGradient:
+    """That of an iteration against several trajectories."""
+    labels = [one.labels for one in gradients if one.labels is not None]
+    return MatchingGradient(
+        terms=torch.stack([one.terms for one in gradients]).mean(dim=0),
+        images=torch.stack([one.images for one in gradients]).mean(dim=0),
+        syn_lr=torch.stack([one.syn_lr for one in gradients]).mean(),
+        labels=torch.stack(labels).mean(dim=0) if labels else None,
+    )
+
+
+def _told(network: FlatNetwork, start: Start, images: Tensor) -> Tensor:
+    """The target expert's logits of the images, (S, K)."""
+    with torch.no_grad():
+        return network(start.snapshots[-1], images)
 
 
 def _match(
@@ -101,51 +198,173 @@ def _match(
     start: Start,
     settings: Distillation,
     generator: torch.Generator,
+    real: Real | None,
 ) -> MatchingGradient:
-    """The gradient of the matching loss against one trajectory."""
+    """The gradient of the loss against one trajectory."""
     theta_start = matching.perturb(start.snapshots[0], network.convolutions, settings.weight_perturbation, generator)
+    steps = _steps(len(labels), settings.syn_steps, settings, generator, state.images)
+    batch = None if real is None else _real_batch(real, settings, generator)
+    first = sum(network.sizes[: int(settings.unmatched_depth * len(network.sizes))])
+    course = Course(theta_start, start.snapshots[1:], first, derivatives, batch, settings)
     return inner_loop.matching_gradient(
         derivatives,
         state.images,
         labels,
         state.syn_lr,
         theta_start,
-        _steps(len(labels), settings, generator, state.images),
-        matching.way_points(theta_start, start.snapshots[1:], settings),
-        InnerRule(settings.inner_momentum, settings.inner_weight_decay, matching.balance(start.epoch, settings)),
+        steps,
+        targets.made(settings.targets, course),
+        _rule(settings, matching.balance(start.epoch, settings)),
+        exact=settings.gradient == "exact",
     )
 
 
-def _steps(count: int, settings: Distillation, generator: torch.Generator, like: Tensor) -> list[InnerStep]:
+def _learn(
+    network: FlatNetwork,
+    derivatives: Derivatives,
+    state: State,
+    labels: Tensor,
+    settings: Distillation,
+    generator: torch.Generator,
+    real: Real,
+) -> tuple[State, MatchingGradient]:
+    """The gradient of the loss on real images of one of the students, who then is as many steps further in the state.
+
+    Its first steps, so many as are skipped, are taken for given.
+    """
+    assert settings.real is not None
+    like, labels, rule = state.images, labels if state.labels is None else state.labels, _rule(settings, 1.0)
+    chosen = int(torch.randint(settings.real.students, (), generator=generator))
+    skipped = int(torch.randint(settings.real.max_skip + 1, (), generator=generator))
+    students = _students(network, state, settings.real.students)
+    student = _student(students, chosen)
+    if not 0 < student.moments.steps < settings.real.max_age:
+        theta = real.fresh(generator).to(like)
+        student = Student(theta, rest(theta))
+    given = (derivatives, state.images, labels, state.syn_lr)
+    student = inner_loop.advanced(*given, student, _steps(len(labels), skipped, settings, generator, like), rule)
+    steps = _steps(len(labels), settings.syn_steps, settings, generator, like)
+    batch = _real_batch(real, settings, generator)
+    course = Course(student.theta, student.theta.new_empty(0), 0, derivatives, batch, settings)
+    goals, exact = targets.made(settings.targets, course), settings.gradient == "exact"
+    found = inner_loop.matching_gradient(*given, student.theta, steps, goals, rule, student.moments, exact)
+    assert found.ended is not None
+    return _kept(state, students, chosen, found.ended), found
+
+
+def _rule(settings: Distillation, coefficient: float) -> InnerRule:
+    return InnerRule(settings.inner_momentum, settings.inner_weight_decay, coefficient, settings.inner_optimiser)
+
+
+def _steps(count: int, steps: int, settings: Distillation, generator: torch.Generator, like: Tensor) -> list[InnerStep]:
     batch = settings.batch_syn or count
-    drawn = inner_loop.draw_steps(count, settings.syn_steps, batch, settings.augmentation, generator)
+    drawn = inner_loop.draw_steps(count, steps, batch, settings.augmentation, generator)
     return [InnerStep(step.index.to(like.device), step.draw.to(like.device, like.dtype)) for step in drawn]
 
 
-def _descend(state: State, gradient: MatchingGradient, settings: Distillation) -> State:
-    """SGD with momentum, as torch.optim.SGD has it; syn_lr stops at its lower bound."""
-    images_velocity = settings.outer_momentum * state.images_velocity + gradient.images
-    syn_lr_velocity = settings.outer_momentum * state.syn_lr_velocity + gradient.syn_lr
-    return State(
-        images=state.images - settings.lr_img * images_velocity,
-        syn_lr=(state.syn_lr - settings.lr_lr * syn_lr_velocity).clamp_min(settings.syn_lr_min),
-        images_velocity=images_velocity,
-        syn_lr_velocity=syn_lr_velocity,
+def _real_batch(real: Real, settings: Distillation, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Images (R, C, H, W) and labels (R,) of the iteration, all of them where they are no more than asked for."""
+    assert settings.real is not None
+    index = torch.randperm(len(real.labels), generator=generator)[: settings.real.images].to(real.labels.device)
+    return real.images[index], real.labels[index]
+
+
+Students = tuple[Tensor, Tensor, Tensor]  # thetas (n, P), moments (n, 2, P), steps taken (n,), 0 of one who is yet to begin
+
+
+def _students(network: FlatNetwork, state: State, count: int) -> Students:
+    if state.students is not None and state.students_moments is not None and state.students_steps is not None:
+        return state.students, state.students_moments, state.students_steps
+    empty = state.images.new_zeros(count, network.dimension)
+    return empty, empty.new_zeros(count, 2, network.dimension), torch.zeros(count, dtype=torch.long)
+
+
+def _student(students: Students, number: int) -> Student:
+    thetas, moments, steps = students
+    first, second = moments[number]
+    return Student(thetas[number], Moments(first, second, int(steps[number])))
+
+
+def _kept(state: State, students: Students, number: int, student: Student) -> State:
+    """The state with the student in place of what it was: a new one, as states are never written to."""
+    thetas, moments, steps = (one.clone() for one in students)
+    thetas[number], steps[number] = student.theta, student.moments.steps
+    moments[number] = torch.stack((student.moments.first, student.moments.second))
+    return replace(state, students=thetas, students_moments=moments, students_steps=steps)
+
+
+def _descend(state: State, gradient: MatchingGradient, settings: Distillation, iteration: int) -> State:
+    """SGD with momentum or Adam, as torch.optim has them; syn_lr stops at its lower bound."""
+    own, momentum = (settings, iteration), settings.outer_momentum
+    of_images, of_rate = (state.images_velocity, state.images_square), (state.syn_lr_velocity, state.syn_lr_square)
+    images = _moved(state.images, gradient.images, of_images, settings.lr_img, momentum, *own)
+    rate = _moved(state.syn_lr, gradient.syn_lr, of_rate, settings.lr_lr, momentum, *own)
+    new = replace(
+        state,
+        images=images[0],
+        syn_lr=rate[0].clamp_min(settings.syn_lr_min),
+        images_velocity=images[1],
+        syn_lr_velocity=rate[1],
+        images_square=images[2],
+        syn_lr_square=rate[2],
     )
+    if settings.labels != "learned":
+        return new
+    p, g = state.labels, gradient.labels
+    assert state.logits is not None and state.logits_velocity is not None and p is not None and g is not None
+    through = p * (g - (p * g).sum(1, keepdim=True))  # of the softmax
+    kept = (state.logits_velocity, state.logits_square)
+    logits = _moved(state.logits, through, kept, settings.lr_label, settings.label_momentum, *own)
+    return replace(new, logits=logits[0], logits_velocity=logits[1], logits_square=logits[2])
+
+
+def _moved(
+    value: Tensor,
+    gradient: Tensor,
+    kept: tuple[Tensor, Tensor | None],
+    lr: float,
+    momentum: float,
+    settings: Distillation,
+    iteration: int,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The value a step of the outer optimiser further, and what that keeps: velocity, and Adam's square."""
+    velocity, square = kept
+    if settings.outer_optimiser == "sgd":
+        velocity = momentum * velocity + gradient
+        return value - lr * velocity, velocity, None
+    assert square is not None
+    (b1, b2), number = ADAM_BETAS, iteration + 1
+    velocity = b1 * velocity + (1 - b1) * gradient
+    square = b2 * square + (1 - b2) * gradient.square()
+    scale = (square / (1 - b2**number)).sqrt() + ADAM_EPS
+    return value - lr / (1 - b1**number) * velocity / scale, velocity, square
+
+
+def _averaged(state: State, settings: Distillation) -> State:
+    """With the running means: decay * mean + (1 - decay) * what the iteration has come to."""
+    if settings.ema is None or state.images_mean is None:
+        return state
+    images = settings.ema * state.images_mean + (1 - settings.ema) * state.images
+    labels, mean = state.labels, state.labels_mean
+    if labels is not None and mean is not None:
+        labels = settings.ema * mean + (1 - settings.ema) * labels
+    return replace(state, images_mean=images, labels_mean=labels)
 
 
 def _check(figures: Figures, new: State, settings: Distillation) -> None:
     """Raises DivergenceError where a number is not finite, or beyond all sense."""
     gradients = torch.tensor([figures.grad_norm_images, figures.grad_norm_syn_lr])
     largest = new.images.abs().max().item()
-    finite = all(torch.isfinite(values).all() for values in (gradients, new.images, new.syn_lr))
+    watched = (gradients, new.images, new.syn_lr, *(() if new.logits is None else (new.logits,)))
+    finite = all(torch.isfinite(values).all() for values in watched)
     if finite and figures.matching_loss <= LOSS_LIMIT and largest <= IMAGE_LIMIT:
         return
     lost = not figures.matching_loss <= LOSS_LIMIT
-    cause = "the student diverged in the inner loop" if lost else "the images' or syn_lr's last step was too large"
+    cause = "the student diverged in the inner loop" if lost else "the images', syn_lr's or labels' last step was too large"
+    begun = "null" if settings.lr_init is None else f"{settings.lr_init:g}"
     raise DivergenceError(
         f"{cause}: matching loss {figures.matching_loss:g}, gradient norm {figures.grad_norm_images:g} (images) and "
         f"{figures.grad_norm_syn_lr:g} (syn_lr), largest value of the new images {largest:g} at syn_lr {figures.syn_lr:g}: "
-        f"lower lr_img ({settings.lr_img:g}), lr_lr ({settings.lr_lr:g}) or lr_init ({settings.lr_init:g}), "
+        f"lower lr_img ({settings.lr_img:g}), lr_lr ({settings.lr_lr:g}) or lr_init ({begun}), "
         f"or shorten syn_steps ({settings.syn_steps})"
     )

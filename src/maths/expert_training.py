@@ -124,8 +124,17 @@ def _step(state: State, images: Tensor, labels: Tensor, settings: Experts, gradi
     drawn = draw(state, len(images), settings)
     batch = batch_of(drawn, images, labels)
     coefficient = state.theta.new_tensor(smoothness.clipping_coefficient(state.epochs, settings))
-    found, losses = _by_chunks(gradient, state.theta, batch, coefficient, chunk or len(drawn.index))
+    size = chunk or len(drawn.index)
+    found, losses = _by_chunks(gradient, state.theta, batch, coefficient, size)
+    if settings.sharpness:
+        found, _ = _by_chunks(gradient, uphill(state.theta, found, settings), batch, coefficient, size)
     return after(state, drawn, found, losses, settings)
+
+
+def uphill(theta: Tensor, gradient: Tensor, settings: Experts) -> Tensor:
+    """Where a sharpness-aware step takes its gradient: theta + rho g / ||g||, over the last dimension."""
+    length: Tensor = gradient.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(gradient.dtype).tiny)
+    return theta + settings.sharpness / length * gradient
 
 
 @dataclass(frozen=True)
@@ -191,7 +200,7 @@ def differentiate(network: FlatNetwork, settings: Experts, bfloat16: bool = Fals
 
 
 def _by_hand(network: ByHand, settings: Experts) -> Gradient:
-    """The penalty's gradient is that of <u, c> with u = d(sum_k z_k)/dx and c the penalty's gradient to u, held constant."""
+    """The penalty's gradient is that of <u, c>, with u what it looks at and c its gradient to u, held constant."""
 
     def gradient(
         theta: Tensor, augmented: Tensor, plain: Tensor, labels: Tensor, coefficient: Tensor
@@ -201,9 +210,10 @@ def _by_hand(network: ByHand, settings: Experts) -> Gradient:
         del sweep
         if not settings.gradient_penalty:
             return found, loss, torch.zeros_like(loss)
-        u, sweep = network.of_inputs(theta, plain)
+        of = settings.gradient_penalty_of
+        u, sweep = network.of_inputs(theta, plain, labels, of)
         penalty, of_u = smoothness.penalty_of(u, settings.gradient_penalty_axes)
-        return found + settings.gradient_penalty * network.along_inputs(theta, of_u, sweep), loss, penalty
+        return found + settings.gradient_penalty * network.along_inputs(theta, of_u, sweep, labels, of), loss, penalty
 
     return gradient
 
@@ -224,7 +234,7 @@ def _by_autograd(network: FlatNetwork, settings: Experts, bfloat16: bool) -> Gra
         loss = F.cross_entropy(logits(augmented), labels)
         penalty = torch.zeros_like(loss)
         if settings.gradient_penalty:
-            penalty = smoothness.gradient_penalty(logits, plain, settings.gradient_penalty_axes)
+            penalty = smoothness.gradient_penalty(logits, plain, labels, settings)
         (found,) = torch.autograd.grad(coefficient * loss + settings.gradient_penalty * penalty, theta)
         return found, loss.detach(), penalty.detach()
 
@@ -233,7 +243,8 @@ def _by_autograd(network: FlatNetwork, settings: Experts, bfloat16: bool) -> Gra
 
 def passes(settings: Experts, images: int) -> int:
     """Work of training one expert on so many images, in forward passes of one image."""
-    return settings.last_epoch * images * (PASSES + (PENALTY_PASSES if settings.gradient_penalty else 0))
+    step = PASSES + (PENALTY_PASSES if settings.gradient_penalty else 0)
+    return settings.last_epoch * images * step * (2 if settings.sharpness else 1)
 
 
 def _by_chunks(

@@ -34,7 +34,7 @@ def differentiate(network: FlatNetwork, settings: Experts, bfloat16: bool = Fals
         cross_entropy = F.cross_entropy(logits(augmented), labels)
         penalty = torch.zeros_like(cross_entropy)
         if settings.gradient_penalty:
-            u = grad(lambda images: logits(images).sum())(plain)
+            u = grad(lambda images: smoothness.penalised(logits(images), labels, settings.gradient_penalty_of))(plain)
             penalty = smoothness.distance_from_one(u, settings.gradient_penalty_axes)
         return coefficient * cross_entropy + settings.gradient_penalty * penalty, (cross_entropy, penalty)
 
@@ -74,6 +74,9 @@ def _step(states: Sequence[State], images: Tensor, labels: Tensor, settings: Exp
     thetas = torch.stack([state.theta for state in states])
     coefficients = thetas.new_tensor([smoothness.clipping_coefficient(state.epochs, settings) for state in states])
     augmented, plain, targets = map(torch.stack, batches)
-    found = gradient(thetas, augmented, plain, targets, coefficients)
-    each = zip(states, drawn, *found, strict=True)
+    found, *figures = gradient(thetas, augmented, plain, targets, coefficients)
+    if settings.sharpness:
+        higher = expert_training.uphill(thetas, found, settings)
+        found, *_ = gradient(higher, augmented, plain, targets, coefficients)
+    each = zip(states, drawn, found, *figures, strict=True)
     return [expert_training.after(state, one, slope, torch.stack(losses), settings) for state, one, slope, *losses in each]

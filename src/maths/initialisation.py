@@ -1,7 +1,7 @@
 """The first images of the synthetic set, chosen among the real ones: where distillation starts, or a baseline by itself.
 
 Sources: AST part 3 (representative); DC-BENCH (k_means_embeddings); iCaRL, algorithm 4 (herding); Sener and Savarese, "Active
-learning for convolutional neural networks: a core-set approach", algorithm 1 (k_center).
+learning for convolutional neural networks: a core-set approach", algorithm 1 (k_center); DATM (classified).
 """
 
 from __future__ import annotations
@@ -36,6 +36,25 @@ def random_indices(labels: Tensor, classes: int, ipc: int, generator: torch.Gene
         members = (labels == k).nonzero().squeeze(1)
         chosen.append(members[torch.randperm(len(members), generator=generator)[:ipc]])
     return torch.cat(chosen)
+
+
+def classified_indices(
+    logits: Tensor, labels: Tensor, counts: Mapping[str, int], ipc: int, generator: torch.Generator, who: str
+) -> Tensor:
+    """(S,) indices of real images: ipc a class, drawn without replacement among those that an expert classifies rightly.
+
+    `logits` (N, K) are the expert's, `counts` by class name. Raises DataError where these are fewer than ipc.
+    """
+    right = logits.argmax(dim=1) == labels
+    found = {name: int((right & (labels == k)).sum()) for k, name in enumerate(counts)}
+    name, fewest = min(found.items(), key=lambda item: item[1])
+    if ipc > fewest:
+        raise DataError(
+            f"{who}: of class '{name}' the first expert classifies {fewest} training images rightly, fewer than ipc {ipc}: "
+            "train its experts longer, or choose another initialisation"
+        )
+    members = right.nonzero().squeeze(1)
+    return members[random_indices(labels[members], len(counts), ipc, generator)]
 
 
 def representative_indices(points: Tensor, labels: Tensor, classes: int, ipc: int, seed: int) -> Tensor:

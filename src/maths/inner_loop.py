@@ -1,14 +1,14 @@
-"""The inner loop: student training on the synthetic set, and the exact gradient of the matching loss through all of it.
+"""The inner loop: student training on the synthetic set, and the exact gradient of its loss through all of it.
 
-The student takes N steps of SGD with momentum mu and learning rate alpha (syn_lr) on the loss L_t of step t:
+The student takes N steps with learning rate alpha (syn_lr) on the loss L_t of step t, of SGD with momentum mu for one:
 
     g_t = grad L_t(theta_t);   m_{t+1} = mu * m_t + g_t;   theta_{t+1} = theta_t - alpha * m_{t+1}
 
-and the matching loss is the sum over way points k of beta_k * ||theta_{n_k} - theta*_k||^2 / D_k (MTT eq. 2, AST section 3).
-Instead of keeping the graph of all N steps, the recursion is reversed. With lam the adjoint of theta_{t+1}, a that of
-m_{t+1} and nu what step t + 1 passed back to m_{t+1}, from lam = nu = 0, for t = N - 1 .. 0:
+and its loss is the sum of the values that targets have at some theta_n: all that is asked of a target is that value and its
+gradient, the pull. Instead of keeping the graph of all N steps, the recursion is reversed. With lam the adjoint of theta_{t+1},
+a that of g_t and nu what step t + 1 passed back to m_{t+1}, from lam = nu = 0, for t = N - 1 .. 0:
 
-    lam += 2 * beta_k * (theta_{t+1} - theta*_k) / D_k     if n_k = t + 1
+    lam += pull of the targets at theta_{t+1}
     a    = nu - alpha * lam
     dL/dalpha -= <lam, m_{t+1}>                            with m_{t+1} = (theta_t - theta_{t+1}) / alpha
     (h, q) = gradient of <grad L_t(theta, X), a> with respect to (theta, X) at theta_t, a held constant
@@ -17,6 +17,9 @@ m_{t+1} and nu what step t + 1 passed back to m_{t+1}, from lam = nu = 0, for t 
 It is exact, Hessian terms included, and keeps P numbers a step: the graph of one step lives at a time. Where memory may be
 taken for it, the last steps also keep their sweep, what the first derivative found on its way: it saves the second one a
 quarter of its work and changes no bit.
+
+Without h it is the gradient of TESLA (arXiv 2211.10586), which takes theta_t for independent of the images of earlier steps.
+The update and its adjoint, what is said of m and a, are those of `inner_updates`, which has Adam as well.
 """
 
 from __future__ import annotations
@@ -31,7 +34,8 @@ from src.maths import augmentation
 from src.maths.augmentation import Draw
 from src.maths.by_hand import Sweep
 from src.maths.derivatives import Derivatives
-from src.maths.matching import WayPoint
+from src.maths.inner_updates import Moments, Optimiser, Update, rest, update_of
+from src.maths.targets.base import Target
 
 
 @dataclass(frozen=True)
@@ -44,21 +48,32 @@ class InnerStep:
 
 @dataclass(frozen=True)
 class InnerRule:
-    """The student's update: momentum mu, L2 decay, and the coefficient of the balanced loss. L_t has all of them."""
+    """The student's update: momentum mu of SGD, L2 decay, and the coefficient of the balanced loss. L_t has the last two."""
 
     momentum: float
     weight_decay: float
     coefficient: float
+    optimiser: Optimiser = "sgd"
+
+
+@dataclass(frozen=True)
+class Student:
+    """Where a student stands."""
+
+    theta: Tensor  # (P,)
+    moments: Moments
 
 
 @dataclass(frozen=True)
 class MatchingGradient:
-    """The matching loss and its gradient."""
+    """The loss that the student ends with, and its gradient."""
 
-    terms: Tensor  # (M,) one for each way point, weights included; their sum is the loss
+    terms: Tensor  # (M,) one for each target, weights included; their sum is the loss
     images: Tensor  # (S, C, H, W)
     syn_lr: Tensor  # ()
     labels: Tensor | None  # (S, K) where labels are probabilities
+    steps: tuple[int, ...] = ()  # at which the targets were reached
+    ended: Student | None = None  # after the last step
 
 
 def draw_steps(count: int, steps: int, batch: int, kinds: Sequence[str], generator: torch.Generator) -> list[InnerStep]:
@@ -79,28 +94,53 @@ def matching_gradient(
     syn_lr: Tensor,
     theta_start: Tensor,
     steps: Sequence[InnerStep],
-    way_points: Sequence[WayPoint],
+    targets: Sequence[Target],
     rule: InnerRule,
+    moments: Moments | None = None,
+    exact: bool = True,
 ) -> MatchingGradient:
-    """Run the student from theta_start (P,) and differentiate its distance to the way points; the last ends the loop."""
+    """Run the student from theta_start (P,) and differentiate the targets' values; none gets a gradient from later steps.
+
+    Its optimiser goes on from the moments, or begins. Without `exact` the gradient is TESLA's.
+    """
     images, labels, syn_lr, theta_start = (x.detach() for x in (images, labels, syn_lr, theta_start))
-    thetas, sweeps = _forward(derivatives, images, labels, syn_lr, theta_start, steps, rule)
-    terms = torch.stack([point.distance(thetas[point.step]) for point in way_points])
-    pulls = {point.step: point.pull(thetas[point.step]) for point in way_points}
+    update = update_of(rule.optimiser, rule.momentum, moments or rest(theta_start), len(steps))
+    thetas, sweeps = _forward(derivatives, images, labels, syn_lr, theta_start, steps, rule, update)
+    reached = [target.reached(thetas) for target in targets]
+    ended = Student(thetas[-1].clone(), update.moments)
     grad_images, grad_syn_lr = torch.zeros_like(images), torch.zeros_like(syn_lr)
     grad_labels = torch.zeros_like(labels) if labels.is_floating_point() else None
-    lam, nu = torch.zeros_like(theta_start), torch.zeros_like(theta_start)
-    for t in reversed(range(len(steps))):
-        if t + 1 in pulls:
-            lam = lam + pulls[t + 1]
-        a = nu - syn_lr * lam
-        grad_syn_lr -= lam.dot(thetas[t] - thetas[t + 1]) / syn_lr
+    lam = torch.zeros_like(theta_start)
+    for t in reversed(range(max(one.step for one in reached))):
+        for one in reached:
+            if one.step == t + 1:
+                lam = lam + one.pull
+        moved = thetas[t] - thetas[t + 1]
+        a = update.back(t, lam, moved, syn_lr)
+        grad_syn_lr -= lam.dot(moved) / syn_lr
         h, q, *r = _second_order(derivatives, thetas[t], images, labels, steps[t], rule, a, sweeps.pop(t, None))
-        lam, nu = lam + h, rule.momentum * a
+        lam = lam + h if exact else lam
         grad_images += q
         if grad_labels is not None:
             grad_labels.index_add_(0, steps[t].index, r[0])
-    return MatchingGradient(terms, grad_images, grad_syn_lr, grad_labels)
+    terms, matched = torch.stack([one.value for one in reached]), tuple(one.step for one in reached)
+    return MatchingGradient(terms, grad_images, grad_syn_lr, grad_labels, matched, ended)
+
+
+def advanced(
+    derivatives: Derivatives,
+    images: Tensor,
+    labels: Tensor,
+    syn_lr: Tensor,
+    student: Student,
+    steps: Sequence[InnerStep],
+    rule: InnerRule,
+) -> Student:
+    """The student some steps on, of which nothing is kept."""
+    theta, update = student.theta, update_of(rule.optimiser, rule.momentum, student.moments, 0)
+    for step in steps:
+        theta, _ = _step(derivatives, images, labels, syn_lr, theta, step, rule, update)
+    return Student(theta, update.moments)
 
 
 def _forward(
@@ -111,23 +151,37 @@ def _forward(
     theta: Tensor,
     steps: Sequence[InnerStep],
     rule: InnerRule,
+    update: Update,
 ) -> tuple[Tensor, dict[int, Sweep]]:
     """theta_0 .. theta_N, (N + 1, P), and the sweeps of the last steps, as many as may be kept.
 
     One block from the start: kept one by one between a step's large temporaries, they would cut the heap into pieces that
     fit nothing, and memory would grow with the steps after all.
     """
-    thetas, momentum = theta.new_zeros(len(steps) + 1, len(theta)), torch.zeros_like(theta)
+    thetas = theta.new_zeros(len(steps) + 1, len(theta))
     thetas[0] = theta
     sweeps: dict[int, Sweep] = {}
     for t, step in enumerate(steps):
-        batch = augmentation.apply(step.draw, images[step.index])
-        gradient, sweep = derivatives.sweep(thetas[t], batch, labels[step.index])
-        if sweep is not None and len(steps) - t <= derivatives.room(batch):
+        thetas[t + 1], sweep = _step(derivatives, images, labels, syn_lr, thetas[t], step, rule, update)
+        if sweep is not None and len(steps) - t <= derivatives.room(images[step.index]):
             sweeps[t] = sweep
-        momentum = rule.momentum * momentum + rule.coefficient * gradient + rule.weight_decay * thetas[t]
-        thetas[t + 1] = thetas[t] - syn_lr * momentum
     return thetas, sweeps
+
+
+def _step(
+    derivatives: Derivatives,
+    images: Tensor,
+    labels: Tensor,
+    syn_lr: Tensor,
+    theta: Tensor,
+    step: InnerStep,
+    rule: InnerRule,
+    update: Update,
+) -> tuple[Tensor, Sweep | None]:
+    """theta_{t+1} (P,), and the step's sweep."""
+    batch = augmentation.apply(step.draw, images[step.index])
+    gradient, sweep = derivatives.sweep(theta, batch, labels[step.index])
+    return update.step(theta, rule.coefficient * gradient, rule.weight_decay * theta, syn_lr), sweep
 
 
 def _second_order(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from src.maths.networks import FlatNetwork
-from src.settings.experts import Experts
+from src.settings.experts import Experts, PenaltyOf
 
 
 def clipping_coefficient(epoch: int, settings: Experts) -> float:
@@ -19,14 +20,24 @@ def clipping_coefficient(epoch: int, settings: Experts) -> float:
     return settings.clipping_start + share * (settings.clipping_end - settings.clipping_start)
 
 
-def gradient_penalty(logits: Callable[[Tensor], Tensor], images: Tensor, axes: str) -> Tensor:
-    """Part 2: mean of (||u|| - 1)^2 with u = d(sum_k z_k)/dx, for un-augmented images (B, C, H, W).
+def penalised(logits: Tensor, labels: Tensor, of: PenaltyOf) -> Tensor:
+    """The number whose gradient to the pixels part 2 penalises, summed over images; logits (B, K), labels (B,)."""
+    if of == "sum":
+        return logits.sum()
+    if of == "centred":
+        return (logits.gather(1, labels[:, None])[:, 0] - logits.mean(dim=1)).sum()
+    return F.cross_entropy(logits, labels, reduction="sum")
+
+
+def gradient_penalty(logits: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, settings: Experts) -> Tensor:
+    """Part 2: mean of (||u|| - 1)^2 with u the gradient of what is `penalised` to un-augmented images (B, C, H, W).
 
     The norm runs over the channels at each pixel ("channels", AST's code) or over the whole image ("image", WGAN-GP).
     """
     images = images.detach().requires_grad_()
-    (u,) = torch.autograd.grad(logits(images).sum(), images, create_graph=True)
-    return distance_from_one(u, axes)
+    seen = penalised(logits(images), labels, settings.gradient_penalty_of)
+    (u,) = torch.autograd.grad(seen, images, create_graph=True)
+    return distance_from_one(u, settings.gradient_penalty_axes)
 
 
 def distance_from_one(u: Tensor, axes: str) -> Tensor:
@@ -38,7 +49,7 @@ def distance_from_one(u: Tensor, axes: str) -> Tensor:
 
 
 def penalty_of(u: Tensor, axes: str) -> tuple[Tensor, Tensor]:
-    """The penalty (scalar) of the logits' gradient u (B, C, H, W), as `gradient_penalty` has it, and its gradient to u."""
+    """The penalty (scalar) of a gradient u (B, C, H, W), as `gradient_penalty` has it, and its own gradient to u."""
     u = u.detach().requires_grad_()
     with torch.enable_grad():
         penalty = distance_from_one(u, axes)

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from src.pages import standings
-from src.pages.page import MARK, PARTS, SELECTED, Matrix, Result, score
+from src.pages.page import MARK, SELECTED, Matrix, Result, lowered, score, shown_parts
 from src.pages.standings import Standings
 
 
 def text(title: str, results: Sequence[Result], matrix: Matrix | None, beyond: Standings) -> str:
     """A heading and the tables of results, aligned for a terminal. No costs: all of it is reproducible."""
-    header = ("run", "data set", "images per class", "images", "method", "AST parts", "validation, %", "test, %", "gain")
+    header = ("run", "data set", "images per class", "images", "method", "parts", "validation, %", "test, %", "gain")
     lines = table(header, [_cells(result) for result in results], left=(0, 1, 4, 5))
-    parts = ", ".join(f"{number} {name.lower()}" for number, (name, _) in enumerate(PARTS, start=1))
+    parts = ", ".join(f"{number} {lowered(name)}" for number, name, _ in shown_parts(results))
     notes = (
         "Accuracy of fresh students trained on a run's images alone: mean ± standard deviation over the students.\n"
         "Gain: points of test accuracy above real images, not distilled, of the same number.\n"
-        f"AST parts: {parts}.\n"
+        f"Parts: {parts}.\n"
     )
     if any(result.selected for result in results):
         notes += f"{MARK} {SELECTED}.\n"

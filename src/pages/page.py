@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,16 @@ PARTS = (
     ("Balanced loss", "student"),
     ("Intermediate matching loss", "student"),
     ("Weight perturbation", "student"),
-)  # of AST, numbered from 1, and what each acts on
+    ("Nearest step", "student"),
+    ("Running mean", "synthetic images"),
+    ("Soft labels", "labels"),
+    ("Growing window of starts", "student"),
+    ("Shallow layers left out", "student"),
+    ("Loss on real images", "student"),
+    ("TESLA's gradient", "student"),
+    ("Sharpness-aware steps", "experts"),
+)  # numbered from 1, and what each acts on
+AST_PARTS = 6  # the first of these: the others are shown where a run has them
 MARK = "†"  # of test accuracies that were chosen on the test split
 SELECTED = "each student's best epoch on the test split: chosen on it, so higher than an honest choice, for comparison only"
 Accuracy = Estimate  # of students
@@ -37,7 +46,9 @@ REAL = {
     "k_means_embeddings": "real images by K-means",
     "herding": "real images by herding",
     "k_center": "real images by k-center",
+    "classified": "rightly classified real images",
     "given": "imported images",
+    "run": "images of another run",
 }
 
 
@@ -53,7 +64,7 @@ class Result:
     method: str
     initialisation: str
     distilled: bool
-    parts: tuple[int, ...]  # parts of AST that are on, counted from 1
+    parts: tuple[int, ...]  # numbers of the parts that are on
     val: Accuracy
     test: Accuracy
     students: tuple[float, ...]  # test accuracy of each
@@ -118,6 +129,7 @@ class Pictures:
     sheets: tuple[Sheet, ...]
     clipped: float  # fraction of pixels outside [0, 1]
     classes: int
+    certainty: float | None = None  # of soft labels: the mean probability of the likeliest class
 
 
 @dataclass(frozen=True)
@@ -196,9 +208,21 @@ class Page:
         return min((film for film in self.films if film.result.run in best), key=lambda film: film.result.images, default=None)
 
 
+def lowered(name: str) -> str:
+    """A part's name within a sentence."""
+    return name if name[:2].isupper() else name[0].lower() + name[1:]
+
+
+def shown_parts(results: Iterable[Result]) -> list[tuple[int, str, str]]:
+    """Number, name and place of AST's parts, and of those others that one of these runs has."""
+    used = {part for result in results for part in result.parts}
+    parts = [(number, *part) for number, part in enumerate(PARTS, start=1)]
+    return [part for part in parts if part[0] <= AST_PARTS or part[0] in used]
+
+
 def html(page: Page) -> str:
     """The page as one HTML document."""
-    return filled(TEMPLATE, page=page, parts=PARTS, mark=MARK, selected=SELECTED, unit=standings.unit)
+    return filled(TEMPLATE, page=page, parts=shown_parts(page.results), mark=MARK, selected=SELECTED, unit=standings.unit)
 
 
 def filled(template: str, **values: object) -> str:

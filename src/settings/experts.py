@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from src.settings.base import Augmentation, Momentum, NonNegativeReal, Positive, PositiveReal, Settings, Sha256
 
+PenaltyOf = Literal["sum", "centred", "loss"]
+
 
 class Experts(Settings):
     """How a set of experts is trained on the real training split: a value of the section `experts`."""
@@ -49,6 +51,13 @@ class Experts(Settings):
     """AST part 2: lambda, weight of the gradient penalty (AST 2, 0 switches it off)."""
     gradient_penalty_axes: Literal["channels", "image"] = "channels"
     """The norm's axes: per pixel over the channels (AST's code), or over the whole image (as in WGAN-GP)."""
+
+    gradient_penalty_of: PenaltyOf = Field(default="sum", exclude_if=lambda value: value == "sum")  # so that older records hold
+    """Whose gradient with respect to the pixels is penalised. sum: that of the sum of all logits (AST), which cross-entropy
+    does not see; centred: of the label's logit less the mean of all; loss: of the image's cross-entropy."""
+    sharpness: NonNegativeReal = Field(default=0.0, exclude_if=lambda value: value == 0)
+    """rho of sharpness-aware minimisation (SAM): each step takes its gradient uphill, at theta + rho g / ||g||. Twice the
+    work. FTD 0.01; 0 is off."""
 
     imported: Sha256 | None = Field(default=None, exclude_if=lambda value: value is None)  # so that older records hold
     """Digest of trajectories that other code trained and `import experts` brought: they are not trained here, and what the

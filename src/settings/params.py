@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -200,11 +200,13 @@ def _validate(model: type[Model], value: Any, path: str, problems: Problems) -> 
 def _distillations(methods: Mapping[str, Any], runs: Mapping[str, Any], problems: Problems) -> dict[str, Distillation]:
     """Each raw run's method merged with the run's own values; what a method leaves out, its runs must give."""
     good: dict[str, dict[str, Any]] = {}
+    told: dict[str, Problems] = {}
     for name, value in methods.items():
         if isinstance(value, dict):
             found: Problems = []
             _validate(Distillation, value, f"distill.{name}", found)
-            problems += [problem for problem in found if problem[1] != MISSING]
+            told[name] = [problem for problem in found if problem[1] != MISSING]
+            problems += told[name]
             good[name] = value
         else:
             problems.append((f"distill.{name}", f"must be a mapping of settings; got {value!r}"))
@@ -216,18 +218,20 @@ def _distillations(methods: Mapping[str, Any], runs: Mapping[str, Any], problems
             problems.append((f"runs.{name}.distill.method", _unknown(method, "distill", methods)))
         elif isinstance(own, dict) and isinstance(method, str) and method in good:
             own = {key: value for key, value in own.items() if key != "method"}
-            settings = _merge(f"runs.{name}.distill", good[method], own, problems)
+            settings = _merge(f"runs.{name}.distill", good[method], own, problems, {text for _, text in told[method]})
             if settings is not None:
                 merged[name] = settings
     return merged
 
 
-def _merge(path: str, shared: dict[str, Any], own: dict[str, Any], problems: Problems) -> Distillation | None:
-    """A run's merged settings; the shared values' own problems are reported at the method."""
+def _merge(path: str, shared: dict[str, Any], own: dict[str, Any], problems: Problems, told: set[str]) -> Distillation | None:
+    """A run's merged settings; the shared values' own problems, alone or together, are `told` at the method."""
     found: Problems = []
     settings = _validate(Distillation, {**shared, **own}, path, found)
     problems += [
-        (place, text) for place, text in found if place.removeprefix(f"{path}.").split(".")[0] not in {*shared} - {*own}
+        (place, text)
+        for place, text in found
+        if place.removeprefix(f"{path}.").split(".")[0] not in {*shared} - {*own} and not (place == path and text in told)
     ]
     return settings
 
@@ -264,10 +268,12 @@ def _check_runs(named: Mapping[str, Mapping[str, Any]], distillations: Mapping[s
             text = "'given' and the set that is given go together: set both, or none"
             problems.append((f"runs.{name}.distill.initialisation", text))
         if settings is not None and run.experts is None and run.ipc != "all" and settings.asks_experts:
-            text = "must name experts, which the run matches or has choose its images: null is for random images and noise"
+            text = "must name experts, which the run matches or has choose its images or labels: null is for random images"
             problems.append((f"runs.{name}.experts", text))
         if settings is not None and settings.iterations > 0:
             problems += [p for p in _matching_problems(name, run, settings, experts) if p not in problems]
+        if settings is not None and settings.initial_run is not None:
+            problems += _initial_problems(name, settings.initial_run, named["runs"], distillations)
 
 
 def _statistics_problems(named: Mapping[str, Mapping[str, Any]]) -> Problems:
@@ -284,7 +290,7 @@ def _statistics_problems(named: Mapping[str, Mapping[str, Any]]) -> Problems:
 def _matching_problems(name: str, run: Run, settings: Distillation, experts: Experts | None) -> Problems:
     """What keeps a run from being matched to its experts."""
     problems: Problems = []
-    if experts is not None and settings.last_epoch > experts.last_epoch:
+    if experts is not None and settings.matches and settings.last_epoch > experts.last_epoch:
         field = "epochs" if experts.stop_epoch is None else "stop_epoch"
         text = (
             f"max_start_epoch - 1 + expert_epochs = {settings.last_epoch} lies beyond the {experts.last_epoch} epochs of "
@@ -298,6 +304,27 @@ def _matching_problems(name: str, run: Run, settings: Distillation, experts: Exp
         text = "'all' takes the whole training split, which can't be distilled: set distill.iterations to 0, or give a number"
         problems.append((f"runs.{name}.ipc", text))
     return problems
+
+
+def _initial_problems(
+    name: str, initial: str, runs: Mapping[str, Run], distillations: Mapping[str, Distillation]
+) -> Iterator[tuple[str, str]]:
+    """What keeps a run from beginning with the synthetic set of another."""
+    place, own = f"runs.{name}.distill.initial_run", runs[name]
+    if initial not in runs:
+        yield place, _unknown(initial, "runs", runs)
+        return
+    way = [name, initial]
+    while way[-1] in distillations and (before := distillations[way[-1]].initial_run) and len({*way}) == len(way):
+        way.append(before)
+    if initial == name:
+        yield place, f"a run can't begin with its own synthetic set: name another run than '{name}'"
+    elif len({*way}) < len(way):
+        yield place, f"these runs begin with one another, {' with '.join(way)}: have one of them begin otherwise"
+    for field in ("dataset", "ipc"):
+        mine, its = getattr(own, field), getattr(runs[initial], field)
+        if mine != its:
+            yield place, f"the run '{initial}' has {field} {its}, this one has {mine}: name a run with the same"
 
 
 def _place(name: str, run: Run, field: str) -> str:

@@ -55,6 +55,7 @@ class Run:
     distillation: Distillation
     protocol: str  # the name of `evaluation`
     evaluation: Protocol
+    initial: Run | None  # the one whose synthetic set this begins with
     cross: Mapping[str, Network]
     seed: int
     runtime: Runtime
@@ -64,6 +65,11 @@ class Run:
         """The buffer of a run that matches it or has it choose images; params.yaml is refused where such a run has none."""
         assert self.buffer is not None
         return self.buffer
+
+    @property
+    def initials(self) -> tuple[Run, ...]:
+        """The runs whose synthetic sets come before this one's, the nearest first."""
+        return () if self.initial is None else (self.initial, *self.initial.initials)
 
     @property
     def networks(self) -> dict[str, Network]:
@@ -95,14 +101,14 @@ def buffer(params: Params, name: str) -> Buffer:
     """Raises UnknownNameError."""
     settings = params.expert_set(name)
     matching = [params.distillations[run] for run, own in params.runs.items() if own.experts == name]
-    needed = max((one.last_epoch for one in matching if one.iterations), default=None)
+    needed = max((one.last_epoch for one in matching if one.matches), default=None)
     dataset, spec = data_set(params, settings.dataset), params.networks[settings.network]
     return Buffer(name, dataset, spec, settings, params.seed, params.runtime, needed)
 
 
 def run(params: Params, name: str) -> Run:
     """Raises UnknownNameError."""
-    own = params.run(name)
+    own, distillation = params.run(name), params.distillations[name]
     return Run(
         name=name,
         dataset=data_set(params, own.dataset),
@@ -111,9 +117,10 @@ def run(params: Params, name: str) -> Run:
         buffer=None if own.experts is None else buffer(params, own.experts),
         ipc=own.ipc,
         method=own.distill.method,
-        distillation=params.distillations[name],
+        distillation=distillation,
         protocol=own.evaluate,
         evaluation=params.evaluate[own.evaluate],
+        initial=None if distillation.initial_run is None else run(params, distillation.initial_run),
         cross={network: params.networks[network] for network in own.cross},
         seed=params.seed,
         runtime=params.runtime,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,17 +55,20 @@ def run(store: Store, pipeline: Pipeline, yes: bool, everything: bool) -> None:
 def _definitions(store: Store, pipeline: Pipeline) -> dict[tuple[str, str], Mapping[str, Any] | None]:
     """What defines each piece of work now; None where that can't be told, as inputs are missing."""
     makers: dict[tuple[str, str], tuple[Callable[[], Record], Network]] = {}
+    targets: dict[tuple[str, str], Sequence[str]] = {}
     for buffer in pipeline.buffers.values():
         makers["experts", buffer.name] = functools.partial(records.experts_record, store, buffer), buffer.spec
     for run in pipeline.runs.values():
         makers["distill", run.name] = functools.partial(_iterations_record, store, run), run.spec
+        targets["distill", run.name] = run.distillation.targets
         for network, spec in run.networks.items():
             makers["evaluate", f"{run.name}@{network}"] = functools.partial(_students_record, store, run, spec), spec
     device = runtime.start(pipeline.runtime)
     found: dict[tuple[str, str], Mapping[str, Any] | None] = {}
     for (stage, name), (make, spec) in makers.items():
         try:
-            found[stage, name] = work.definition(stage, work.whole(make(), pipeline.runtime, stage, device), spec)
+            record = work.whole(make(), pipeline.runtime, stage, device)
+            found[stage, name] = work.definition(stage, record, spec, targets.get((stage, name), ()))
         except (UserError, OSError):
             found[stage, name] = None
     return found

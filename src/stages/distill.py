@@ -13,12 +13,14 @@ from src.loops import initial, outer
 from src.loops.outer import Distilling, Loop
 from src.maths import networks
 from src.maths.derivatives import Backend
-from src.maths.networks import FlatNetwork
+from src.maths.distillation import Real
+from src.maths.networks import FlatNetwork, ImageShape
 from src.process import progress
+from src.settings.networks import Network
 from src.settings.resolved import Run
 from src.stages import run_log, work
-from src.stages.records import experts_record, iterations_record, prepared, synthetic_record
-from src.store import checkpoints, cost, files
+from src.stages.records import experts_record, iterations_record, prepared, synthetic_record, synthetic_settings
+from src.store import checkpoints, cost, files, tensors
 from src.store.checkpoints import Checkpoint, Work
 from src.store.cost import Cost
 from src.store.store import Store, read_synthetic
@@ -38,10 +40,21 @@ def unwatched(iteration: int, synthetic: SyntheticSet) -> None:
 def run(store: Store, run: Run, watch: Watch = unwatched) -> None:
     """Distil a run, from its checkpoint where there is one. An error of `watch` ends it, and nothing is saved.
 
-    The checkpoint stays, so that the run goes on from there when `iterations` grows.
+    The checkpoint stays, so that the run goes on from there when `iterations` grows. Where it begins with the set of another
+    run, which is not there as it is to be, that one is made first: DVC, which knows of no order, then has it go on at its end.
     """
+    if run.initial is not None:
+        _ready(store, run.initial)
     with checkpoints.at_work("distill", run.name):
         _run(store, run, watch)
+
+
+def _ready(store: Store, initial: Run) -> None:
+    try:
+        tensors.check_record(store.synthetic_file(initial.name), synthetic_settings(initial), "")
+    except ArtifactError:
+        progress.say(f"{initial.name} is made first")
+        run(store, initial)
 
 
 def _run(store: Store, run: Run, watch: Watch) -> None:
@@ -58,9 +71,9 @@ def _run(store: Store, run: Run, watch: Watch) -> None:
     with tracking.track(run.dataset.name, name, "run", find) as tracker:
         run_log.describe(tracker, store, run)
         with cost.measured(device) as spent:
-            ended, checkpoint = _optimise(store, run, statistics, images, labels, record, tracker, watch)
+            loop, ended, checkpoint = _optimise(store, run, statistics, images, labels, record, tracker, watch)
         spent.add(Cost(checkpoint.seconds_before))
-        _save(store, name, ended, labels, record)
+        _save(store, name, ended, outer.labels(loop, ended.state).cpu(), record)
         cost.keep(store.synthetic_file(name), spent)
         run_log.log_outputs(tracker, store, run)
     if ended.iteration:
@@ -87,8 +100,10 @@ def initial_images(store: Store, run: Run, statistics: Statistics, device: torch
 
 
 def _given(store: Store, run: Run) -> SyntheticSet | None:
-    """The imported set, if the run has one. Raises ArtifactError where it is another one, or of other images."""
+    """The imported set, or the initial run's, if it has one. Raises ArtifactError where it is another, or other images."""
     given = run.distillation.given
+    if run.initial is not None:
+        return store.load_synthetic(run.initial.name)
     if given is None:
         return None
     path, remedy = store.imported_file(given.file), "bring it again with `python -m src.cli import synthetic`"
@@ -111,12 +126,49 @@ def loop_of(store: Store, run: Run, statistics: Statistics, images: Tensor, labe
     derivatives, backend, note = outer.differentiate(run.distillation, run.runtime, run.spec, network, images)
     count, called = (0, "") if buffer is None else (buffer.settings.count, buffer.name)
     read, space = functools.partial(store.read_snapshots, called), store.load_space(run.dataset.name)
-    return Loop(run.name, run.seed, run.distillation, count, read, network, derivatives, labels, space), backend, note
+    loop = Loop(
+        run.name, run.seed, run.distillation, count, read, network, derivatives, labels, space,
+        _logits(store, run, images, labels), _syn_lr(store, run), _real(store, run, images.device),
+    )  # fmt: skip
+    return loop, backend, note
+
+
+def _logits(store: Store, run: Run, images: Tensor, labels: Tensor) -> Tensor | None:
+    """What learned labels start from: soft ones that are given, or what experts say of the images. On the device."""
+    if run.distillation.labels != "learned":
+        return None
+    if labels.is_floating_point():
+        return labels.clamp_min(torch.finfo(labels.dtype).tiny).log()
+    name, settings, where = run.experts.name, run.experts.settings, torch.device("cpu")
+    last = (settings.last_epoch, settings.last_epoch + 1)
+    thetas = (store.read_snapshots(name, index, *last)[0] for index in range(settings.count))
+    network = _network(run, store.load_statistics(run.dataset.name), where)
+    return initial.logits(network, thetas, images.to(where), labels.to(where)).to(images.device)
+
+
+def _syn_lr(store: Store, run: Run) -> float | None:
+    """The initial run's, where it is asked for."""
+    if run.distillation.lr_init is not None or run.initial is None:
+        return None
+    return store.load_synthetic(run.initial.name).syn_lr.item()
+
+
+def _real(store: Store, run: Run, device: torch.device) -> Real | None:
+    """The training images, and fresh students, where their loss is asked for."""
+    if run.distillation.real is None:
+        return None
+    images, labels = store.load_inputs(run.dataset.name, "train")
+    fresh = functools.partial(_fresh, run.spec, store.load_statistics(run.dataset.name).shape)
+    return Real(images.to(device), labels.to(device), fresh)
+
+
+def _fresh(spec: Network, shape: ImageShape, generator: torch.Generator) -> Tensor:
+    return networks.flatten(networks.build(spec, shape, generator))
 
 
 def work_of(run: Run, record: Record, backend: Backend) -> Work:
     """The work by which a run goes on, also with more iterations; its record is whole."""
-    return work.of(run.runtime, "distill", run.name, iterations_record(record), run.spec, backend)
+    return work.of(run.runtime, "distill", run.name, iterations_record(record), run.spec, backend, run.distillation.targets)
 
 
 def _optimise(
@@ -128,7 +180,7 @@ def _optimise(
     record: Record,
     tracker: Tracker,
     watch: Watch,
-) -> tuple[Distilling, Checkpoint]:
+) -> tuple[Loop, Distilling, Checkpoint]:
     """The outer loop; every iteration draws from its own generator."""
     name, given = run.name, _given(store, run)
     loop, backend, note = loop_of(store, run, statistics, images, labels)
@@ -138,7 +190,7 @@ def _optimise(
     at = outer.resumed(loop, checkpoint.load()) or outer.first(loop, images, None if given is None else given.pixels)
     if at.iteration:
         progress.say(f"{name}: resumed at iteration {at.iteration} of {loop.distil.iterations}")
-    return _iterate(loop, at, checkpoint, tracker, watch), checkpoint
+    return loop, _iterate(loop, at, checkpoint, tracker, watch), checkpoint
 
 
 def _iterate(loop: Loop, at: Distilling, checkpoint: Checkpoint, tracker: Tracker, watch: Watch = unwatched) -> Distilling:
@@ -157,7 +209,8 @@ def _iterate(loop: Loop, at: Distilling, checkpoint: Checkpoint, tracker: Tracke
                 run_log.log_row(tracker, row)
                 if furthest in at.snapshots:
                     run_log.log_images(tracker, at.snapshots[furthest], loop.classes, furthest)
-                    watch(furthest, SyntheticSet(at.snapshots[furthest], loop.labels.cpu(), at.state.syn_lr.cpu()))
+                    labels = outer.labels(loop, at.state).cpu()
+                    watch(furthest, SyntheticSet(at.snapshots[furthest], labels, at.state.syn_lr.cpu()))
                 advance(f"matching loss {row['matching_loss']:.4f}, syn_lr {row['syn_lr']:.4f}")
     return at
 

@@ -16,9 +16,9 @@ from src.loops import outer
 from src.maths import augmentation, expert_training, inner_loop, networks, protocol
 from src.maths.derivatives import Backend, Derivatives, choose
 from src.maths.inner_loop import InnerRule, InnerStep
-from src.maths.matching import WayPoint
 from src.maths.networks import FlatNetwork
 from src.maths.protocol import ModuleStudent, Way
+from src.maths.targets.snapshots import WayPoint
 from src.process import progress, workers
 from src.process.progress import Advance
 from src.settings.distillation import Distillation
@@ -115,7 +115,7 @@ def inner_step(subject: Subject, network: FlatNetwork, derivatives: Derivatives)
     index = torch.arange(len(images), device=subject.device)
     steps = [InnerStep(index, draw.to(images.device, images.dtype)) for draw in drawn]
     rule = InnerRule(distil.inner_momentum, distil.inner_weight_decay, coefficient=1.0)
-    syn_lr = torch.tensor(distil.lr_init, device=subject.device)
+    syn_lr = torch.tensor(distil.lr_init or LR, device=subject.device)
 
     def loop(count: int) -> None:
         end = WayPoint(count, theta + 0.01, 1.0, torch.ones((), device=subject.device))

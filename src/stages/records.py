@@ -48,14 +48,21 @@ def synthetic_settings(run: Run, kind: str = values.SYNTHETIC) -> Record:
         "ipc": run.ipc,
         "distill": run.distillation.model_dump(mode="json"),
     }
+    if run.initial is not None:
+        settings["initial"] = dict(synthetic_settings(run.initial).settings)
     return Record(kind, settings)
 
 
 def synthetic_record(store: Store, run: Run) -> Record:
-    """The whole record of a run's synthetic set, with the expert buffer it is made from, or else the real images."""
+    """The whole record of a run's synthetic set, with the expert buffer it is made from, or else the real images.
+
+    A run that begins with another's set is made from that too.
+    """
     own = run.buffer
-    made_from = store.split_file(run.dataset.name, "train") if own is None else store.trajectories_folder(own.name)
-    return replace(synthetic_settings(run), inputs={store.key(made_from): files.digest(made_from)})
+    made_from = [store.split_file(run.dataset.name, "train") if own is None else store.trajectories_folder(own.name)]
+    if run.initial is not None:
+        made_from.append(store.synthetic_file(run.initial.name))
+    return replace(synthetic_settings(run), inputs={store.key(path): files.digest(path) for path in made_from})
 
 
 def iterations_record(record: Record) -> Record:

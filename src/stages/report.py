@@ -18,6 +18,8 @@ from src.stages.records import experts_record, prepared, synthetic_settings
 from src.store import cost, files, removed, tensors, values
 from src.store.store import Store, remake
 
+# of histories, what only some methods have
+SOMETIMES = {"matched_step": "Step of the student that was matched", "start_bound": "Start epochs lie below"}
 WINDOWS = 15  # so many running means fit into a curve side by side
 
 
@@ -92,7 +94,8 @@ def _panels(groups: Sequence[Group]) -> tuple[Panel, ...]:
 def _pictures(store: Store, result: Result) -> Pictures:
     synthetic, classes = store.load_synthetic(result.run), store.load_statistics(result.dataset).classes
     shown = sheets(synthetic.pixels, synthetic.classes, classes)
-    return Pictures(result, shown, out_of_range(synthetic.pixels), len(classes))
+    certainty = synthetic.labels.max(dim=1).values.mean().item() if synthetic.labels.is_floating_point() else None
+    return Pictures(result, shown, out_of_range(synthetic.pixels), len(classes), certainty)
 
 
 def _film(store: Store, result: Result) -> Film:
@@ -107,7 +110,7 @@ def _film(store: Store, result: Result) -> Film:
 
 
 def _matching(store: Store, group: Group) -> Curves:
-    """Matching loss and learned step size of the distilled runs of a group."""
+    """Matching loss and learned step size of the distilled runs of a group, and what else some of them tell."""
     columns = ("iteration", "matching_loss", "syn_lr")
     history = {r.run: files.read_numbers(store.history_file(r.run), columns, remake("distill", r.run)) for r in group.distilled}
     window = max(len(rows) for rows in history.values()) // WINDOWS | 1
@@ -126,7 +129,21 @@ def _matching(store: Store, group: Group) -> Curves:
 
     loss = charts.line_chart("Matching loss", "iteration", series("matching_loss", window), log=True)
     rate = charts.line_chart("Learned step size, syn_lr", "iteration", series("syn_lr", 1))
-    return Curves(f"{group.dataset}, {page.per_class(group.ipc)}", (loss, rate), window)
+    more = (_told(store, group, column, title) for column, title in SOMETIMES.items())
+    shown = (loss, rate, *(chart for chart in more if chart is not None))
+    return Curves(f"{group.dataset}, {page.per_class(group.ipc)}", shown, window)
+
+
+def _told(store: Store, group: Group, column: str, title: str) -> Chart | None:
+    """A column of those histories of a group that have it."""
+    series = []
+    for result in group.distilled:
+        path, remedy = store.history_file(result.run), remake("distill", result.run)
+        if column in files.read_csv(path, remedy)[0]:
+            rows = files.read_numbers(path, ("iteration", column), remedy)
+            x, y = ([row[key] for row in rows] for key in ("iteration", column))
+            series.append(Series(result.run, result.colour or 0, x, y))
+    return charts.line_chart(title, "iteration", series) if series else None
 
 
 def _experts(store: Store, used: Sequence[Buffer]) -> tuple[Curves, ...]:

@@ -44,9 +44,9 @@ def _needs(pipeline: Pipeline) -> Needs:
     """The pipeline of dvc.yaml, in the order of params.yaml."""
     found: dict[str, frozenset[str]] = {f"prepare@{name}": frozenset() for name in pipeline.data_sets}
     found |= {f"experts@{name}": frozenset({f"prepare@{own.dataset.name}"}) for name, own in pipeline.buffers.items()}
-    for name, run in pipeline.runs.items():
+    for run in sorted(pipeline.runs.values(), key=lambda run: len(run.initials)):
         before = f"prepare@{run.dataset.name}" if run.buffer is None else f"experts@{run.buffer.name}"
-        found[f"distill@{name}"] = frozenset({before})
+        found[f"distill@{run.name}"] = frozenset({before, *(f"distill@{one.name}" for one in run.initials)})
     for name in pipeline.runs:
         found[f"evaluate@{name}"] = frozenset({f"distill@{name}"})
     return {**found, REPORT: frozenset(found)}

@@ -64,9 +64,11 @@ def of_experts(buffer: Buffer) -> Plain:
 
 def of_distill(run: Run) -> Plain:
     """What the bytes of a synthetic set rest on, but for the data set's and the buffer's."""
-    shared = {"seed": run.seed, "runtime": _runtime(run.runtime), "code": code.digest("distill", [run.spec])}
+    digest = code.digest("distill", [run.spec], targets=run.distillation.targets)
+    shared = {"seed": run.seed, "runtime": _runtime(run.runtime), "code": digest}
     buffer = None if run.buffer is None else {"name": run.buffer.name, **on(run.buffer.settings)}
-    return {**shared, "network": _network(run.spec), "experts": buffer, "ipc": run.ipc, "distill": on(run.distillation)}
+    made = {**shared, "network": _network(run.spec), "experts": buffer, "ipc": run.ipc, "distill": on(run.distillation)}
+    return made if run.initial is None else {**made, "initial": of_distill(run.initial)}
 
 
 def of_evaluate(run: Run) -> Plain:

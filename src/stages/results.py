@@ -77,9 +77,9 @@ def _network_scores(store: Store, run: Run) -> dict[str, Accuracy]:
 
 
 def _parts(run: Run) -> tuple[int, ...]:
-    """Numbers of the parts of AST that had a say in the images."""
+    """Numbers of the parts of methods that had a say in the images."""
     distil = run.distillation
-    matched, representative = distil.iterations > 0, distil.initialisation == "representative"
+    matched, representative = distil.matches, distil.initialisation == "representative"
     asked = run.experts.settings if distil.asks_experts else None
     on = (
         asked is not None and asked.clipping_loss,
@@ -88,6 +88,14 @@ def _parts(run: Run) -> tuple[int, ...]:
         matched and distil.balanced_loss,
         matched and distil.intermediate_loss != "off",
         matched and distil.weight_perturbation > 0,
+        matched and distil.target == "nearest",
+        distil.ema is not None,
+        distil.labels != "fixed",
+        matched and distil.start_growth is not None,
+        matched and distil.unmatched_depth > 0,
+        "real" in distil.targets,
+        distil.iterations > 0 and distil.gradient == "tesla",
+        asked is not None and asked.sharpness > 0,
     )
     return tuple(number for number, is_on in enumerate(on, start=1) if is_on)
 
@@ -107,7 +115,7 @@ def _group(members: Sequence[Result], results: Sequence[Result]) -> Group:
     first = members[0]
     # random images are what everybody knows; another initialisation stands in where there are none
     real = sorted(
-        (r for r in members if not (r.distilled or r.whole or r.initialisation == "given")),
+        (r for r in members if not (r.distilled or r.whole or r.initialisation in ("given", "run"))),
         key=lambda r: r.initialisation != "random",
     )
     baseline = real[0] if real else None

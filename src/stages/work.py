@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,14 +35,14 @@ def whole(record: Record, asked: Runtime, stage: str, device: torch.device) -> R
     return replace(record, provenance={"packages": provenance.packages(), "runtime": lent})
 
 
-def definition(stage: str, record: Record, spec: Network) -> Mapping[str, Any]:
-    """Everything that the bytes of a stage's work with a network depend on, save how its derivatives are taken."""
-    return {"record": record.plain(), "code": code.digest(stage, [spec])}
+def definition(stage: str, record: Record, spec: Network, targets: Sequence[str] = ()) -> Mapping[str, Any]:
+    """Everything that the bytes of a stage's work with a network and targets depend on, save how its derivatives are taken."""
+    return {"record": record.plain(), "code": code.digest(stage, [spec], targets=targets)}
 
 
-def of(asked: Runtime, stage: str, name: str, record: Record, spec: Network, backend: str) -> Work:
+def of(asked: Runtime, stage: str, name: str, record: Record, spec: Network, backend: str, targets: Sequence[str] = ()) -> Work:
     """The work of a stage as its checkpoints know it; its record is whole. Says why it can't go on with earlier work."""
-    found = Work(stage, name, {**definition(stage, record, spec), "backend": backend}, asked.checkpoint_seconds)
+    found = Work(stage, name, {**definition(stage, record, spec, targets), "backend": backend}, asked.checkpoint_seconds)
     before = found.predecessor()
     if before is not None:
         old, new = ({"backend": one.get("backend"), "code": one["code"], **one["record"]} for one in (before, found.definition))

@@ -1,4 +1,4 @@
-"""The code that an artifact's bytes rest on: what its stage imports, and of networks the families that it builds.
+"""The code that an artifact's bytes rest on: what its stage imports, of networks and targets those that it takes.
 
 Digests are of what code does, not of how it is written: a changed comment makes the same artifact. What reaches the screen, the
 tracking store or the way to a file, never what is in one, is left out; so are fields of settings, as their values are told.
@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]  # of the code that runs, also where 
 ENTRIES = {stage: f"src/stages/{stage}.py" for stage in ("prepare", "experts", "distill", "evaluate", "report")}
 SETTINGS = "src/settings/"
 FAMILIES = "src/maths/families/"
+TARGETS = "src/maths/targets/"
 NEVER_IN_BYTES = frozenset(
     (
         "src/__init__.py",
@@ -51,10 +52,10 @@ NEVER_IN_BYTES = frozenset(
 )
 
 
-def digest(stage: str, specs: Iterable[Network] = (), root: Path = ROOT) -> str:
-    """Of all code that a stage's bytes rest on, where it builds networks of these specifications."""
-    families = {f"{FAMILIES}{spec.family.lower()}.py" for spec in specs}
-    modules = closure(ENTRIES[stage], *sorted(families), root=root)
+def digest(stage: str, specs: Iterable[Network] = (), root: Path = ROOT, targets: Iterable[str] = ()) -> str:
+    """Of all code that a stage's bytes rest on, where it builds networks of these specifications and takes these targets."""
+    named = {f"{FAMILIES}{spec.family.lower()}.py" for spec in specs} | {f"{TARGETS}{kind}.py" for kind in targets}
+    modules = closure(ENTRIES[stage], *sorted(named), root=root)
     beside = sorted({path for module in modules for path in templates(module, root)})
     parts = [(path, meaning(path, root)) for path in sorted(modules)] + [(path, _bytes(path, root)) for path in beside]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""ablate: what AST's parts do for a run, each of the six and the experts' two together: without them, and alone on MTT.
+"""ablate: what the parts of its method do for a run: without each, and each alone on MTT; AST's experts' two also together.
 
 Every seed has experts, draws and students of its own; variants of one seed share the experts that they have in common. What is
 finished is kept by its content, so that the same command goes on after whatever ended it.
@@ -23,7 +23,7 @@ from src.ground.errors import UserError
 from src.ground.seeding import seed_of
 from src.maths import scores, significance
 from src.pages import markdown, page
-from src.pages.page import PARTS, Accuracy
+from src.pages.page import AST_PARTS, PARTS, Accuracy, lowered
 from src.pages.tables import Table
 from src.process import progress
 from src.settings.resolved import Run
@@ -37,15 +37,24 @@ from src.studies.variants import Accuracies, Changes, Variant, Workspace
 from src.tracking import tracker as tracking
 from src.tracking.tracker import Nest
 
-# (section, field, value without the part, value with it where the run itself has none): parts 1 to 6
-SWITCHES: tuple[tuple[str, str, Any, Any], ...] = (
-    ("experts", "clipping_loss", False, True),
-    ("experts", "gradient_penalty", 0.0, 2.0),
-    ("distill", "initialisation", "random", "representative"),
-    ("distill", "balanced_loss", False, True),
-    ("distill", "intermediate_loss", "off", "ramp"),
-    ("distill", "weight_perturbation", 0.0, 1.0),
+# the section and fields of a part, each with its value without the part: in the order of PARTS
+SWITCHES: tuple[tuple[str, Mapping[str, Any]], ...] = (
+    ("experts", {"clipping_loss": False}),
+    ("experts", {"gradient_penalty": 0.0}),
+    ("distill", {"initialisation": "random"}),
+    ("distill", {"balanced_loss": False}),
+    ("distill", {"intermediate_loss": "off"}),
+    ("distill", {"weight_perturbation": 0.0}),
+    ("distill", {"target": "end", "nearest_by": "l2"}),
+    ("distill", {"ema": None}),
+    ("distill", {"labels": "fixed", "lr_label": 0.0, "label_momentum": 0.0}),
+    ("distill", {"start_growth": None}),
+    ("distill", {"unmatched_depth": 0.0}),
+    ("distill", {"objective": "matching", "real": None}),
+    ("distill", {"gradient": "exact"}),
+    ("experts", {"sharpness": 0.0}),
 )
+USUAL = (True, 2.0, "representative", True, "ramp", 1.0)  # with the part where the run itself has none: of AST's
 WHOLE, NONE = "the run as it is", "MTT: no part"
 EXPERT_PARTS = (1, 2)
 
@@ -77,6 +86,8 @@ def run(store: Store, base: Run, tune: Tune, seeds: int, test: bool, workers: in
     """Make what is not there yet, then print and write the table."""
     if not base.distillation.iterations:
         raise UserError(f"runs.{base.name} has 0 iterations: there are no parts to take away; name a run that is distilled")
+    if not base.distillation.matches or base.distillation.inner_optimiser != "sgd":
+        raise UserError(f"runs.{base.name} is not MTT with parts: name a run whose students learn by SGD, matched to experts")
     splits = ("val", "test") if test else ("val",)
     dataset, experiment = base.dataset.name, f"{base.dataset.name}-studies"
     store.load_statistics(dataset)  # says what to do where the data set is not prepared
@@ -100,8 +111,9 @@ def run(store: Store, base: Run, tune: Tune, seeds: int, test: bool, workers: in
 
 def arms(base: Run) -> tuple[Arm, ...]:
     """The run, it without parts that it has, no part, and parts alone: each part, and the experts' together."""
-    own = tuple(part for part in range(1, 7) if _value(base, part) != _off(base, part))
-    groups = {name.lower(): (part,) for part, (name, _) in enumerate(PARTS, start=1)} | {"the experts' parts": EXPERT_PARTS}
+    own = tuple(part for part in range(1, len(PARTS) + 1) if _value(base, part) != _off(base, part))
+    named = {lowered(name): (part,) for part, (name, _) in enumerate(PARTS, start=1) if part <= AST_PARTS or part in own}
+    groups = named | {"the experts' parts": EXPERT_PARTS}
     without = (
         Arm(f"without {name}", tuple(part for part in own if part not in group), WHOLE)
         for name, group in groups.items()
@@ -111,23 +123,27 @@ def arms(base: Run) -> tuple[Arm, ...]:
     return (Arm(WHOLE, own, None), *without, Arm(NONE, (), WHOLE), *alone)
 
 
-def _value(base: Run, part: int) -> Any:
-    section, field, _, _ = SWITCHES[part - 1]
-    return getattr(base.distillation if section == "distill" else base.experts.settings, field)
+def _value(base: Run, part: int) -> Mapping[str, Any]:
+    """The part's fields as the run has them."""
+    section, fields = SWITCHES[part - 1]
+    settings = base.distillation if section == "distill" else base.experts.settings
+    told = settings.model_dump()  # without those that are off
+    return {field: told.get(field, off) for field, off in fields.items()}
 
 
-def _off(base: Run, part: int) -> Any:
+def _off(base: Run, part: int) -> Mapping[str, Any]:
     """A run that begins with noise, say, has no representative initialisation, and goes on beginning so."""
-    own, (_, field, off, usual) = _value(base, part), SWITCHES[part - 1]
-    return own if field == "initialisation" and own != usual else off
+    own, (_, fields) = _value(base, part), SWITCHES[part - 1]
+    return own if "initialisation" in fields and own["initialisation"] != "representative" else fields
 
 
 def changes(base: Run, parts: Sequence[int], seed: int) -> Changes:
     """What makes the run have these parts and no others; a part has the strength that the run gives it."""
     sections: dict[str, dict[str, Any]] = {"distill": {}, "experts": {}}
-    for part, (section, field, _, usual) in enumerate(SWITCHES, start=1):
+    for part, (section, fields) in enumerate(SWITCHES, start=1):
         own, off = _value(base, part), _off(base, part)
-        sections[section][field] = (own if own != off else usual) if part in parts else off
+        usual = dict.fromkeys(fields, USUAL[part - 1]) if part <= AST_PARTS else {}
+        sections[section] |= (own if own != off else usual) if part in parts else off
     return Changes(**sections, seed=seed)
 
 
@@ -294,7 +310,7 @@ def _write(base: str, found: Sequence[Outcome], seeds: int) -> tuple[Path, ...]:
     experts = markdown.table(EXPERTS_HEADER, list(_experts_rows(found)), left=(0,))
     about = (
         f"Mean and standard deviation over {seeds} seeds, each with experts, draws and students of its own; points and p\n"
-        "(Welch's t-test over the seeds) of validation accuracy. MTT is the run with all six parts off, all else kept."
+        "(Welch's t-test over the seeds) of validation accuracy. MTT is the run with all parts off, all else kept."
     )
     beside = (
         "The experts, over the epochs that are matched: their mean squared parameter step of an epoch (small is smooth),\n"

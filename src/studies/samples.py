@@ -65,7 +65,7 @@ def of_synthetic(store: Store, run: Run) -> Iterator[Compared]:
     recorded, snapshots = store.load_synthetic(run.name), store.load_snapshots(run.name)
     at = outer.first(loop, images)
     begun = snapshots.pixels[0] if len(snapshots.iterations) else recorded.pixels
-    if run.distillation.given is None:
+    if run.distillation.given is None and run.initial is None:
         yield _equal("the initial images", at.snapshots[0], begun)
     if run.distillation.iterations:
         yield _first(store, loop, at)

@@ -1,4 +1,4 @@
-"""What a study searches: AST's parameters, each with the values it may take.
+"""What a study searches: parameters of the method that a run has, each with the values it may take.
 
 The ranges hold for images from 8x8 to 64x64; the section `tune` of params.yaml changes them by data set. Every range is widened
 to the run's present value, so that a study can start from it.
@@ -42,6 +42,11 @@ DISTILL: Mapping[str, Range] = {
     "intermediate_loss": _choose("off", "sum", "ramp"),
     "weight_perturbation": Range(low=0.0, high=2.0),
 }
+# of the above, what is about experts that students are matched to
+MATCHING = {"expert_epochs", "max_start_epoch", "balanced_loss", "intermediate_loss", "weight_perturbation"}
+LABELS: Mapping[str, Range] = {"lr_label": Range(low=0.1, high=20, log=True)}
+EMA: Mapping[str, Range] = {"ema": _choose(0.9, 0.99, 0.999, 0.9995)}
+ADAM: Mapping[str, Range] = {"lr_img": Range(low=1e-4, high=1.0, log=True), "lr_lr": Range(low=1e-6, high=1e-2, log=True)}
 EXPERTS: Mapping[str, Range] = {
     "lr": Range(low=1e-3, high=0.1, log=True),
     "momentum": _choose(0.0, 0.5, 0.9),
@@ -53,22 +58,32 @@ EXPERTS: Mapping[str, Range] = {
     "gradient_penalty": Range(low=0.0, high=5.0),
     "gradient_penalty_axes": _choose("channels", "image"),
 }
+SHARPNESS: Mapping[str, Range] = {"sharpness": Range(low=1e-3, high=0.1, log=True)}
 
 
 def build(base: Run, tune: Tune, side: Side) -> Space:
     """The distributions of a side's parameters; raises UserError where a range does not fit its parameter."""
     ranges = _ranges(base, tune, side)
     space = {name: _distribution(name, ranges[name], value) for name, value in start(base, tune, side).items()}
-    starts, last = space.get("distill.max_start_epoch"), base.experts.settings.last_epoch
+    starts = space.get("distill.max_start_epoch")
     if isinstance(starts, IntDistribution):
-        high = min(starts.high, last)
-        space["distill.max_start_epoch"] = IntDistribution(min(starts.low, high), high, log=starts.log)
+        high = min(starts.high, base.experts.settings.last_epoch)
+        low = min(max(starts.low, _first_bound(base.distillation)), high)
+        space["distill.max_start_epoch"] = IntDistribution(low, high, log=starts.log)
     return space
+
+
+def _first_bound(distil: Distillation) -> int:
+    """The lowest max_start_epoch that leaves a window of start epochs."""
+    growth = distil.start_growth
+    return distil.min_start_epoch + 1 if growth is None else growth.max_start_epoch
 
 
 def start(base: Run, tune: Tune, side: Side) -> dict[str, Any]:
     """The run's present values of what a study searches."""
-    present = {"distill": base.distillation, "experts": base.experts.settings}
+    present: dict[str, Distillation | Experts] = {"distill": base.distillation}
+    if base.buffer is not None:
+        present["experts"] = base.buffer.settings
     return {
         name: getattr(present[section], field)
         for name in _ranges(base, tune, side)
@@ -79,8 +94,28 @@ def start(base: Run, tune: Tune, side: Side) -> dict[str, Any]:
 def _ranges(base: Run, tune: Tune, side: Side) -> dict[str, Range]:
     """By dotted name: those of this module, those of the data set in their place."""
     own = tune.ranges.get(base.dataset.name, Ranges())
-    ranges = {"distill": {**DISTILL, **own.distill}, "experts": {**EXPERTS, **own.experts}}
+    experts = {**EXPERTS, **(SHARPNESS if base.buffer is not None and base.buffer.settings.sharpness else {}), **own.experts}
+    ranges = {"distill": {**_of_method(base.distillation), **own.distill}, "experts": experts}
+    if base.buffer is None and side != "student":
+        raise UserError(f"tune: {base.name} has no experts: leave --side out, which searches the student's parameters")
     return {f"{section}.{name}": values for section in SIDES[side] for name, values in ranges[section].items()}
+
+
+def _of_method(distil: Distillation) -> Mapping[str, Range]:
+    """The student's parameters that have a say in a method."""
+    more = {
+        **(LABELS if distil.labels == "learned" else {}),
+        **(EMA if distil.ema is not None else {}),
+        **(ADAM if distil.outer_optimiser == "adam" else {}),
+    }
+    out = {
+        *(MATCHING if not distil.matches else ()),
+        *(("intermediate_loss",) if distil.target == "nearest" else ()),
+        *(("inner_momentum",) if distil.inner_optimiser == "adam" else ()),
+        *(("initialisation",) if distil.initialisation in ("classified", "given", "run") or not distil.matches else ()),
+        *(("lr_init",) if distil.lr_init is None else ()),
+    }
+    return {name: values for name, values in {**DISTILL, **more}.items() if name not in out}
 
 
 def _distribution(name: str, values: Range, present: Any) -> BaseDistribution:
@@ -113,7 +148,8 @@ def tidy(base: Run, space: Space, values: Mapping[str, Any]) -> dict[str, Any]:
     if "distill.max_start_epoch" in found:
         epochs = found.get("distill.expert_epochs", base.distillation.expert_epochs)
         last = base.experts.settings.last_epoch
-        found["distill.max_start_epoch"] = max(min(found["distill.max_start_epoch"], last + 1 - epochs), 1)
+        latest = min(found["distill.max_start_epoch"], last + 1 - epochs)
+        found["distill.max_start_epoch"] = max(latest, _first_bound(base.distillation))
     return found
 
 

@@ -91,7 +91,7 @@ def plan_of(store: Store, base: Run, tune: Tune, side: Side) -> Study:
     dataset, searched = base.dataset.name, space.build(base, tune, side)
     store.load_statistics(dataset)
     meaning = [
-        base.seed, side, base.distillation.model_dump(), base.experts.settings.model_dump(),
+        base.seed, side, base.distillation.model_dump(), None if base.buffer is None else base.buffer.settings.model_dump(),
         base.spec.model_dump(), variants.protocol_of(base, tune).model_dump(),
         tune.model_dump(exclude={"ranges", "trials"}), [distribution_to_json(one) for one in searched.values()],
         [files.digest(store.split_file(dataset, split)) for split in ("train", "val")],

@@ -42,6 +42,7 @@ from src.tracking.tracker import Tracker
 
 SHOWN = 50  # characters of a run's name in its variants': with a digest behind them they are a name still
 PROTOCOL = "study"  # the name of the evaluation protocol in a variant's parameters
+PLACEHOLDER = "initial"  # the name of the method of the run that it begins with
 
 Accuracies = Mapping[str, tuple[float, ...]]  # split -> accuracy of each student
 Judge = Callable[
@@ -64,7 +65,7 @@ class Variant:
 
     run: Run
     tune: Tune
-    lender: str  # the pipeline's experts, which are taken where they are the same
+    lender: str  # the pipeline's experts, which are taken where they are the same; of a run without any, nothing
 
     @property
     def name(self) -> str:
@@ -72,6 +73,7 @@ class Variant:
 
     @property
     def experts(self) -> str:
+        """The name of a run's that has any."""
         return self.run.experts.name
 
 
@@ -141,31 +143,39 @@ def build(base: Run, tune: Tune, changes: Changes, protocol: Protocol) -> Varian
     """The run `base` with changes; raises ParamsError where these break a rule."""
     dataset, method = base.dataset.name, base.method
     seed = base.seed if changes.seed is None else changes.seed
-    network, lender = base.spec.model_dump(), base.experts.name
-    expert_settings = {**base.experts.settings.model_dump(), **changes.experts}
+    network, lender = base.spec.model_dump(), "" if base.buffer is None else base.buffer.name
+    trained: dict[str, Any] = {}
+    if base.buffer is not None:
+        settings_of_experts = {**base.buffer.settings.model_dump(), **changes.experts}
+        trained = {f"{lender[:SHOWN]}-{digest([seed, network, settings_of_experts])}": settings_of_experts}
     settings = {**base.distillation.model_dump(), **changes.distill}
     settings["snapshot_every"] = max(1, math.ceil(settings["iterations"] / tune.rungs))
-    buffer = f"{lender[:SHOWN]}-{digest([seed, network, expert_settings])}"
-    name = f"{base.name[:SHOWN]}-{digest([seed, network, buffer, base.ipc, settings])}"
+    buffer = next(iter(trained), None)
+    begun = [] if base.initial is None else [synthetic_settings(base.initial).plain()]
+    name = f"{base.name[:SHOWN]}-{digest([seed, network, buffer, base.ipc, settings, *begun])}"
     own = {"dataset": dataset, "network": base.network, "experts": buffer, "ipc": base.ipc, "evaluate": PROTOCOL}
-    raw = {
+    raw: dict[str, Any] = {
         "seed": seed,
         "runtime": base.runtime.model_dump(),
         "prepare": {dataset: base.dataset.settings.model_dump()},
         "networks": {base.network: network},
-        "experts": {buffer: expert_settings},
+        "experts": trained,
         "distill": {method: settings},
         "evaluate": {PROTOCOL: protocol.model_dump()},
         "runs": {name: {**own, "distill": {"method": method}}},
     }
+    if base.initial is not None:  # variants begin with the set that is there, whatever their seed
+        raw["distill"][PLACEHOLDER] = {"initialisation": "noise", "iterations": 0}
+        raw["runs"][base.initial.name] = {**own, "experts": None, "distill": {"method": PLACEHOLDER}}
     parsed = replace(parse(raw, f"a variant of {base.name}"), split_seed=base.dataset.seed)
-    return Variant(resolved.run(parsed, name), tune, lender)
+    return Variant(replace(resolved.run(parsed, name), initial=base.initial), tune, lender)
 
 
 def with_runtime(variant: Variant, asked: Runtime) -> Variant:
     """The same variant, with another share of the machine."""
     run = variant.run
-    return replace(variant, run=replace(run, runtime=asked, buffer=replace(run.experts, runtime=asked)))
+    buffer = None if run.buffer is None else replace(run.buffer, runtime=asked)
+    return replace(variant, run=replace(run, runtime=asked, buffer=buffer))
 
 
 def protocol_of(base: Run, tune: Tune) -> Protocol:
@@ -178,8 +188,17 @@ def protocol_of(base: Run, tune: Tune) -> Protocol:
 
 
 def ready_experts(variant: Variant, source: Path) -> None:
-    """The variant's experts, borrowed from the pipeline where it has the same, else trained, by one process alone."""
-    store, buffer = Store(), variant.run.experts
+    """The variant's experts, borrowed from the pipeline where it has the same, else trained, by one process alone.
+
+    The set that it begins with is the pipeline's in any case.
+    """
+    store, buffer, initial = Store(), variant.run.buffer, variant.run.initial
+    if initial is not None:
+        path = store.synthetic_file(initial.name)
+        tensors.check_record(source / path, synthetic_settings(initial), remake("distill", initial.name))
+        place(source / path, path)
+    if buffer is None:
+        return None
     name, count = buffer.name, buffer.settings.count
     lock = Path(".locks", f"{name}.lock")
     lock.parent.mkdir(exist_ok=True)
