@@ -177,7 +177,7 @@ def test_what_is_known_is_what_is_prepared(valid_params: dict[str, Any], folder:
     prepare.run(STORE, dataset)
     found = plan_memory.facts_of(STORE, dataset)
     assert known.shape == found.shape
-    assert (known.train, known.val, known.test) == pytest.approx((found.train, found.val, found.test), abs=10)
+    assert (known.train, known.val, known.scored) == pytest.approx((found.train, found.val, found.scored), abs=10)
 
 
 def test_a_run_of_this_repository(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

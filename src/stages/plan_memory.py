@@ -60,7 +60,7 @@ class Facts:
     shape: ImageShape
     train: int  # images
     val: int
-    test: int
+    scored: int  # of the largest split that is
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def needs_of(run: Run, facts: Facts) -> Needs:
         distil = Need(of_images(batch), "batch_syn", batch, of_images)
 
     def of_students(batch: int, together: bool) -> int:
-        held, chosen = max(facts.val, facts.test), run.evaluation.model_copy(update={"batch_size": batch})
+        held, chosen = facts.scored, run.evaluation.model_copy(update={"batch_size": batch})
         tasks = (replace(task, spec=spec) for spec in run.networks.values())
         return max(student_memory.students(one, chosen, count, held, together) for one in tasks)
 
@@ -240,8 +240,9 @@ def facts_of(store: Store, dataset: DataSet) -> Facts:
         if dataset.settings.source not in KNOWN:
             raise
         return _known(dataset.settings)
-    counts = (sum(found.counts[split].values()) for split in ("train", "val", "test"))
-    return Facts(found.shape, *counts)
+    sizes = {split: sum(own.values()) for split, own in found.counts.items()}
+    train, val = sizes.pop("train"), sizes["val"]
+    return Facts(found.shape, train, val, max(sizes.values()))
 
 
 def _known(settings: Dataset) -> Facts:
@@ -253,7 +254,7 @@ def _known(settings: Dataset) -> Facts:
     val, own_test = round(settings.val_fraction * images), round(settings.test_fraction * images)
     train = images - val - (own_test if test is None else 0)
     train, test = min(train, settings.train_images or train), own_test if test is None else test
-    return Facts(ImageShape(settings.channels or channels, size, classes), train, val, test)
+    return Facts(ImageShape(settings.channels or channels, size, classes), train, val, max(val, test))
 
 
 def _of_this_machine() -> float:
