@@ -183,6 +183,8 @@ def training_of(
 
 def _fit(run: Run, spec: Network, count: int, statistics: Statistics, device: torch.device) -> bool:
     """Whether the GPU's memory, whatever others have taken of it just now, holds all students on `count` images at once."""
+    if device.type != "cuda":
+        return True
     from src.loops import student_memory
     from src.loops.counted import Task
 

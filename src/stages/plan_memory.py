@@ -60,7 +60,7 @@ class Facts:
     shape: ImageShape
     train: int  # images
     val: int
-    test: int
+    scored: int  # of the largest split that is
 
 
 @dataclass(frozen=True)
@@ -120,13 +120,13 @@ def table(memories: Sequence[float]) -> None:
 
 def answer(needs: Needs, total: float) -> str:
     """In a word: whether it fits into so many bytes, with how many experts side by side, or what to lower."""
-    lower = _lowered(needs, total)
-    if lower:
-        return ", ".join(lower)
-    if needs.experts is None:
-        return "fits"
-    several = needs.side_by_side(total)
-    return f"{several} expert{'s' if several > 1 else ''}"
+    words = _lowered(needs, total)
+    if not words and needs.experts is None:
+        words = ["fits"]
+    elif not words:
+        several = needs.side_by_side(total)
+        words = [f"{several} expert{'s' if several > 1 else ''}"]
+    return ", ".join([*words, *(["students one by one"] if needs.evaluate(total) is needs.student else [])])
 
 
 def _lowered(needs: Needs, total: float) -> list[str]:
@@ -175,7 +175,7 @@ def needs_of(run: Run, facts: Facts) -> Needs:
         distil = Need(of_images(batch), "batch_syn", batch, of_images)
 
     def of_students(batch: int, together: bool) -> int:
-        held, chosen = max(facts.val, facts.test), run.evaluation.model_copy(update={"batch_size": batch})
+        held, chosen = facts.scored, run.evaluation.model_copy(update={"batch_size": batch})
         tasks = (replace(task, spec=spec) for spec in run.networks.values())
         return max(student_memory.students(one, chosen, count, held, together) for one in tasks)
 
@@ -240,8 +240,9 @@ def facts_of(store: Store, dataset: DataSet) -> Facts:
         if dataset.settings.source not in KNOWN:
             raise
         return _known(dataset.settings)
-    counts = (sum(found.counts[split].values()) for split in ("train", "val", "test"))
-    return Facts(found.shape, *counts)
+    sizes = {split: sum(own.values()) for split, own in found.counts.items()}
+    train, val = sizes.pop("train"), sizes["val"]
+    return Facts(found.shape, train, val, max(sizes.values()))
 
 
 def _known(settings: Dataset) -> Facts:
@@ -253,7 +254,7 @@ def _known(settings: Dataset) -> Facts:
     val, own_test = round(settings.val_fraction * images), round(settings.test_fraction * images)
     train = images - val - (own_test if test is None else 0)
     train, test = min(train, settings.train_images or train), own_test if test is None else test
-    return Facts(ImageShape(settings.channels or channels, size, classes), train, val, test)
+    return Facts(ImageShape(settings.channels or channels, size, classes), train, val, max(val, test))
 
 
 def _of_this_machine() -> float:
