@@ -154,7 +154,7 @@ def test_one_side_alone(
 
 BAD = [
     ("--syn-steps 0", "Input should be greater than or equal to 1"),
-    ("--precision half", "'half' is not one of 'float32', 'bfloat16'"),
+    ("--precision half", "'half' is not one of 'float32', 'tf32', 'bfloat16'"),
     ("--only nobody", "'nobody' is not one of 'engine', 'plain'"),
     ("--ipc 1 experts", "--ipc stands before 'experts': options go behind it"),
     ("experts --images 0", "Input should be greater than or equal to 1"),

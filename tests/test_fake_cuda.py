@@ -28,6 +28,7 @@ from src.maths.augmentation import KINDS
 from src.maths.derivatives import Derivatives
 from src.maths.distillation import Figures, Start, State
 from src.maths.networks import FlatNetwork, ImageShape
+from src.maths.targets.snapshots import WayPoint
 from src.settings.distillation import Distillation
 from src.settings.experts import Experts
 from src.settings.networks import MLP, VGG11, AlexNet, ConvNet, LeNet, Network, ResNet18
@@ -117,7 +118,7 @@ def test_soft_labels_have_a_gradient() -> None:
         labels = torch.full((8, SHAPE.classes), 1 / SHAPE.classes).to(DEVICE)
         drawn = inner_loop.draw_steps(8, 3, 4, ("crop",), torch.Generator())
         steps = [inner_loop.InnerStep(s.index.to(DEVICE), s.draw.to(DEVICE, images.dtype)) for s in drawn]
-        end = inner_loop.WayPoint(3, theta + 1, 1.0, theta.new_ones(()))
+        end = WayPoint(3, theta + 1, 1.0, theta.new_ones(()))
         rule = inner_loop.InnerRule(0.9, 0.0, 1.0)
         found = inner_loop.matching_gradient(
             Derivatives(network), images, labels, theta.new_tensor(0.1), theta, steps, [end], rule
@@ -359,7 +360,7 @@ def test_spoilt_students_are_found(spec: Network, spoil: Callable[..., Any], mon
 def test_an_index_on_the_host_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch itself takes it, and waits for its copy."""
     monkeypatch.setattr(
-        distillation, "_steps", lambda count, settings, draws, like: inner_loop.draw_steps(count, 2, 4, (), draws)
+        distillation, "_steps", lambda count, steps, settings, draws, like: inner_loop.draw_steps(count, 2, 4, (), draws)
     )
     with FakeCuda(ITERATION), pytest.raises(DeviceCrossingError, match="mixes both memories"):
         iterated()
@@ -408,6 +409,7 @@ def test_the_inner_loop_keeps_p_numbers_a_step() -> None:
         gc.collect()
         with FakeCuda(ITERATION) as device:
             iterated(syn_steps=steps)
+            gc.collect()  # fake tensors are held in circles of torch's own
         assert device.live == 0
         return device.peak
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import resource
 import shlex
 import shutil
@@ -147,6 +148,9 @@ def peak_memory_mib(device: torch.device) -> float:
     """Largest memory this process has held: on the device for CUDA, resident otherwise, in MiB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    status = Path("/proc/self/status")  # getrusage's begins with what the process had that started this one
+    if status.exists():
+        return int(re.findall(r"VmHWM:\s*(\d+) kB", status.read_text(encoding="ascii"))[0]) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
