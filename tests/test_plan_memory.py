@@ -83,7 +83,7 @@ def test_the_whole_inner_loop_takes_what_is_extrapolated_from_its_first_steps() 
         plan_memory._iterate(TASK, METHOD, 8)
 
     measured = plan_memory.fake_cuda.peak(whole, plan_memory.READS)
-    assert plan_memory.distilling(TASK, METHOD, 8) == pytest.approx(measured, rel=0.01)
+    assert plan_memory.distilling(TASK, METHOD, 8, 0) == pytest.approx(measured, rel=0.01)
 
 
 def test_it_is_what_a_step_takes_on_this_machine() -> None:
@@ -116,7 +116,7 @@ print(peak() - before)
 """
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     task = Task(ConvNet(depth=3, width=64), ImageShape(3, 32, 10), bfloat16=False)
-    expected = plan_memory.distilling(task, METHOD.model_copy(update={"syn_steps": 2}), 200)
+    expected = plan_memory.distilling(task, METHOD.model_copy(update={"syn_steps": 2}), 200, 0)
     assert 0.8 < float(found.stdout) / expected < 2.5
 
 

@@ -20,7 +20,7 @@ from src.loops import expert_memory, student_memory
 from src.loops.counted import FLOAT, SHARE, Task
 from src.maths import augmentation, distillation, networks
 from src.maths.derivatives import Derivatives
-from src.maths.distillation import Start
+from src.maths.distillation import Real, Start
 from src.maths.networks import FlatNetwork, ImageShape
 from src.pages.tables import Table
 from src.settings import params, resolved
@@ -36,6 +36,7 @@ GIB = 2**30
 READS = (
     "src.maths.distillation.iterate",
     "src.maths.distillation._check",
+    "src.maths.targets.nearest.",  # which step it is, once a loop
     "src.maths.protocol._check_finite",
     "src.loops.students.",
 )
@@ -169,7 +170,7 @@ def needs_of(run: Run, facts: Facts) -> Needs:
     if settings.iterations:
 
         def of_images(batch: int) -> int:
-            return distilling(task, settings.model_copy(update={"batch_syn": batch}), count)
+            return distilling(task, settings.model_copy(update={"batch_syn": batch}), count, facts.train)
 
         batch = min(settings.batch_syn or count, count)
         distil = Need(of_images(batch), "batch_syn", batch, of_images)
@@ -193,13 +194,18 @@ def needs_of(run: Run, facts: Facts) -> Needs:
     return Needs(experts, distil, students, student, at_once)
 
 
-def distilling(task: Task, settings: Distillation, count: int) -> int:
-    """Bytes of the outer loop on `count` synthetic images: of a few inner steps, and P numbers for each other one."""
+def distilling(task: Task, settings: Distillation, count: int, real: int) -> int:
+    """Bytes of the outer loop on `count` synthetic images: of a few inner steps, and P numbers for each other one, or 3 P where
+    the student learns by Adam; and of all `real` training images, where their loss is asked for.
+    """
     steps = max(2, settings.expert_epochs)
     plain = {"iterations": 1, "max_start_epoch": 1, "lr_img": 1.0, "lr_lr": 1.0, "lr_init": 1.0, "snapshot_every": 1}
-    asked = settings.model_copy(update={**plain, "initialisation": "random", "given": None, "syn_steps": steps})
+    begun = {"initialisation": "random", "given": None, "initial_run": None}
+    asked = settings.model_copy(update={**plain, **begun, "syn_steps": steps})
     network = FlatNetwork(networks.build(task.spec, task.shape, torch.Generator()))
-    return _counted(task, asked, count) + (settings.syn_steps - steps) * network.dimension * FLOAT
+    kept = network.dimension * (3 if settings.inner_optimiser == "adam" else 1)
+    waiting = 0 if settings.real is None else task.image_bytes(max(real - settings.real.images, 0))
+    return _counted(task, asked, count) + (settings.syn_steps - steps) * kept * FLOAT + waiting
 
 
 @functools.cache
@@ -227,9 +233,14 @@ def _iterate(task: Task, settings: Distillation, count: int) -> None:
     derivatives = Derivatives(network, task.bfloat16)
     images, labels = (torch.from_numpy(x).to(DEVICE) for x in task.arrays(count))
     snapshots = torch.zeros(settings.expert_epochs + 1, network.dimension)
-    starts = [Start(snapshots.to(DEVICE), 0) for _ in range(settings.trajectories_per_iteration)]
-    state, draws = distillation.start(images, settings), torch.Generator().manual_seed(0)
-    distillation.iterate(network, derivatives, state, labels, starts, settings, draws)
+    starts = [Start(snapshots.to(DEVICE), 0) for _ in range(settings.trajectories_per_iteration)] if settings.matches else []
+    logits = torch.zeros(count, task.shape.classes).to(DEVICE) if settings.labels == "learned" else None
+    state, draws = distillation.start(images, settings, logits), torch.Generator().manual_seed(0)
+    real = None
+    if settings.real is not None:
+        shown, classes = (torch.from_numpy(x).to(DEVICE) for x in task.arrays(settings.real.images))
+        real = Real(shown, classes, lambda _: torch.zeros(network.dimension))
+    distillation.iterate(network, derivatives, state, labels, starts, settings, draws, real=real)
 
 
 def facts_of(store: Store, dataset: DataSet) -> Facts:
