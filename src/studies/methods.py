@@ -19,7 +19,7 @@ from rich.console import Console
 
 from src.ground import runtime
 from src.ground.durations import duration
-from src.ground.errors import UserError
+from src.ground.errors import InterruptedWorkError, UserError
 from src.ground.seeding import seed_of
 from src.maths import scores, significance
 from src.maths.significance import Difference
@@ -150,13 +150,20 @@ def _tune_all(
     trials: int,
     workers: int,
 ) -> dict[str, Tuned]:
-    """A study a run, one after the other, those first with whose sets others begin; by the run's name."""
+    """A study a run, one after the other, those first with whose sets others begin; by the run's name.
+
+    Raises UserError, before any of them, where a range does not fit its run.
+    """
+    searched = [one.name for one in runs if trials and one.distillation.iterations]
+    for one in runs:
+        if one.name in searched:
+            space.build(one, tune, "student")
     found: dict[str, Tuned] = {}
     for one in sorted(runs, key=lambda one: len(one.initials)):
         lost = next((first.name for first in one.initials if first.name in found and found[first.name].problem), None)
         if lost is not None:
             found[one.name] = Tuned(problem=f"it begins with {lost}, which failed")
-        elif not trials or not one.distillation.iterations:
+        elif one.name not in searched:
             found[one.name] = Tuned()
         else:
             begun, problem = _begun(one, tune, found, workspace, nest, workers)
@@ -178,7 +185,12 @@ def _tune(store: Store, base: Run, tune: Tune, workspace: Workspace, trials: int
     """The run's study, of which the first so many trials count: a study that has more of them gives its run no advantage."""
     plan = tuning.plan_of(store, base, tune, "student")
     if len(_first(plan.open(), trials)) < trials:
-        tuning.search(base, tune, "student", plan, workspace, trials, None, workers)
+        try:
+            tuning.search(base, tune, "student", plan, workspace, trials, None, workers)
+        except InterruptedWorkError:
+            raise
+        except UserError as error:  # of its experts: other runs go on
+            return Tuned(problem=str(error))
     done = _first(plan.open(), trials)
     seconds = sum(trial.user_attrs.get("seconds", 0.0) for trial in done)
     complete = [trial for trial in done if trial.state == TrialState.COMPLETE]

@@ -79,17 +79,25 @@ def make(
             lost = {name: problems.get(one.run.initials[0].name, "") if depth else "" for name, (one, _) in now.items()}
             problems |= {name: f"what it begins with failed: {problem}" for name, problem in lost.items() if problem}
             now = {name: one for name, one in now.items() if name not in problems}
-            _ready(pool, [variant for variant, _ in now.values()], workspace, nest)
+            problems |= _ready(pool, [variant for variant, _ in now.values()], workspace, nest)
+            now = {name: one for name, one in now.items() if name not in problems}
             jobs = {pool.submit(alone, variant, label): name for name, (variant, label) in now.items()}
             problems |= _ended(jobs, {name: label for name, (_, label) in now.items()}, advance)
     return problems
 
 
-def _ready(pool: ProcessPoolExecutor, made: Sequence[Variant], workspace: Workspace, nest: Nest) -> None:
-    """Make the experts of variants, each set once."""
-    buffers = {variant.experts: variant for variant in made if variant.run.buffer is not None}
-    for future in [pool.submit(trials.ready, variant, workspace, nest) for variant in buffers.values()]:
-        future.result()
+def _ready(pool: ProcessPoolExecutor, made: Sequence[Variant], workspace: Workspace, nest: Nest) -> Problems:
+    """Make the experts of variants, each set once; the variants whose experts could not be made."""
+    matched = [variant for variant in made if variant.run.buffer is not None]
+    buffers = {variant.experts: variant for variant in matched}
+    jobs = {name: pool.submit(trials.ready, variant, workspace, nest) for name, variant in buffers.items()}
+    lost = {}
+    for name, job in jobs.items():
+        try:
+            job.result()
+        except UserError as error:
+            lost[name] = str(error)
+    return {variant.name: lost[variant.experts] for variant in matched if variant.experts in lost}
 
 
 def _ended(jobs: Mapping[Future[str], str], labels: Mapping[str, str], advance: Advance) -> Problems:
