@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -19,7 +20,7 @@ from src.maths import significance
 from src.settings.params import Params, load, parse
 from src.studies import methods, repeated, space
 from src.studies.methods import Tuned
-from src.studies.variants import Changes
+from src.studies.variants import Changes, Variant
 from tests import studying
 from tests.imports import ROOT
 from tests.small_run import STORE
@@ -100,6 +101,20 @@ def test_a_lost_beginning_is_told_of_what_begins_with_it(params: Params, monkeyp
     assert {name: one.problem for name, one in found.items()} == {
         "mtt": "diverged", RUN: "", "real": "", "then-real": "it begins with mtt, which failed",
     }  # fmt: skip
+
+
+def test_experts_that_fail_cost_their_own_variants_alone(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = [
+        line[-1] for name in (0, 2) for line in methods._of_seeds(methods.chosen(params, RUNS, None)[name], params.tune, {}, 2)
+    ]
+
+    def ready(variant: Variant, *rest: object) -> None:
+        if variant == made[0]:
+            raise UserError("diverged")
+
+    monkeypatch.setattr(repeated.trials, "ready", ready)
+    with ThreadPoolExecutor(1) as pool:
+        assert repeated._ready(pool, made, None, None) == {made[0].name: "diverged"}  # type: ignore[arg-type]
 
 
 def test_figures_of_a_table(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
