@@ -20,6 +20,7 @@ from rich.table import Table
 
 from src.bench import tables as bench
 from src.maths.scores_beyond import Estimate
+from src.maths.significance import Difference
 from src.pages.page import Accuracy, Result
 from src.pages.standings import Standing, Standings
 from src.settings import resolved
@@ -30,7 +31,7 @@ from src.sources.reading import Source
 from src.stages import clean, evaluate, init, plan, plan_steps, prepare, presets, report
 from src.store import checkpoints
 from src.store.cost import Cost
-from src.studies import ablate, compare, findings, study
+from src.studies import ablate, compare, findings, methods, study
 from src.studies.study import Study
 from src.studies.usefulness import Experts
 from tests.small_run import STORE
@@ -133,6 +134,16 @@ def test_ablate(checked_prints: list[Table]) -> None:
 def test_ablate_says_a_problem_with_brackets(capsys: pytest.CaptureFixture[str]) -> None:
     ablate._show([ablate.Outcome(ablate.NONE, (), {}, (), None, problem="it diverged [at once]")], LONG, 2)
     assert f"{ablate.NONE} failed: it diverged [at once]" in capsys.readouterr().out
+
+
+def test_methods(checked_prints: list[Table]) -> None:
+    seeds = {"val": (0.7, 0.8), "test": (0.7, 0.8)}
+    rows = [
+        methods.Row(f"{LONG}-mtt", 30, {}, seeds, 5e4),
+        methods.Row(f"{LONG}-ast", 30, {}, seeds, 5e4, Difference(-0.1, 0.001)),
+        methods.Row(f"{LONG}-att", 30, {}, {}, 5e4, problem="it diverged [at once]"),
+    ]
+    methods._show(rows, LONG, 2, f"{LONG}-mtt")
 
 
 @pytest.mark.parametrize("kind", ["matching", "experts", "evaluate"])

@@ -137,7 +137,7 @@ def preset_memory(
 
 @preset_app.command("show")
 def preset_show(name: PresetArgument) -> None:
-    """Show where a preset comes from and what it would add to params.yaml."""
+    """Show where a preset, or a group of runs, comes from and what it would add to params.yaml."""
     from src.stages import presets
 
     presets.show(name)
@@ -148,7 +148,7 @@ def preset_add(
     name: PresetArgument,
     experts: Annotated[int | None, typer.Option(min=1, help="Experts to train; the preset's number where left out.")] = None,
 ) -> None:
-    """Add a preset to params.yaml, whose comments and order stay."""
+    """Add a preset, or a group of runs, to params.yaml, whose comments and order stay."""
     from src.stages import presets
 
     presets.add(name, experts)

@@ -89,6 +89,42 @@ def ablate(
 
 
 @app.command()
+def methods(
+    runs: Annotated[
+        list[str],
+        typer.Argument(help="Runs of the section `runs`, one a method, of one data set, network and ipc.", show_default=False),
+    ],
+    against: Annotated[
+        str | None, typer.Option(help="The run that others are compared with; the first where left out.")
+    ] = None,
+    trials: Annotated[
+        int | None,
+        typer.Option(min=0, help="Trials of each run's study; `tune.trials` where left out, 0 takes settings as they are."),
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option(min=2, max=100, help="Repetitions, each with experts, draws and students of its own.")
+    ] = 3,
+    test: Annotated[bool, typer.Option("--test", help="Open the test split too, for a table to publish.")] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="Processes; as many as fill the cores where left out.")
+    ] = None,
+) -> None:
+    """Compare methods at one budget: each run is tuned by as many trials, then repeated by as many seeds.
+
+    The same command again goes on.
+    """
+    from src.settings.params import load
+
+    params = load()
+    for name in runs:
+        params.run(name)
+    from src.store.store import Store
+    from src.studies import methods as table
+
+    table.run(Store(), params, runs, against, trials, seeds, test, workers)
+
+
+@app.command()
 def gradient_error(
     run: Annotated[str, typer.Option(help="A run of the section `runs`, whose experts are there.")],
     every: Annotated[int, typer.Option(min=1, help="Iterations from one comparison to the next.")] = 10,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -49,7 +49,7 @@ class Preset:
 @cache
 def load() -> Mapping[str, Preset]:
     """All presets by name: by data set, images per class and recipe."""
-    blocks, accuracies = _blocks(), _read("accuracies.yaml")
+    blocks, accuracies = shared_blocks(), read("accuracies.yaml")
     presets = [
         _preset(blocks, accuracies, dataset, recipe, ipc, cell)
         for dataset, recipes in blocks["cells"].items()
@@ -75,14 +75,13 @@ def compose(
     `described` is a data set as in the block `datasets`; `experts` are values that go before the recipe's; `variant` goes
     behind the buffer's name.
     """
-    blocks = _blocks()
+    blocks = shared_blocks()
     kind, network, augmentation = blocks["recipes"][recipe], described["network"], described["augmentation"]
-    suffix = "" if "flip" in augmentation else "-no-flip"
-    method, protocol = kind["method"], f"{kind['evaluate']}{suffix}"
+    method, protocol = kind["method"], for_augmentation(kind["evaluate"], augmentation)
     buffer = "-".join(filter(None, (dataset, kind["experts"], variant))) if kind["experts"] else None
     shared = blocks["methods"][method]
     if shared["iterations"]:  # a baseline augments nothing
-        method, shared = f"{method}{suffix}", {**shared, "augmentation": augmentation}
+        method, shared = for_augmentation(method, augmentation), {**shared, "augmentation": augmentation}
     trained = {"dataset": dataset, "network": network, **blocks["experts"].get(kind["experts"], {}), **experts}
     run = {"dataset": dataset, "network": network, "experts": buffer, "ipc": ipc}
     return {
@@ -95,12 +94,19 @@ def compose(
     }
 
 
+def for_augmentation(name: str, augmentation: Sequence[str]) -> str:
+    """The name of a method or protocol with this augmentation."""
+    return name if "flip" in augmentation else f"{name}-no-flip"
+
+
 @cache
-def _blocks() -> Tree:
-    return _read("presets.yaml")
+def shared_blocks() -> Tree:
+    """What presets are put together from."""
+    return read("presets.yaml")
 
 
-def _read(file: str) -> Tree:
+def read(file: str) -> Tree:
+    """A file beside this module."""
     found: Tree = YAML(typ="safe").load((FOLDER / file).read_text(encoding="utf-8"))
     return found
 

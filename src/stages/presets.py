@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from difflib import get_close_matches
 from textwrap import wrap
 
 from rich import box
 from rich.console import Console
 
-from src.editing import params_edit, presets
+from src.editing import groups, params_edit, presets
+from src.editing.groups import Group
 from src.editing.presets import Preset, Sections
 from src.ground.errors import UserError
 from src.pages.tables import Table
@@ -33,37 +35,47 @@ def show_all(dataset: str | None, method: str | None) -> None:
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else FILE_WIDTH)
     console.print(table)
     console.print("epochs: those that are matched, max_start_epoch - 1 + expert_epochs", style="dim")
+    console.print(f"groups of runs for one table of methods: {', '.join(groups.load())}", style="dim", soft_wrap=True)
 
 
 def show(name: str) -> None:
-    """Print where a preset comes from and what it would add, as YAML."""
-    preset = _find(name)
-    print(
-        "\n".join(
-            f"# {line}" for text in _about(preset) for line in wrap(text, 110, subsequent_indent="  ", break_on_hyphens=False)
-        )
-    )
-    print(params_edit.text_of(preset.sections), end="")
+    """Print where a preset or a group comes from and what it would add, as YAML."""
+    found = _find(name)
+    about = _about_group(found) if isinstance(found, Group) else _about(found)
+    print("\n".join(f"# {line}" for text in about for line in wrap(text, 110, subsequent_indent="  ", break_on_hyphens=False)))
+    print(params_edit.text_of(found.sections), end="")
 
 
 def add(name: str, experts: int | None) -> None:
-    """Add a preset to params.yaml, with another number of experts unless None, and print what was added."""
-    preset = _find(name)
-    added = params_edit.add(preset.sections if experts is None else _with_experts(preset, experts))
-    report_added(added, name)
+    """Add a preset or a group to params.yaml, with another number of experts unless None, and print what was added."""
+    found = _find(name)
+    added = params_edit.add(found.sections if experts is None else _with_experts(found, experts))
+    if isinstance(found, Group):
+        _say(added, name, *commands(found))
+    else:
+        report_added(added, name)
 
 
 def report_added(added: list[str], run: str) -> None:
     """Say what was added for a run, and how to go on."""
-    if added:
-        print(f"added to params.yaml: {', '.join(added)}")
-    else:
-        print(f"params.yaml has all of {run} already")
-    print(f"next: dvc repro evaluate@{run}")
+    _say(added, run, f"dvc repro evaluate@{run}")
 
 
-def _find(name: str) -> Preset:
-    known = presets.load()
+def commands(group: Group) -> list[str]:
+    """What makes the tables of a group."""
+    dataset = next(iter(group.sections["prepare"]))
+    tables = (f"python -m src.cli methods {' '.join(runs)}" for runs in group.tables.values())
+    return [f"python -m src.cli prepare --dataset {dataset}", *tables]
+
+
+def _say(added: list[str], name: str, *following: str) -> None:
+    print(f"added to params.yaml: {', '.join(added)}" if added else f"params.yaml has all of {name} already")
+    for command in following:
+        print(f"next: {command}")
+
+
+def _find(name: str) -> Preset | Group:
+    known: Mapping[str, Preset | Group] = {**presets.load(), **groups.load()}
     if name not in known:
         near = get_close_matches(name, known, n=3, cutoff=0.5)
         meant = f"did you mean {', '.join(near)}? " if near else ""
@@ -92,8 +104,17 @@ def _about(preset: Preset) -> list[str]:
     return lines
 
 
-def _with_experts(preset: Preset, count: int) -> Sections:
-    if not preset.experts:
-        raise UserError(f"{preset.name} matches no experts: leave --experts out")
-    experts = {name: {**settings, "count": count} for name, settings in preset.sections["experts"].items()}
-    return {**preset.sections, "experts": experts}
+def _about_group(group: Group) -> list[str]:
+    count = sum(len(runs) for runs in group.tables.values())
+    tables = " and ".join(str(ipc) for ipc in group.tables)
+    return [
+        f"{group.name}: {count} runs for tables of methods at {tables} images per class; ours, to be tuned",
+        *commands(group),
+    ]
+
+
+def _with_experts(found: Preset | Group, count: int) -> Sections:
+    if isinstance(found, Preset) and not found.experts:
+        raise UserError(f"{found.name} matches no experts: leave --experts out")
+    experts = {name: {**settings, "count": count} for name, settings in found.sections["experts"].items()}
+    return {**found.sections, "experts": experts}

@@ -6,12 +6,9 @@ finished is kept by its content, so that the same command goes on after whatever
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -27,13 +24,13 @@ from src.pages.page import AST_PARTS, PARTS, Accuracy, lowered
 from src.pages.tables import Table
 from src.process import progress
 from src.settings.resolved import Run
-from src.settings.runtime import Runtime
 from src.settings.studies import Tune
 from src.store import files
 from src.store.store import Store
-from src.studies import processes, trials, usefulness, variants
+from src.studies import processes, repeated, usefulness, variants
+from src.studies.repeated import Line, Problems
 from src.studies.usefulness import Experts, Point
-from src.studies.variants import Accuracies, Changes, Variant, Workspace
+from src.studies.variants import Changes
 from src.tracking import tracker as tracking
 from src.tracking.tracker import Nest
 
@@ -90,15 +87,15 @@ def run(store: Store, base: Run, tune: Tune, seeds: int, test: bool, workers: in
         raise UserError(f"runs.{base.name} is not MTT with parts: name a run whose students learn by SGD, matched to experts")
     splits = ("val", "test") if test else ("val",)
     dataset, experiment = base.dataset.name, f"{base.dataset.name}-studies"
-    store.load_statistics(dataset)  # says what to do where the data set is not prepared
-    images = [files.digest(store.split_file(dataset, split)) for split in ("train", "val")]
-    folder = runtime.workspace() / "data" / "ablate" / f"{base.name}-{variants.digest(images)}"
-    workspace = Workspace(folder, Path.cwd())
+    workspace = repeated.workspace(store, "ablate", base.name, dataset)
     workspace.lend(dataset, test)
     wanted = {arm: _of_seeds(base, tune, arm, seeds) for arm in arms(base)}
-    with tracking.track(experiment, f"ablate {base.name}", "ablation", {"ast.ablation": folder.name}) as tracker:
+    find = {"ast.ablation": workspace.folder.name}
+    with tracking.track(experiment, f"ablate {base.name}", "ablation", find) as tracker:
         nest = Nest(experiment, tracker.opening)
-        problems = _make_all(base.runtime, wanted, workspace, nest, splits, processes.count(base.runtime, workers))
+        lines = {arm.label: own for arm, own in wanted.items()}
+        count = processes.count(base.runtime, workers)
+        problems = repeated.make("ablate", base.runtime, lines, workspace, nest, splits, count)
         tracker.end_children()
         with workspace.entered():
             found = outcomes(wanted, splits, problems)
@@ -147,94 +144,36 @@ def changes(base: Run, parts: Sequence[int], seed: int) -> Changes:
     return Changes(**sections, seed=seed)
 
 
-def _of_seeds(base: Run, tune: Tune, arm: Arm, seeds: int) -> list[Variant]:
+def _of_seeds(base: Run, tune: Tune, arm: Arm, seeds: int) -> list[Line]:
     roots = [base.seed, *(seed_of(base.seed, "ablate", number) for number in range(1, seeds))]
     protocol = variants.protocol_of(base, tune)
-    return [variants.build(base, tune, changes(base, arm.parts, root), protocol) for root in roots]
-
-
-# -- making variants
-
-
-def _make_all(
-    lent: Runtime,
-    wanted: Mapping[Arm, Sequence[Variant]],
-    workspace: Workspace,
-    nest: Nest,
-    splits: tuple[str, ...],
-    workers: int,
-) -> dict[str, str]:
-    """Make what is missing, side by side: first experts, each set once, then variants. Problems by the variant's name."""
-    labels = {variant.name: (variant, f"{arm.label}, seed {n}") for arm, own in wanted.items() for n, variant in enumerate(own)}
-    labels = {name: one for name, one in labels.items() if variants.finished(one[0], splits, workspace.folder) is None}
-    if not labels:
-        return {}
-    asked = processes.share(lent, min(workers, len(labels)))
-    labels = {name: (variants.with_runtime(variant, asked), label) for name, (variant, label) in labels.items()}
-    buffers = {variant.experts: variant for variant, _ in labels.values()}
-    with processes.pool(min(workers, len(labels)), workspace.folder / "log.txt") as pool:
-        alone = functools.partial(_make, workspace=workspace, nest=nest, splits=splits)
-        for future in [pool.submit(trials.ready, variant, workspace, nest) for variant in buffers.values()]:
-            future.result()
-        jobs = {pool.submit(alone, variant, label): name for name, (variant, label) in labels.items()}
-        with progress.progress("ablate", len(jobs)) as advance:
-            problems = {}
-            for job in as_completed(jobs):
-                problems[jobs[job]] = job.result()
-                advance(labels[jobs[job]][1])
-    return {name: problem for name, problem in problems.items() if problem}
-
-
-def _make(variant: Variant, label: str, workspace: Workspace, nest: Nest, splits: tuple[str, ...]) -> str:
-    """Make one variant, as a process of its own; what kept it from being made, or nothing."""
-    find = {"ast.variant": variant.name}
-    try:
-        with (
-            processes.told_to_stop(),
-            workspace.entered(),
-            tracking.nested(nest),
-            tracking.track(nest.experiment, label, "variant", find) as tracker,
-        ):
-            found = variants.make(variant, tracker, splits=splits)
-            for split, accuracies in found.items():
-                accuracy, std = scores.mean_and_std(accuracies)
-                tracker.metrics({f"{split}_accuracy_mean": accuracy, f"{split}_accuracy_std": std})
-    except UserError as error:
-        return str(error)
-    return ""
+    return [repeated.line(base, tune, {base.name: changes(base, arm.parts, root)}, root, protocol) for root in roots]
 
 
 # -- what was found
 
 
-def outcomes(wanted: Mapping[Arm, Sequence[Variant]], splits: tuple[str, ...], problems: Mapping[str, str]) -> list[Outcome]:
+def outcomes(wanted: Mapping[Arm, Sequence[Line]], splits: tuple[str, ...], problems: Problems) -> list[Outcome]:
     """A row an arm, inside the workspace; an arm with a problem has no figures."""
-    means = {arm.label: _means(own, splits) for arm, own in wanted.items()}
+    means = {arm.label: repeated.means(own, splits) for arm, own in wanted.items()}
     measured: dict[str, Experts] = {}
     found = []
     for arm, own in wanted.items():
         seeds = means[arm.label]
         other = means[arm.against] if arm.against else None
         if not seeds:
-            problem = next((problems[variant.name] for variant in own if variant.name in problems), "")
+            problem = repeated.problem(own, problems)
             found.append(Outcome(arm.label, arm.parts, seeds, (), arm.against, problem=problem))
             continue
-        for variant in own:
+        made = [line[-1] for line in own]
+        for variant in made:
             if variant.experts not in measured:
                 measured[variant.experts] = usefulness.measure(variant)
-        experts = tuple(measured[variant.experts] for variant in own)
+        experts = tuple(measured[variant.experts] for variant in made)
         difference = significance.welch(other["val"], seeds["val"]) if other else None
         figures = (difference.mean, difference.p) if difference else (None, None)
         found.append(Outcome(arm.label, arm.parts, seeds, experts, arm.against, *figures))
     return found
-
-
-def _means(own: Sequence[Variant], splits: tuple[str, ...]) -> dict[str, tuple[float, ...]]:
-    """The mean over the students of each seed: seeds are independent, the students of one synthetic set are not."""
-    made: list[Accuracies | None] = [variants.finished(variant, splits) for variant in own]
-    if any(one is None for one in made):
-        return {}
-    return {split: tuple(mean(one[split]) for one in made if one is not None) for split in splits}
 
 
 def _points(found: Sequence[Outcome]) -> list[Point]:

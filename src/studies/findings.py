@@ -87,7 +87,7 @@ def _points(opened: optuna.Study) -> list[Point]:
 def _row(trial: FrozenTrial) -> dict[str, Any]:
     attributes = trial.user_attrs
     about = {"trial": trial.number, "state": trial.state.name, "val_accuracy": "" if trial.value is None else trial.value}
-    about |= {"std": _std(trial), "seconds": round(trial.duration.total_seconds()) if trial.duration else ""}
+    about |= {"std": _std(trial), "seconds": round(attributes.get("seconds", 0))}
     return {**about, **trial.params, "variant": attributes.get("variant", ""), "sentence": attributes.get("sentence", "")}
 
 

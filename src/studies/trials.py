@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -59,7 +61,7 @@ def one(task: Task, opened: optuna.Study, trial: Trial) -> None:
     """Work on one trial to its end, whatever that is."""
     find = {"optuna.study": task.study.name, "optuna.trial": str(trial.number)}
     try:
-        with tracking.track(task.nest.experiment, f"trial-{trial.number:03d}", "trial", find) as tracker:
+        with tracking.track(task.nest.experiment, f"trial-{trial.number:03d}", "trial", find) as tracker, _timed(trial):
             accuracies = _attempt(task, opened, trial, tracker)
     except InterruptedWorkError:  # it is taken up again
         raise
@@ -72,6 +74,16 @@ def one(task: Task, opened: optuna.Study, trial: Trial) -> None:
             study.prune(opened, trial)
         else:
             study.complete(opened, trial, accuracies)
+
+
+@contextmanager
+def _timed(trial: Trial) -> Iterator[None]:
+    """Add to the trial's seconds at work: Optuna's own duration has what lies between a kill and the next command too."""
+    start, before = time.monotonic(), trial.user_attrs.get("seconds", 0.0)
+    try:
+        yield
+    finally:
+        trial.set_user_attr("seconds", before + time.monotonic() - start)
 
 
 def _attempt(task: Task, opened: optuna.Study, trial: Trial, tracker: Tracker) -> tuple[float, ...] | None:

@@ -23,6 +23,7 @@ from src.settings import resolved, runs
 from src.settings.params import Params
 from src.settings.resolved import Run
 from src.settings.studies import Tune
+from src.stages.records import synthetic_settings
 from src.store import files
 from src.store.store import Store
 from src.studies import findings, processes, space, study, trials, variants
@@ -52,7 +53,8 @@ def run(
     wanted = tune.trials if trials_wanted is None else trials_wanted
     plan = plan_of(store, base, tune, side)
     if wanted:
-        search(base, tune, side, plan, wanted, timeout, processes.count(base.runtime, workers))
+        workspace = Workspace(plan.folder, Path.cwd())
+        search(base, tune, side, plan, workspace, wanted, timeout, processes.count(base.runtime, workers))
     opened = plan.open()
     findings.show(opened, plan)
     if apply:
@@ -95,16 +97,25 @@ def plan_of(store: Store, base: Run, tune: Tune, side: Side) -> Study:
         base.spec.model_dump(), variants.protocol_of(base, tune).model_dump(),
         tune.model_dump(exclude={"ranges", "trials"}), [distribution_to_json(one) for one in searched.values()],
         [files.digest(store.split_file(dataset, split)) for split in ("train", "val")],
+        *([] if base.initial is None else [synthetic_settings(base.initial).plain()]),
     ]  # fmt: skip
     name = f"{dataset}-ipc{base.ipc}-{base.network}-{side}-{variants.digest(meaning)}"
     tidy = functools.partial(space.tidy, base, searched)
     return Study(runtime.workspace() / "data" / "tune" / name, name, searched, tidy, base.seed, tune.rungs > 1)
 
 
-def search(base: Run, tune: Tune, side: Side, plan: Study, wanted: int, timeout: float | None, workers: int) -> None:
-    """Work on the study in processes, and keep its MLflow run."""
+def search(
+    base: Run,
+    tune: Tune,
+    side: Side,
+    plan: Study,
+    workspace: Workspace,
+    wanted: int,
+    timeout: float | None,
+    workers: int,
+) -> None:
+    """Work on the study in processes, whose variants are made in the workspace, and keep its MLflow run."""
     deadline = time.time() + timeout if timeout else None
-    workspace = Workspace(plan.folder, Path.cwd())
     plan.folder.mkdir(parents=True, exist_ok=True)
     workspace.lend(base.dataset.name)
     plan.begin(space.start(base, tune, side))

@@ -34,7 +34,7 @@ from src.settings.studies import Tune
 from src.stages import distill, evaluate, experts
 from src.stages.distill import Watch
 from src.stages.records import experts_record, synthetic_settings
-from src.store import checkpoints, files, tensors, values
+from src.store import checkpoints, cost, files, tensors, values
 from src.store.store import Store, remake
 from src.store.values import SyntheticSet
 from src.tracking import tracker as tracking
@@ -164,11 +164,17 @@ def build(base: Run, tune: Tune, changes: Changes, protocol: Protocol) -> Varian
         "evaluate": {PROTOCOL: protocol.model_dump()},
         "runs": {name: {**own, "distill": {"method": method}}},
     }
-    if base.initial is not None:  # variants begin with the set that is there, whatever their seed
+    if base.initial is not None:
         raw["distill"][PLACEHOLDER] = {"initialisation": "noise", "iterations": 0}
         raw["runs"][base.initial.name] = {**own, "experts": None, "distill": {"method": PLACEHOLDER}}
     parsed = replace(parse(raw, f"a variant of {base.name}"), split_seed=base.dataset.seed)
     return Variant(replace(resolved.run(parsed, name), initial=base.initial), tune, lender)
+
+
+def beginning_with(base: Run, initial: Run) -> Run:
+    """The run, beginning with the synthetic set of another one than it names, such as a variant of that."""
+    distillation = base.distillation.model_copy(update={"initial_run": initial.name})
+    return replace(base, initial=initial, distillation=distillation)
 
 
 def with_runtime(variant: Variant, asked: Runtime) -> Variant:
@@ -190,13 +196,16 @@ def protocol_of(base: Run, tune: Tune) -> Protocol:
 def ready_experts(variant: Variant, source: Path) -> None:
     """The variant's experts, borrowed from the pipeline where it has the same, else trained, by one process alone.
 
-    The set that it begins with is the pipeline's in any case.
+    The set that it begins with is one made in this workspace, or else the pipeline's.
     """
     store, buffer, initial = Store(), variant.run.buffer, variant.run.initial
     if initial is not None:
         path = store.synthetic_file(initial.name)
-        tensors.check_record(source / path, synthetic_settings(initial), remake("distill", initial.name))
-        place(source / path, path)
+        try:
+            tensors.check_record(path, synthetic_settings(initial), "")
+        except ArtifactError:
+            tensors.check_record(source / path, synthetic_settings(initial), remake("distill", initial.name))
+            place(source / path, path)
     if buffer is None:
         return None
     name, count = buffer.name, buffer.settings.count
@@ -237,7 +246,7 @@ def make(variant: Variant, tracker: Tracker, judge: Judge | None = None, splits:
     if found is not None:
         return found
     protocol, tune = variant.run.evaluation, variant.tune
-    start, total = time.perf_counter(), variant.run.distillation.iterations
+    total = variant.run.distillation.iterations
 
     def watch(iteration: int, synthetic: SyntheticSet) -> None:
         if judge is not None and 0 < iteration < total:
@@ -247,19 +256,27 @@ def make(variant: Variant, tracker: Tracker, judge: Judge | None = None, splits:
 
     with tracking.joined(tracker):
         _distil(variant, watch)
+    start = time.perf_counter()
     accuracies = score(variant, Store().load_synthetic(variant.name), protocol.students, splits)
-    spent = time.perf_counter() - start
-    files.write_json(_result(variant, splits), {"accuracies": accuracies, "seconds": spent})
+    files.write_json(_result(variant, splits), {"accuracies": accuracies, "students_seconds": time.perf_counter() - start})
     return accuracies
 
 
 def finished(variant: Variant, splits: tuple[str, ...], folder: Path = Path()) -> Accuracies | None:
     """What `make` found earlier, by whatever process, in this workspace's folder."""
-    path = folder / _result(variant, splits)
-    if not path.exists():
-        return None
-    found = files.read_json(path, f"delete {path}, and it is made again")
-    return {split: tuple(accuracies) for split, accuracies in found["accuracies"].items()}
+    found = _found(folder / _result(variant, splits))
+    return None if found is None else {split: tuple(accuracies) for split, accuracies in found["accuracies"].items()}
+
+
+def seconds(variant: Variant, splits: tuple[str, ...]) -> float:
+    """What the making of a finished variant took in this workspace: its distillation, from start to end, and its students."""
+    spent, found = cost.lookup(Store().synthetic_file(variant.name)), _found(_result(variant, splits))
+    students = 0.0 if found is None else float(found["students_seconds"])
+    return students + (0.0 if spent is None else spent.seconds)
+
+
+def _found(result: Path) -> Mapping[str, Any] | None:
+    return files.read_json(result, f"delete {result}, and it is made again") if result.exists() else None
 
 
 def _result(variant: Variant, splits: tuple[str, ...]) -> Path:

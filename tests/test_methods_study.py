@@ -1,0 +1,225 @@
+"""methods: runs of one cell in one table; figures follow from their variants, seeds are honest, a kill loses nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from src.editing import groups, params_edit
+from src.ground.errors import UserError
+from src.maths import significance
+from src.settings.params import Params, load, parse
+from src.studies import methods, repeated, space
+from src.studies.methods import Tuned
+from src.studies.variants import Changes, Variant
+from tests import studying
+from tests.imports import ROOT
+from tests.small_run import STORE
+from tests.studying import RUN, call
+from tests.test_presets import command
+from tests.test_tune import until
+
+RUNS = ("mtt", RUN, "real", "then-real")
+
+
+def raw_params() -> dict[str, Any]:
+    """Four methods of one cell: AST and MTT on experts of the same settings, the loss on real images, and that after MTT."""
+    raw = studying.raw_params(students=2, rungs=1)
+    raw["experts"]["other-name"] = dict(raw["experts"]["digits-smooth"])
+    short = {"iterations": 3, "syn_steps": 3, "lr_img": 1.0}
+    real = {"objective": "real", "real": {"images": 16, "students": 2}, "method": "mtt", **short}
+    common = {key: raw["runs"][RUN][key] for key in ("dataset", "network", "ipc", "evaluate")}
+    raw["runs"][RUN]["distill"] |= short
+    raw["runs"]["mtt"] = {**common, "experts": "other-name", "distill": {"method": "mtt", **short}}
+    raw["runs"]["real"] = {**common, "experts": None, "distill": real}
+    begins = {"initialisation": "run", "initial_run": "mtt", "lr_init": None}
+    raw["runs"]["then-real"] = {**common, "experts": None, "distill": {**real, **begins}}
+    return raw
+
+
+@pytest.fixture
+def params() -> Params:
+    return parse(raw_params())
+
+
+def test_a_seed_has_a_beginning_of_its_own_by_tuned_settings(params: Params) -> None:
+    mtt, _, _, then = methods.chosen(params, RUNS, None)
+    tuned = {"mtt": Tuned(Changes({"lr_img": 7.0})), "then-real": Tuned(Changes({"lr_img": 2.0}))}
+    begun, alone = (methods._of_seeds(run, params.tune, tuned, 3) for run in (then, mtt))
+    assert [first.name for first, _ in begun] == [one.name for (one,) in alone], "MTT's own repetitions, made once"
+    for first, last in begun:
+        assert first.run.seed == last.run.seed != params.seed, "a seed of its own, under which nothing was chosen"
+        assert last.run.initial == first.run and last.run.distillation.initial_run == first.name
+        assert (first.run.distillation.lr_img, last.run.distillation.lr_img) == (7.0, 2.0)
+    assert len({last.name for _, last in begun}) == len({last.run.seed for _, last in begun}) == 3
+
+
+def test_runs_with_experts_of_the_same_settings_share_a_seed_s(params: Params) -> None:
+    runs = methods.chosen(params, RUNS, None)
+    lines = [methods._of_seeds(run, params.tune, {}, 2) for run in runs[:2]]
+    assert [line[0].experts for line in lines[0]] == [line[0].experts for line in lines[1]]
+
+
+REFUSED = [
+    (("mtt",), None, "methods takes two different runs or more, and got mtt: name each once"),
+    (("mtt", "real", "mtt"), None, "got mtt, real, mtt: name each once"),
+    (("mtt", "real"), RUN, f"--against {RUN} is none of the runs of the table: name one of mtt, real"),
+    (("mtt", "ten"), None, "one number of images per class, but mtt has 1 and ten has 10: name runs that agree"),
+    (("mtt", "wide"), None, "one table has one network, but mtt has ConvNetD2W32 and wide has Wide"),
+    (("mtt", "longer"), None, "one evaluation protocol, but mtt has mtt and longer has no-augmentation"),
+]
+
+
+@pytest.mark.parametrize(("names", "against", "sentence"), REFUSED)
+def test_refusals(names: tuple[str, ...], against: str | None, sentence: str) -> None:
+    raw = raw_params()
+    raw["networks"]["Wide"] = {"depth": 2, "width": 64}
+    own = raw["runs"]["real"]
+    raw["runs"] |= {
+        "ten": {**own, "ipc": 10},
+        "wide": {**own, "network": "Wide"},
+        "longer": {**own, "evaluate": "no-augmentation"},
+    }
+    with pytest.raises(UserError) as error:
+        methods.chosen(parse(raw), names, against)
+    assert sentence in str(error.value)
+
+
+def test_a_lost_beginning_is_told_of_what_begins_with_it(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = methods.chosen(params, RUNS, None)
+    monkeypatch.setattr(methods, "_tune", lambda store, base, *rest: Tuned(problem="diverged" if base.name == "mtt" else ""))
+    found = methods._tune_all(STORE, runs, params.tune, None, None, 2, 1)  # type: ignore[arg-type]
+    assert {name: one.problem for name, one in found.items()} == {
+        "mtt": "diverged", RUN: "", "real": "", "then-real": "it begins with mtt, which failed",
+    }  # fmt: skip
+
+
+def test_experts_that_fail_cost_their_own_variants_alone(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = [
+        line[-1] for name in (0, 2) for line in methods._of_seeds(methods.chosen(params, RUNS, None)[name], params.tune, {}, 2)
+    ]
+
+    def ready(variant: Variant, *rest: object) -> None:
+        if variant == made[0]:
+            raise UserError("diverged")
+
+    monkeypatch.setattr(repeated.trials, "ready", ready)
+    with ThreadPoolExecutor(1) as pool:
+        assert repeated._ready(pool, made, None, None) == {made[0].name: "diverged"}  # type: ignore[arg-type]
+
+
+def test_figures_of_a_table(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds = {"mtt": (0.5, 0.52, 0.51), "real": (0.6, 0.61, 0.63)}
+    lines = {run.name: methods._of_seeds(run, params.tune, {}, 3) for run in methods.chosen(params, ("mtt", "real"), None)}
+    monkeypatch.setattr(repeated, "means", lambda own, splits: {"val": seeds[own[0][-1].name.partition("-")[0]]})
+    monkeypatch.setattr(methods, "_seconds", lambda own, splits: 60.0)
+    tuned = {"mtt": Tuned(trials=5, seconds=60.0), "real": Tuned(Changes({"lr_img": 2.0}), 5), RUN: Tuned(problem="diverged")}
+    found = methods.table(("mtt", "real", RUN), "mtt", tuned, lines, ("val",), {"mtt": "", "real": "", RUN: "diverged"})
+    shown = list(methods._rows(found, "mtt"))
+    p = f"{significance.welch(seeds['mtt'], seeds['real']).p:.2g}"
+    assert shown == [
+        ("mtt", "5", "51.0 ± 1.0", "-", "", "", "2 min 0 s", ""),
+        ("real", "5", "61.3 ± 1.5", "-", "+10.3", p, "1 min 0 s", "beyond noise, against mtt"),
+        (RUN, "0", "failed", "-", "", "", "0 s", "diverged"),
+    ]
+
+
+# -- groups
+
+
+@pytest.mark.parametrize("name", groups.load())
+def test_a_group_s_runs_have_one_budget_and_fit_into_a_table(name: str, tmp_path: Path) -> None:
+    group, file = groups.load()[name], tmp_path / "params.yaml"
+    shutil.copy(ROOT / "params.yaml", file)
+    params_edit.add(group.sections, file)
+    params = load(file)
+    assert list(group.tables) == [1, 10] and all(len(runs) == 9 for runs in group.tables.values())
+    for ipc, names in group.tables.items():
+        runs = {run.name.removeprefix(f"{name}-ipc{ipc}-"): run for run in methods.chosen(params, names, None)}
+        assert next(iter(runs)) == "mtt"
+        assert {(run.ipc, run.distillation.iterations, run.distillation.syn_steps) for run in runs.values()} == {
+            (ipc, runs["mtt"].distillation.iterations, 20)
+        }
+        experts = {method: run.experts.settings for method, run in runs.items() if run.buffer is not None}
+        assert {(one.count, one.epochs, one.stop_epoch, one.batch_size) for one in experts.values()} == {
+            (own.count, own.epochs, own.stop_epoch, own.batch_size) for own in [experts["mtt"]]
+        }
+        assert set(runs) - set(experts) == {"real", "matching-then-real"}
+        assert experts["ast-repaired"] == experts["ast"].model_copy(update={"gradient_penalty_of": "centred"})
+        assert experts["ftd"] == experts["datm"] == experts["mtt"].model_copy(update={"sharpness": 0.01})
+        assert experts["tesla"] == experts["att"] == experts["mtt"]
+        assert runs["ast-repaired"].distillation == runs["ast"].distillation
+        assert runs["tesla"].distillation == runs["mtt"].distillation.model_copy(update={"gradient": "tesla"})
+        assert runs["ftd"].distillation == runs["mtt"].distillation.model_copy(update={"ema": 0.99})
+        assert runs["matching-then-real"].initial == runs["mtt"]
+        for run in runs.values():
+            space.build(run, params.tune, "student")
+            assert len(methods._of_seeds(run, params.tune, {}, 2)) == 2
+
+
+def test_a_group_is_added_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert command("preset add methods-digits --experts 4", monkeypatch) == 0
+    said = capsys.readouterr().out
+    assert "next: python -m src.cli methods methods-digits-ipc10-mtt methods-digits-ipc10-ast " in said
+    assert {load().experts[f"methods-digits-{kind}"].count for kind in ("plain", "smooth", "repaired", "sharp")} == {4}
+    assert command("preset show methods-digits", monkeypatch) == 0
+    assert YAML(typ="safe").load(capsys.readouterr().out) == groups.load()["methods-digits"].sections
+
+
+# -- the whole command
+
+
+def results(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.glob("data/methods/*/results/*.json")}
+
+
+def rows(folder: Path) -> dict[str, Any]:
+    found = json.loads((folder / "data/methods/digits-ipc1-ConvNetD2W32.json").read_text())
+    return {row["run"]: row for row in found["rows"]}
+
+
+@pytest.mark.slow
+def test_killed_gone_on_with_and_called_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = studying.folder_of(tmp_path, raw_params())
+    words = f"methods {' '.join(RUNS)} --trials 2 --seeds 2 --workers 2"
+    command = [sys.executable, "-m", "src.cli", *words.split()]
+    main = subprocess.Popen(command, cwd=folder, env=studying.environment(folder), stderr=subprocess.DEVNULL)
+    until(lambda: len(results(folder)) >= 6)
+    main.kill()
+    main.wait()
+    before = results(folder)
+    done = call(folder, words)
+    assert done.returncode == 0, done.stderr
+    assert all(results(folder)[path] == changed for path, changed in before.items())
+    assert not list(folder.glob("data/methods/*/data/prepare/digits/test.safetensors"))
+    assert not (folder / "data/distill").exists(), "what then-real begins with was made in the workspace"
+    found, made = rows(folder), results(folder)
+    assert [row["trials"] for row in found.values()] == [2] * 4 and list(found) == list(RUNS)
+    assert all(len(row["seeds"]["val"]) == 2 and not row["problem"] and row["seconds"] > 0 for row in found.values())
+    assert (folder / "data/methods/digits-ipc1-ConvNetD2W32.md").read_text().count("\n| ") == 1 + 1 + 4
+    for name, row in found.items():
+        kept = [json.loads(path.read_text())["accuracies"]["val"] for path in made if path.name.startswith(f"{name}-")]
+        assert set(row["seeds"]["val"]) <= {mean(one) for one in kept}
+        if name != "mtt":
+            expected = significance.welch(found["mtt"]["seeds"]["val"], row["seeds"]["val"])
+            assert row["difference"] == {"mean": expected.mean, "p": expected.p}
+    again = call(folder, words)
+    assert again.returncode == 0 and results(folder) == made and rows(folder) == found
+    assert call(folder, f"{words} --test --against {RUN}").returncode == 0
+    tested = rows(folder)
+    assert all(set(row["seeds"]) == {"val", "test"} for row in tested.values())
+    assert {name: row["seeds"]["val"] for name, row in tested.items()} == {n: row["seeds"]["val"] for n, row in found.items()}
+    assert tested[RUN]["difference"] is None and tested["mtt"]["difference"]["p"] <= 1
