@@ -15,7 +15,8 @@ from src import cli
 from src.editing import presets
 from src.loops import counted, expert_memory, student_memory
 from src.loops.counted import FLOAT, Task
-from src.maths.networks import ImageShape
+from src.maths import networks
+from src.maths.networks import FlatNetwork, ImageShape
 from src.settings import resolved
 from src.settings.distillation import Distillation
 from src.settings.experts import Experts
@@ -54,17 +55,31 @@ def test_an_mlp_of_one_layer_by_its_closed_form() -> None:
     """A huge last layer: all else is small beside P numbers, of which the inner loop holds one block and a handful more."""
     task = Task(MLP(family="MLP", depth=1, width=1), ImageShape(1, 224, 2), bfloat16=False)
     parameters = 224 * 224 + 1 + 2 + 2
-    few, many = (
-        plan_memory.distilling(
-            task,
-            METHOD.model_copy(update={"syn_steps": n}),
-            2,
-        )
-        for n in (20, 120)
-    )
+    few, many = (plan_memory.distilling(task, METHOD.model_copy(update={"syn_steps": n}), 2, 0) for n in (20, 120))
     assert many - few == 100 * FLOAT * parameters
     block = FLOAT * parameters * 21
     assert block < few < block + FLOAT * parameters * 40
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"labels": "learned", "lr_label": 1.0},
+        {"labels": "expert", "gradient": "tesla"},
+        {"target": "nearest", "ema": 0.9},
+        {"objective": "both", "real": {"images": 8}},
+        {"objective": "real", "real": {"images": 8}, "inner_optimiser": "adam", "outer_optimiser": "adam"},
+    ],
+)
+def test_every_method_is_counted(method: dict[str, Any]) -> None:
+    """Another step keeps P numbers, 3 P of them with Adam inside; other images of the data set wait on the device."""
+    settings = Distillation(initialisation="random", iterations=1, syn_steps=4, **method)
+    found, longer = (
+        plan_memory.distilling(TASK, settings.model_copy(update={"syn_steps": n}), 8, real) for n, real in ((4, 8), (14, 18))
+    )
+    parameters = FlatNetwork(networks.build(TASK.spec, TASK.shape, torch.Generator())).dimension
+    kept = 10 * parameters * FLOAT * (3 if "inner_optimiser" in method else 1)
+    assert longer - found == kept + (TASK.image_bytes(10) if "real" in method else 0)
 
 
 def test_memory_grows_evenly() -> None:
