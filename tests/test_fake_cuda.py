@@ -421,6 +421,7 @@ def test_the_inner_loop_keeps_p_numbers_a_step() -> None:
 WHOLE = ("src.stages.", "src.store.", "src.pages.", "src.loops.outer.", "src.loops.students.", "src.tracking.")
 
 
+@pytest.mark.slow
 def test_whole_stages(valid_params: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything that a run does on a GPU, from real images to scores; beside the loops all may read."""
     monkeypatch.setattr(runtime, "start", lambda _: DEVICE)

@@ -141,6 +141,7 @@ def needs(shape: ImageShape = SHAPE, **changes: Any) -> Needs:
     return plan_memory.needs_of(replace(run, **changes), Facts(shape, 500, 100, 100))
 
 
+@pytest.mark.slow
 def test_what_it_says_to_lower_then_fits() -> None:
     """And little more would."""
     found = needs()
@@ -204,6 +205,7 @@ def test_a_run_of_this_repository(folder: Path, monkeypatch: pytest.MonkeyPatch,
     assert not Path("data").exists()
 
 
+@pytest.mark.slow
 def test_the_table_of_presets(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     few = {name: preset for name, preset in presets.load().items() if name in ("cifar10-ipc1-random", "mnist-ipc1-ast")}
     monkeypatch.setattr(presets, "load", lambda: few)
