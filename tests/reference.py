@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
-from src.maths import augmentation, networks
+from src.maths import augmentation, by_hand, networks
 from src.maths.inner_loop import InnerRule, InnerStep, MatchingGradient
 from src.maths.inner_updates import Moments
 from src.maths.targets.base import Target
@@ -16,6 +17,8 @@ from src.maths.targets.nearest import Nearest
 from src.maths.targets.real import RealLoss
 from src.maths.targets.snapshots import WayPoint
 from src.settings.networks import VGG11, ConvNet, Network, ResNet18
+
+needs_kernels = pytest.mark.skipif(bool(by_hand.problem()), reason=f"no kernels on this machine: {by_hand.problem()}")
 
 
 def small_network(seed: int = 0, channels: int = 2, size: int = 8, classes: int = 5, **spec: Any) -> nn.Module:

@@ -19,6 +19,7 @@ from src.bench.problem import Problem, matching_problem
 from src.bench.settings import EvaluateSetting, ExpertsSetting, MatchingSetting, Setting
 from src.ground.errors import UserError
 from src.maths.derivatives import PASSES, Backend, Derivatives
+from tests.reference import needs_kernels
 
 CPU = torch.device("cpu")
 TINY: dict[str, Any] = {
@@ -106,7 +107,10 @@ class Work(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize(("side", "passes"), [("plain", plain.PLAIN_PASSES), ("eager", PASSES), ("kernels", 11), ("kept", 9)])
+WITH_KERNELS = [pytest.param(side, passes, marks=needs_kernels) for side, passes in (("kernels", 11), ("kept", 9))]
+
+
+@pytest.mark.parametrize(("side", "passes"), [("plain", plain.PLAIN_PASSES), ("eager", PASSES), *WITH_KERNELS])
 def test_work_of_a_step_in_forward_passes(side: str, passes: int) -> None:
     """A little below: the parameters' gradient needs none for the first layer's input, nor the plain way one for theta_0; and
     what kernels take for the images is no convolution of torch's."""

@@ -22,7 +22,7 @@ from src.maths.smoothness import penalised
 from src.settings.experts import PenaltyOf
 from src.settings.networks import MLP, ConvNet, LeNet, Network, ResNet18
 from src.settings.runtime import Runtime
-from tests.reference import cross_entropy, small_network
+from tests.reference import cross_entropy, needs_kernels, small_network
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch's own, in forward mode and inductor
 K, B = 5, 6
@@ -198,6 +198,7 @@ def by_hand_problem(size: int, soft: bool, channels: int = 3, **spec: Any) -> tu
 NORMS = ["instance", "layer", "group", "none"]
 
 
+@needs_kernels
 @pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize("pooling", ["avg", "none"])
 @pytest.mark.parametrize("norm", NORMS)
@@ -216,12 +217,14 @@ def check_kernels(network: FlatNetwork, given: list[Tensor]) -> None:
     assert all(torch.equal(one, again) for one, again in zip(found, ours.second(*given), strict=True))
 
 
+@needs_kernels
 @pytest.mark.parametrize(("size", "depth", "channels"), [(28, 3, 1), (32, 3, 3), (8, 1, 1), (36, 3, 2), (8, 3, 3), (8, 2, 5)])
 def test_kernels_at_the_fields_sizes(size: int, depth: int, channels: int) -> None:
     """28 is padded to 32 in the first convolution; 36 is halved to 9, and that to 4; 8 ends in one pixel."""
     check_kernels(*by_hand_problem(size, False, channels, depth=depth))
 
 
+@needs_kernels
 @pytest.mark.parametrize("of", ["sum", "centred", "loss"])
 @pytest.mark.parametrize("norm", NORMS)
 def test_what_the_gradient_penalty_takes_is_autograds(norm: str, of: PenaltyOf) -> None:
@@ -237,6 +240,7 @@ def test_what_the_gradient_penalty_takes_is_autograds(norm: str, of: PenaltyOf) 
     torch.testing.assert_close(hand.along_inputs(theta, c, sweep, labels, of), expected, rtol=1e-10, atol=1e-12)
 
 
+@needs_kernels
 @pytest.mark.parametrize("threads", [1, 2])
 def test_kernels_give_the_same_bits_on_any_number_of_threads(threads: int) -> None:
     """Each image is one thread's, and sums over images run in their order."""
@@ -255,6 +259,7 @@ def test_kernels_give_the_same_bits_on_any_number_of_threads(threads: int) -> No
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
+@needs_kernels
 def test_kernels_round_no_worse() -> None:
     """Relative errors in float32 against float64, over some problems."""
     errors = {"kernels": 0.0, "eager": 0.0}
@@ -267,6 +272,7 @@ def test_kernels_round_no_worse() -> None:
     assert errors["kernels"] < 1.2 * errors["eager"] < 1e-4
 
 
+@needs_kernels
 def test_kernels_in_bfloat16_are_near_float32() -> None:
     network, given, a = float32_problem()
     plain, half = Derivatives(network), Derivatives(network, bfloat16=True, backend="kernels")
@@ -276,6 +282,7 @@ def test_kernels_in_bfloat16_are_near_float32() -> None:
         assert 1e-4 < error(ours, theirs) < 0.2
 
 
+@needs_kernels
 def test_what_is_not_a_number_stays_so() -> None:
     """A comparison makes 0 of it, and a student that diverged would look as if it were well."""
     network, given = by_hand_problem(8, False)
@@ -307,6 +314,7 @@ def test_other_families_have_no_kernels(spec: Network) -> None:
     assert derivatives.choose(Runtime(), torch.device("cpu"), spec, 1.0) == ("eager", "")
 
 
+@needs_kernels
 def test_the_choice_of_a_backend() -> None:
     spec, cpu = ConvNet(depth=2, width=8), torch.device("cpu")
     assert derivatives.choose(Runtime(), cpu, spec, 1.0) == ("kernels", "")

@@ -18,7 +18,7 @@ from src.maths import augmentation, expert_training
 from src.maths.expert_training import Gradient
 from src.maths.networks import FlatNetwork, flatten
 from src.settings.experts import Experts, PenaltyOf
-from tests.reference import cross_entropy, small_network
+from tests.reference import cross_entropy, needs_kernels, small_network
 
 N, K = 22, 5
 AST = {
@@ -166,6 +166,7 @@ def test_compiled_derivative_equals_the_eager_one(images: Tensor, labels: Tensor
         assert not found.requires_grad
 
 
+@needs_kernels
 @pytest.mark.parametrize("of", ["sum", "centred", "loss"])
 def test_own_kernels_equal_autograd(of: PenaltyOf, images: Tensor, labels: Tensor) -> None:
     network, chosen = small_network(), settings(**AST, gradient_penalty_of=of)
