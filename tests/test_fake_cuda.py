@@ -108,7 +108,10 @@ def test_an_iteration_with_each_part(part: str) -> None:
 @pytest.mark.parametrize("spec", FAMILIES, ids=NAMES)
 def test_an_iteration_with_each_network(spec: Network, bfloat16: bool) -> None:
     with FakeCuda(ITERATION):
-        iterated(spec, bfloat16, augmentation=("color",))
+        state, figures = iterated(spec, bfloat16, augmentation=("color",))
+        assert state.images.device == state.images_velocity.device == DEVICE
+        assert state.images.dtype == torch.float32
+        assert len(figures.terms) == 1
 
 
 def test_soft_labels_have_a_gradient() -> None:
@@ -163,24 +166,26 @@ def test_an_expert_of_each_network(spec: Network) -> None:
         assert all(True for _ in expert.steps(asked, 0, expert.first(asked, 0, DEVICE), DEVICE))
 
 
-def side_by_side(asked: expert.Training) -> None:
+def side_by_side(asked: expert.Training) -> list[tuple[torch.device, int]]:
+    """Of two experts in the end: where they are, and after how many epochs."""
     first = [expert.first(asked, index, DEVICE) for index in range(2)]
     *_, ended = expert.steps_together(asked, range(2), first, DEVICE)
-    assert all(one.state.theta.device == DEVICE for one in ended)
-    assert all(len(one.rows) == asked.settings.epochs for one in ended)
+    return [(one.state.theta.device, len(one.rows)) for one in ended]
 
 
 @pytest.mark.parametrize("kind", EXPERTS)
 def test_experts_side_by_side(kind: str) -> None:
     with FakeCuda(EPOCH):
-        side_by_side(training(**EXPERTS[kind]))
+        asked = training(**EXPERTS[kind])
+        assert side_by_side(asked) == 2 * [(DEVICE, asked.settings.epochs)]
 
 
 @pytest.mark.parametrize("bfloat16", [False, True])
 @pytest.mark.parametrize("spec", FAMILIES, ids=NAMES)
 def test_experts_side_by_side_of_each_network(spec: Network, bfloat16: bool) -> None:
     with FakeCuda(EPOCH):
-        side_by_side(replace(training(spec, gradient_penalty=2.0, epochs=1), bfloat16=bfloat16))
+        asked = replace(training(spec, gradient_penalty=2.0, epochs=1), bfloat16=bfloat16)
+        assert side_by_side(asked) == 2 * [(DEVICE, 1)]
 
 
 def evaluation(spec: Network, bfloat16: bool = False, watched: str | None = None, **changes: Any) -> students.Training:

@@ -147,6 +147,7 @@ def test_teslas_labels_are_the_target_experts() -> None:
         found = unrolled(NETWORK, before.images, labels, before.syn_lr, one.snapshots[0], steps, end_of(one), rule)
         close(after.images_velocity, 0.5 * before.images_velocity + found.images)
         close(after.scored[1], labels)
+    assert (states[2].scored[1] - states[1].scored[1]).norm() > 1e-3, "each iteration makes them anew"
 
 
 @pytest.mark.parametrize("labels", ["fixed", "learned"])

@@ -9,6 +9,14 @@ import typer
 
 from src.cli.app import app, named
 
+SeedsOption = Annotated[
+    int, typer.Option(min=2, max=100, help="Repetitions, each with experts, draws and students of its own.")
+]
+TestOption = Annotated[bool, typer.Option("--test", help="Open the test split too, for a table to publish.")]
+WorkersOption = Annotated[
+    int | None, typer.Option(min=1, max=1024, help="Processes; as many as fill the cores where left out.")
+]
+
 
 @app.command()
 def tune(
@@ -24,9 +32,7 @@ def tune(
         typer.Option(min=0, help="Trials of the study, those of earlier calls included; `tune.trials` where left out."),
     ] = None,
     timeout: Annotated[float | None, typer.Option(min=0, help="Seconds after which no trial begins.")] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, max=1024, help="Processes; as many as fill the cores where left out.")
-    ] = None,
+    workers: WorkersOption = None,
     apply: Annotated[
         bool, typer.Option("--apply", help="Add the best parameters to params.yaml, as the run RUN-tuned.")
     ] = False,
@@ -65,13 +71,9 @@ def compare(
 @app.command()
 def ablate(
     run: Annotated[str, typer.Option(help="A run of the section `runs`.")],
-    seeds: Annotated[
-        int, typer.Option(min=2, max=100, help="Repetitions, each with experts, draws and students of its own.")
-    ] = 3,
-    test: Annotated[bool, typer.Option("--test", help="Open the test split too, for a table to publish.")] = False,
-    workers: Annotated[
-        int | None, typer.Option(min=1, max=1024, help="Processes; as many as fill the cores where left out.")
-    ] = None,
+    seeds: SeedsOption = 3,
+    test: TestOption = False,
+    workers: WorkersOption = None,
 ) -> None:
     """Measure what a method's parts do for a run: without each, and each alone; AST's experts' two also together.
 
@@ -101,13 +103,9 @@ def methods(
         int | None,
         typer.Option(min=0, help="Trials of each run's study; `tune.trials` where left out, 0 takes settings as they are."),
     ] = None,
-    seeds: Annotated[
-        int, typer.Option(min=2, max=100, help="Repetitions, each with experts, draws and students of its own.")
-    ] = 3,
-    test: Annotated[bool, typer.Option("--test", help="Open the test split too, for a table to publish.")] = False,
-    workers: Annotated[
-        int | None, typer.Option(min=1, max=1024, help="Processes; as many as fill the cores where left out.")
-    ] = None,
+    seeds: SeedsOption = 3,
+    test: TestOption = False,
+    workers: WorkersOption = None,
 ) -> None:
     """Compare methods at one budget: each run is tuned by as many trials, then repeated by as many seeds.
 
