@@ -112,6 +112,15 @@ void add_taps(const Real* of_u, const Real* weight, int64_t channels, Real* taps
     }
 }
 
+// One pixel of a value and, unless it is nullptr, of another.
+inline void add(const Stored* one, const Stored* other, Real* sum, int64_t channels) {
+#pragma omp simd
+    for (int64_t c = 0; c < channels; ++c) sum[c] = read(one[c]);
+    if (other == nullptr) return;
+#pragma omp simd
+    for (int64_t c = 0; c < channels; ++c) sum[c] += read(other[c]);
+}
+
 void add_up(const Real* partial, Real* whole, int64_t images, int64_t channels) {
     for (int64_t c = 0; c < channels; ++c) whole[c] = 0;
     for (int64_t image = 0; image < images; ++image)
@@ -345,12 +354,7 @@ void backward_along(const Shape* shape, const Stored* u, const Stored* u_d, cons
                 const int64_t pixel = first + (h * plane.width + w) * channels, from = first_pooled + plane.at(h, w);
                 const Stored *up = u + pixel, *dp = u_d + pixel, *pp = p + from, *qp = q + from;
                 const Stored* ep = more == nullptr ? nullptr : more + from;
-                if (ep != nullptr)
-#pragma omp simd
-                    for (int64_t c = 0; c < channels; ++c) pc[c] = read(pp[c]) + read(ep[c]);
-                else
-#pragma omp simd
-                    for (int64_t c = 0; c < channels; ++c) pc[c] = read(pp[c]);
+                add(pp, ep, pc, channels);
 #pragma omp simd
                 for (int64_t c = 0; c < channels; ++c) {
                     const Real value = read(up[c]), x = (value - mi[c]) * ri[c];
@@ -396,12 +400,7 @@ void backward_along(const Shape* shape, const Stored* u, const Stored* u_d, cons
                 const Stored* ep = more == nullptr ? nullptr : more + from;
                 Stored* to = p_u + pixel;
                 const Real part = inside < 0 ? Real(0) : share;
-                if (ep != nullptr)
-#pragma omp simd
-                    for (int64_t c = 0; c < channels; ++c) pc[c] = read(pp[c]) + read(ep[c]);
-                else
-#pragma omp simd
-                    for (int64_t c = 0; c < channels; ++c) pc[c] = read(pp[c]);
+                add(pp, ep, pc, channels);
 #pragma omp simd
                 for (int64_t c = 0; c < channels; ++c) {
                     const Real value = read(up[c]), x = (value - mi[c]) * ri[c];
