@@ -12,12 +12,14 @@ from statistics import mean
 from typing import Any
 
 import pytest
+from optuna.distributions import CategoricalDistribution
 from ruamel.yaml import YAML
 
 from src.editing import groups, params_edit
 from src.ground.errors import UserError
 from src.maths import significance
 from src.settings.params import Params, load, parse
+from src.settings.studies import Range, Ranges
 from src.studies import methods, repeated, space
 from src.studies.methods import Tuned
 from src.studies.variants import Changes, Variant
@@ -67,6 +69,16 @@ def test_runs_with_experts_of_the_same_settings_share_a_seed_s(params: Params) -
     runs = methods.chosen(params, RUNS, None)
     lines = [methods._of_seeds(run, params.tune, {}, 2) for run in runs[:2]]
     assert [line[0].experts for line in lines[0]] == [line[0].experts for line in lines[1]]
+
+
+def test_a_study_leaves_the_number_of_steps_alone_unless_told_otherwise(params: Params) -> None:
+    mtt, *_ = methods.chosen(params, RUNS, None)
+    found = space.build(mtt, methods.at_one_budget(mtt, params.tune), "student")
+    plain = space.build(mtt, params.tune, "student")
+    assert found["distill.syn_steps"] == CategoricalDistribution((3,)) and set(found) == set(plain)
+    asked = Ranges(distill={"syn_steps": Range(low=2, high=6)})
+    told = params.tune.model_copy(update={"ranges": {mtt.dataset.name: asked}})
+    assert methods.at_one_budget(mtt, told) == told
 
 
 REFUSED = [

@@ -30,7 +30,7 @@ from src.process import progress
 from src.settings import resolved
 from src.settings.params import Params
 from src.settings.resolved import Buffer, Run
-from src.settings.studies import Tune
+from src.settings.studies import Range, Ranges, Tune
 from src.store import cost, files
 from src.store.store import Store
 from src.studies import processes, repeated, space, study, variants
@@ -154,10 +154,10 @@ def _tune_all(
 
     Raises UserError, before any of them, where a range does not fit its run.
     """
-    searched = [one.name for one in runs if trials and one.distillation.iterations]
+    searched = {one.name: at_one_budget(one, tune) for one in runs if trials and one.distillation.iterations}
     for one in runs:
         if one.name in searched:
-            space.build(one, tune, "student")
+            space.build(one, searched[one.name], "student")
     found: dict[str, Tuned] = {}
     for one in sorted(runs, key=lambda one: len(one.initials)):
         lost = next((first.name for first in one.initials if first.name in found and found[first.name].problem), None)
@@ -166,9 +166,17 @@ def _tune_all(
         elif one.name not in searched:
             found[one.name] = Tuned()
         else:
-            begun, problem = _begun(one, tune, found, workspace, nest, workers)
-            found[one.name] = Tuned(problem=problem) if problem else _tune(store, begun, tune, workspace, trials, workers)
+            own = searched[one.name]
+            begun, problem = _begun(one, own, found, workspace, nest, workers)
+            found[one.name] = Tuned(problem=problem) if problem else _tune(store, begun, own, workspace, trials, workers)
     return found
+
+
+def at_one_budget(one: Run, tune: Tune) -> Tune:
+    """A search of the run that leaves its number of student steps alone, unless the data set's own ranges have it."""
+    own = tune.ranges.get(one.dataset.name, Ranges())
+    held = {"syn_steps": Range(choices=(one.distillation.syn_steps,)), **own.distill}
+    return tune.model_copy(update={"ranges": {**tune.ranges, one.dataset.name: own.model_copy(update={"distill": held})}})
 
 
 def _begun(one: Run, tune: Tune, tuned: Mapping[str, Tuned], workspace: Workspace, nest: Nest, workers: int) -> tuple[Run, str]:
