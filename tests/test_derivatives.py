@@ -294,8 +294,11 @@ def test_sweeps_take_the_room_that_there_is() -> None:
     network, (_, batch, _, _) = by_hand_problem(8, False, width=16)
     # a block of 16 channels: u and its gradient, v and its gradient, at 8 x 8 then 4 x 4 pixels, and at 4 x 4 then 2 x 2
     size = 5 * 16 * 8 * (2 * 64 + 2 * 16 + 2 * 16 + 2 * 4)
-    assert Derivatives(network, backend="kernels", memory_mib=1).room(batch) == 2**20 // size
-    assert Derivatives(network, backend="kernels").room(batch) == Derivatives(network, memory_mib=1).room(batch) == 0
+    kept = Derivatives(network, backend="kernels", memory_mib=1)
+    assert kept.room(batch, 0) == 2**20 // size > 1
+    assert [kept.room(batch, taken) for taken in (2**20 - size, 2**20 - size + 1, 2**21)] == [1, 0, 0]
+    assert [kept.kept_bytes(batch, 2**20 - 3 * size, steps) for steps in (2, 3, 9)] == [2 * size, 3 * size, 3 * size]
+    assert Derivatives(network, backend="kernels").room(batch, 0) == Derivatives(network, memory_mib=1).room(batch, 0) == 0
 
 
 @pytest.mark.parametrize("spec", [{"pooling": "max"}, {"activation": "gelu"}, {"activation": "leaky_relu"}, {"norm": "batch"}])

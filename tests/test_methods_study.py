@@ -159,7 +159,7 @@ def test_a_group_s_runs_have_one_budget_and_fit_into_a_table(name: str, tmp_path
         runs = {run.name.removeprefix(f"{name}-ipc{ipc}-"): run for run in methods.chosen(params, names, None)}
         assert next(iter(runs)) == "mtt"
         assert {(run.ipc, run.distillation.iterations, run.distillation.syn_steps) for run in runs.values()} == {
-            (ipc, runs["mtt"].distillation.iterations, 20)
+            (ipc, runs["mtt"].distillation.iterations, runs["mtt"].distillation.syn_steps)
         }
         experts = {method: run.experts.settings for method, run in runs.items() if run.buffer is not None}
         assert {(one.count, one.epochs, one.stop_epoch, one.batch_size) for one in experts.values()} == {

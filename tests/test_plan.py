@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,16 @@ import torch
 from src import cli
 from src.ground import runtime
 from src.loops import outer
-from src.maths.networks import FlatNetwork
+from src.maths import networks
+from src.maths.derivatives import Derivatives
+from src.maths.networks import FlatNetwork, ImageShape
 from src.settings import resolved
+from src.settings.networks import ConvNet
 from src.settings.params import Params, load, parse
 from src.stages import evaluate, experts, plan, plan_steps, prepare
 from src.store.values import Record, SyntheticSet
 from tests.imports import ROOT
+from tests.reference import needs_kernels
 from tests.small_run import STORE
 
 RUN = "digits-ipc10-ast"
@@ -78,6 +83,29 @@ def test_numbers_follow_from_the_settings(valid_params: dict[str, Any]) -> None:
     assert min(found.step, found.experts, found.evaluate) > 0
     assert found.memory > 50
     assert found.backend == "eager"
+
+
+@pytest.mark.usefixtures("folder")
+def test_the_loss_on_real_images_counts_too(valid_params: dict[str, Any]) -> None:
+    """An iteration takes its steps and that; a student that learns by Adam keeps three numbers a parameter and step."""
+    real = {"images": 64, "max_skip": 6}
+    chosen = {"objective": "real", "inner_optimiser": "adam", "lr_img": 0.01, "syn_steps": 4, "iterations": 2, "real": real}
+    _, subject, found = planned(valid_params, **chosen)
+    assert found.beyond > 0 and found.iteration == pytest.approx(4 * found.step + found.beyond)
+    assert found.stored == pytest.approx(4 * 3 * found.parameters * 4 / 2**20)
+    assert "64 images, and 3 steps skipped on average" in str([*plan._table(subject, found).columns[1].cells])
+
+
+@needs_kernels
+def test_sweeps_that_are_kept_are_counted() -> None:
+    spec, images = ConvNet(depth=2, width=8), torch.randn(10, 1, 8, 8)
+    network = FlatNetwork(networks.build(spec, ImageShape(1, 8, 10), torch.Generator()))
+    derivatives = Derivatives(network, backend="kernels", memory_mib=1)
+    distil = types.SimpleNamespace(iterations=3, inner_optimiser="sgd")
+    subject: Any = types.SimpleNamespace(distil=distil, batch=10, noise=lambda _: (images, None))
+    thetas = 6 * network.dimension * 4
+    kept = derivatives.kept_bytes(images, thetas, 6)
+    assert kept > 0 and plan._stored(subject, network, derivatives, 6) == (thetas + kept) / 2**20
 
 
 @pytest.mark.usefixtures("folder")

@@ -162,7 +162,7 @@ def test_plan(valid_params: dict[str, Any], tmp_path: Path, monkeypatch: pytest.
     prepare.run(STORE, resolved.data_set(params, "digits"))
     run = replace(resolved.run(params, "ten"), name=LONG)
     subject = plan_steps.Subject(run, STORE.load_statistics("digits"), torch.device("cpu"))
-    check_whole(plan._table(subject, plan.Plan(10**9, True, 1.5, 2.5, 1e5, 1e6, 1e6, 1e7, 1e5, 1e4)))
+    check_whole(plan._table(subject, plan.Plan(10**9, "eager", 1.5, 2.5, 1e5, 1e6, 0.5, 1e6, 1e7, 1e5, 1e4)))
 
 
 def test_clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

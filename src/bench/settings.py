@@ -48,7 +48,7 @@ class MatchingSetting(Setting):
     """N, inner steps of one iteration."""
     iterations: Positive = 1
     """Timed iterations, after one to warm up."""
-    memory_mib: NonNegative = 1024
+    memory_mib: NonNegative = 896
     """Memory that the engine may take for what its steps keep, MiB: `runtime.memory_mib`."""
 
     @property

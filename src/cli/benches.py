@@ -46,7 +46,7 @@ def bench(
     ipc: IpcOption = 10,
     syn_steps: Annotated[int, typer.Option(min=1, max=1000, help="Inner steps of one iteration.")] = 30,
     iterations: Annotated[int, typer.Option(min=1, max=1000, help="Timed iterations, after one to warm up.")] = 1,
-    memory_mib: Annotated[int, typer.Option(min=0, help="Memory for what steps keep, MiB.")] = 1024,
+    memory_mib: Annotated[int, typer.Option(min=0, help="Memory for what steps keep, MiB.")] = 896,
     precision: PrecisionOption = "float32",
     compile: CompileOption = "on",
     device: DeviceOption = "auto",

@@ -44,7 +44,7 @@ class Derivatives:
     """Derivatives of CE(network(theta, batch), labels); labels are classes (B,) or probabilities (B, K)."""
 
     def __init__(self, network: Logits, bfloat16: bool = False, backend: Backend = "eager", memory_mib: int = 0):
-        """Sweeps may take `memory_mib`. Raises TypeError where the backend is 'kernels' and the network none that they know."""
+        """A loop may take `memory_mib`. Raises TypeError where the backend is 'kernels' and the network none that they know."""
         self._network = network
         self._bfloat16 = bfloat16
         self._memory = memory_mib * 2**20
@@ -81,9 +81,13 @@ class Derivatives:
             return self._by_hand.second(theta, batch, labels, a, sweep)
         return self._second(theta, batch, labels, a)
 
-    def room(self, batch: Tensor) -> int:
-        """So many sweeps over batches (B, C, H, W) fit into the memory that they may take."""
-        return 0 if self._by_hand is None else self._memory // self._by_hand.sweep_bytes(batch)
+    def room(self, batch: Tensor, taken: int) -> int:
+        """So many sweeps over batches (B, C, H, W) fit into what a loop may take, `taken` bytes of which are gone."""
+        return 0 if self._by_hand is None else max(self._memory - taken, 0) // self._by_hand.sweep_bytes(batch)
+
+    def kept_bytes(self, batch: Tensor, taken: int, steps: int) -> int:
+        """Of all sweeps that a loop of so many steps keeps."""
+        return 0 if self._by_hand is None else min(self.room(batch, taken), steps) * self._by_hand.sweep_bytes(batch)
 
     def _first(self, theta: Tensor, batch: Tensor, labels: Tensor) -> Tensor:
         theta = theta.detach().requires_grad_()

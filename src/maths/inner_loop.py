@@ -14,9 +14,9 @@ a that of g_t and nu what step t + 1 passed back to m_{t+1}, from lam = nu = 0, 
     (h, q) = gradient of <grad L_t(theta, X), a> with respect to (theta, X) at theta_t, a held constant
     lam += h;   dL/dX += q;   nu = mu * a
 
-It is exact, Hessian terms included, and keeps P numbers a step: the graph of one step lives at a time. Where memory may be
-taken for it, the last steps also keep their sweep, what the first derivative found on its way: it saves the second one a
-quarter of its work and changes no bit.
+It is exact, Hessian terms included, and keeps P numbers a step: the graph of one step lives at a time. Where these leave some
+of the memory that a loop may take, the last steps also keep their sweep, what the first derivative found on its way: it saves
+the second one a quarter of its work and changes no bit.
 
 Without h it is the gradient of TESLA (arXiv 2211.10586), which takes theta_t for independent of the images of earlier steps.
 The update and its adjoint, what is said of m and a, are those of `inner_updates`, which has Adam as well.
@@ -163,7 +163,7 @@ def _forward(
     sweeps: dict[int, Sweep] = {}
     for t, step in enumerate(steps):
         thetas[t + 1], sweep = _step(derivatives, images, labels, syn_lr, thetas[t], step, rule, update)
-        if sweep is not None and len(steps) - t <= derivatives.room(images[step.index]):
+        if sweep is not None and len(steps) - t <= derivatives.room(images[step.index], thetas.nbytes + update.nbytes):
             sweeps[t] = sweep
     return thetas, sweeps
 

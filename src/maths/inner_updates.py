@@ -42,6 +42,11 @@ class Update(Protocol):
         """As they are after the last step forward."""
         ...
 
+    @property
+    def nbytes(self) -> int:
+        """What is kept for the way back."""
+        ...
+
     def step(self, theta: Tensor, gradient: Tensor, decay: Tensor, syn_lr: Tensor) -> Tensor:
         """theta_{t+1} (P,), from grad L_t and decay * theta_t."""
         ...
@@ -63,6 +68,8 @@ def rest(theta: Tensor) -> Moments:
 
 class Sgd:
     """SGD with momentum."""
+
+    nbytes = 0
 
     def __init__(self, momentum: float, moments: Moments):
         self._momentum, self._begun, self._taken = momentum, moments, 0
@@ -90,6 +97,10 @@ class Adam:
         self.moments = moments
         self._kept = moments.first.new_zeros(kept, 2, len(moments.first))  # g_t and v_{t+1}
         self._begun, self._nu = moments.steps, rest(moments.first)
+
+    @property
+    def nbytes(self) -> int:
+        return self._kept.nbytes
 
     def step(self, theta: Tensor, gradient: Tensor, decay: Tensor, syn_lr: Tensor) -> Tensor:
         (b1, b2), gradient, before = ADAM_BETAS, gradient + decay, self.moments

@@ -29,9 +29,10 @@ class Runtime(Settings):
     """Whether training builds code. auto: own kernels on a CPU for ConvNets with ReLU and average or no pooling, which takes a
     second once; torch.compile for other networks and on a GPU, where the work is long enough to pay for it. on: that however
     long it is. off: neither."""
-    memory_mib: NonNegative = 1024
-    """Memory for what the inner loop's last steps keep for their second derivatives, MiB: a fifth of the time less where all
-    steps fit. 0 keeps nothing. Changes no result."""
+    memory_mib: NonNegative = 896
+    """Memory for what an inner loop keeps of its steps, MiB: the student's parameters of each, which have to be kept, and where
+    these leave some, what the second derivatives of the last steps can use again: a fifth of the time less where all steps
+    fit. Changes no result."""
     deterministic: bool = True
     """Only kernels that give the same bytes again. On CPUs it costs nothing that can be measured; on CUDA false lets cuDNN
     try out and take its fastest kernels, which add in any order."""

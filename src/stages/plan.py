@@ -13,9 +13,10 @@ from rich.console import Console
 from src.ground import runtime
 from src.ground.durations import duration
 from src.maths import inner_loop
-from src.maths.derivatives import Backend
+from src.maths.derivatives import Backend, Derivatives
 from src.maths.networks import FlatNetwork
 from src.pages.tables import Table
+from src.settings.distillation import Distillation
 from src.settings.resolved import Run
 from src.settings.runtime import Runtime
 from src.stages import plan_steps, work
@@ -37,7 +38,8 @@ class Plan:
     iteration: float
     distil: float
     memory: float  # peak of distil
-    stored: float  # of it, the thetas of the inner loop
+    beyond: float  # of an iteration, what the loss on real images takes
+    stored: float  # of the peak, what the inner loop keeps of its steps
     buffer: float  # of the expert buffer on disk
     experts: float
     evaluate: float
@@ -57,11 +59,11 @@ def measure(asked: Runtime, subject: Subject) -> Plan:
     before = runtime.peak_memory_mib(subject.device)
     derivatives, backend = plan_steps.derivatives(asked, subject, network)
     step = plan_steps.inner_step(subject, network, derivatives) if distil.iterations else 0.0
-    floats = network.dimension * FLOAT / MIB
-    stored = floats * distil.syn_steps if distil.iterations else 0.0
-    loop = runtime.peak_memory_mib(subject.device) + max(stored - floats * TIMED_STEPS, 0.0)
+    beyond = plan_steps.beyond_steps(subject, derivatives) if distil.iterations else 0.0
+    stored, timed = (_stored(subject, network, derivatives, steps) for steps in (distil.syn_steps, TIMED_STEPS))
+    loop = runtime.peak_memory_mib(subject.device) + max(stored - timed, 0.0)
     loading = before + LOADING_COPIES * subject.real * subject.noise(1)[0].numel() * FLOAT / MIB
-    iteration = step * _batches(subject) * distil.trajectories_per_iteration
+    iteration = (step * _batches(subject) + beyond) * distil.trajectories_per_iteration
     return Plan(
         parameters=network.dimension,
         backend=backend,
@@ -69,11 +71,23 @@ def measure(asked: Runtime, subject: Subject) -> Plan:
         iteration=iteration,
         distil=iteration * distil.iterations,
         memory=loop if subject.device.type == "cuda" else max(loop, loading),
+        beyond=beyond,
         stored=stored,
-        buffer=floats * subject.experts.count * (subject.experts.last_epoch + 1) if subject.experts else 0.0,
+        buffer=network.dimension * FLOAT / MIB * subject.experts.count * (subject.experts.last_epoch + 1)
+        if subject.experts
+        else 0.0,
         experts=plan_steps.experts(asked, subject),
         evaluate=plan_steps.evaluate(asked, subject),
     )
+
+
+def _stored(subject: Subject, network: FlatNetwork, derivatives: Derivatives, steps: int) -> float:
+    """MiB that a loop of so many steps keeps of them."""
+    if not subject.distil.iterations:
+        return 0.0
+    numbers = 3 if subject.distil.inner_optimiser == "adam" else 1
+    thetas = steps * numbers * network.dimension * FLOAT
+    return (thetas + derivatives.kept_bytes(subject.noise(subject.batch)[0], thetas, steps)) / MIB
 
 
 def _batches(subject: Subject) -> float:
@@ -98,10 +112,17 @@ def _table(subject: Subject, plan: Plan) -> Table:
         table.add_row("an inner step", duration(plan.step))
         several = f" x {distil.trajectories_per_iteration} trajectories" if distil.trajectories_per_iteration > 1 else ""
         table.add_row("an iteration", f"{duration(plan.iteration)}: {distil.syn_steps} inner steps{several}")
+        if distil.real is not None:
+            table.add_row("of it, real images' loss", f"{duration(plan.beyond)}: {distil.real.images} images{_skipped(distil)}")
         table.add_row("distilling", f"{duration(plan.distil)}: {distil.iterations:,} iterations")
         table.add_row("peak memory of distilling", f"about {plan.memory:,.0f} MiB")
-        table.add_row("of it, the stored inner loop", f"{plan.stored:,.1f} MiB: P numbers a step")
+        table.add_row("of it, the stored inner loop", f"{plan.stored:,.1f} MiB")
     else:
         table.add_row("distilling", "0 iterations: the initial images are kept")
     table.add_row("evaluating", f"{duration(plan.evaluate)}: {fresh} students, {students.epochs:,} epochs each")
     return table
+
+
+def _skipped(distil: Distillation) -> str:
+    assert distil.real is not None
+    return f", and {distil.real.max_skip / 2:g} steps skipped on average" if distil.real.max_skip else ""

@@ -18,6 +18,7 @@ from src.maths.derivatives import Backend, Derivatives, choose
 from src.maths.inner_loop import InnerRule, InnerStep
 from src.maths.networks import FlatNetwork
 from src.maths.protocol import ModuleStudent, Way
+from src.maths.targets.real import RealLoss
 from src.maths.targets.snapshots import WayPoint
 from src.process import progress, workers
 from src.process.progress import Advance
@@ -114,7 +115,7 @@ def inner_step(subject: Subject, network: FlatNetwork, derivatives: Derivatives)
     drawn = [augmentation.draw(distil.augmentation, len(images), draws) for _ in range(TIMED_STEPS)]
     index = torch.arange(len(images), device=subject.device)
     steps = [InnerStep(index, draw.to(images.device, images.dtype)) for draw in drawn]
-    rule = InnerRule(distil.inner_momentum, distil.inner_weight_decay, coefficient=1.0)
+    rule = InnerRule(distil.inner_momentum, distil.inner_weight_decay, 1.0, distil.inner_optimiser)
     syn_lr = torch.tensor(distil.lr_init or LR, device=subject.device)
 
     def loop(count: int) -> None:
@@ -123,6 +124,21 @@ def inner_step(subject: Subject, network: FlatNetwork, derivatives: Derivatives)
 
     loop(1)
     return cost.seconds(lambda: loop(TIMED_STEPS), subject.device) / TIMED_STEPS
+
+
+def beyond_steps(subject: Subject, derivatives: Derivatives) -> float:
+    """Seconds that the loss on real images takes in an iteration: itself, and the steps that a student skips on average."""
+    real = subject.distil.real
+    if real is None:
+        return 0.0
+    theta = networks.flatten(subject.module())
+    loss, batch = RealLoss(derivatives, *subject.noise(real.images), real.weight), subject.noise(subject.batch)
+    loss.reached(theta[None])
+    spent = cost.seconds(lambda: loss.reached(theta[None]), subject.device)
+    if not real.max_skip:
+        return spent
+    derivatives.first(theta, *batch)
+    return spent + real.max_skip / 2 * cost.seconds(lambda: derivatives.first(theta, *batch), subject.device)
 
 
 def experts(asked: Runtime, subject: Subject) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor
 from src.maths.derivatives import Derivatives
 from src.maths.targets.base import Course, Reached
 
-CHUNK = 128  # images differentiated at once: more would take more memory than a step of the student
+CHUNK = 32  # images differentiated at once: more would take more memory than a step of the student
 
 
 @dataclass(frozen=True)
