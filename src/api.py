@@ -24,7 +24,9 @@ from torch import Tensor, nn
 
 from src.ground import runtime
 from src.ground.errors import ParamsError, UserError
-from src.loops import expert, initial, outer, students
+from src.loops import expert, outer, students
+from src.loops.initial import images as initial_images
+from src.loops.initial import logits as logits_of
 from src.loops.outer import Loop
 from src.maths import networks, pixels, protocol, scores
 from src.maths.derivatives import choose
@@ -156,59 +158,132 @@ def train_experts(
     return ExpertBuffer(tuple(trajectory for trajectory, _ in found), rows, real, spec, asked, seed, lent)
 
 
-def distill(experts: ExpertBuffer, ipc: int, *, seed: int | None = None, report: Report = silent, **settings: Any) -> Synthetic:
-    """Optimise `ipc` images a class so that a student trained on them follows the experts.
+def distill(
+    source: ExpertBuffer | RealImages,
+    ipc: int | None = None,
+    *,
+    initial: Synthetic | None = None,
+    network: Network | None = None,
+    seed: int | None = None,
+    machine: Runtime | None = None,
+    report: Report = silent,
+    **settings: Any,
+) -> Synthetic:
+    """Optimise `ipc` images a class so that a student trained on them follows the experts, or does well on real images.
 
-    `settings` are fields of `Distillation`: random initialisation, 1,000 iterations where left out; the seed is the experts'.
+    Without experts, `source` is the `real_images` of objective 'real'; `network`, `machine` and the seed, 0, are told then, and
+    are otherwise the experts'. With `initial` it begins with another set, its labels and, without lr_init, its syn_lr.
+    `settings` are fields of `Distillation`: random initialisation, 1,000 iterations where left out.
     """
-    distil = _settings(Distillation, {"initialisation": "random", "iterations": 1000, **settings})
-    root, real, lent = experts.seed if seed is None else seed, experts.real, experts.runtime
-    last = experts.settings.last_epoch
-    if distil.initialisation == "given" or distil.given is not None:
-        raise UserError(
-            "initialisation 'given' takes a set that `import synthetic` brought into the pipeline: choose another one"
-        )
-    if not isinstance(ipc, int) or ipc < 1:
-        raise UserError(f"ipc is {ipc!r}: give a number of images a class, 1 or more")
-    if distil.initialisation == "run":
-        raise UserError("initialisation 'run' takes the set of a run of params.yaml: choose another one")
-    if distil.matches and distil.last_epoch > last:
-        text = f"max_start_epoch - 1 + expert_epochs = {distil.last_epoch} lies beyond the experts' {last} epochs"
-        raise UserError(f"{text}: lower one of the two, or train more epochs")
-    with _lent(lent, lent.threads) as device:
-        chooser = _function(experts.spec, real.shape, torch.device("cpu"))  # where the pipeline chooses initial images too
-        given = (distil.initialisation, ipc, root, real.images, real.labels, real.counts, chooser)
-        images, labels = initial.images(*given, lambda: experts.trajectories[0][last], "ipc")
+    given = _source(source, network, machine)
+    distil, root = _method(initial, settings), given.seed if seed is None else seed
+    _check_experts(distil, given)
+    with _lent(given.runtime, given.runtime.threads) as device:
+        images, labels = (one.to(device) for one in _begun(given, distil, ipc, initial, root))
         outer.check_batch(distil, len(labels), "batch_syn")
-        images, labels = images.to(device), labels.to(device)
-        network = _function(experts.spec, real.shape, device)
-        derivatives, _, _ = outer.differentiate(distil, lent, experts.spec, network, images)
-        read = functools.partial(_snapshots, experts.trajectories)
+        function, real = _function(given.spec, given.real.shape, device), given.real
+        derivatives, _, _ = outer.differentiate(distil, given.runtime, given.spec, function, images)
+        read = functools.partial(_snapshots, given.trajectories)
         loop = Loop(
-            "distill", root, distil, len(experts.trajectories), read, network, derivatives, labels, real.space,
-            _logits(experts, distil, chooser, images, labels), None, _real(experts, distil, device),
+            "distill", root, distil, len(given.trajectories), read, function, derivatives, labels, real.space,
+            _logits(given, distil, images, labels), None if initial is None else initial.syn_lr.item(),
+            _real(given, distil, device),
         )  # fmt: skip
-        at = outer.first(loop, images)
+        at = outer.first(loop, images, None if initial is None else initial.pixels)
         while at.iteration < distil.iterations:
             at = outer.iterate(loop, at)
             report(at.iteration, distil.iterations, {key: at.rows[-1][key] for key in ("matching_loss", "syn_lr")})
     made = at.snapshots[at.iteration], outer.labels(loop, at.state).cpu(), at.state.syn_lr.cpu()
-    return Synthetic(*made, real.space, experts.spec, real.shape.classes, at.rows, at.snapshots)
+    return Synthetic(*made, real.space, given.spec, real.shape.classes, at.rows, at.snapshots)
 
 
-def _logits(experts: ExpertBuffer, distil: Distillation, network: FlatNetwork, images: Tensor, labels: Tensor) -> Tensor | None:
-    """What learned labels start from, (S, K) on the device."""
+@dataclass(frozen=True)
+class _Source:
+    """What is distilled from: experts, or none of them."""
+
+    real: RealImages
+    spec: Network
+    seed: int
+    runtime: Runtime
+    trajectories: tuple[Tensor, ...] = ()
+    last: int = -1  # expert epoch
+
+
+def _source(source: ExpertBuffer | RealImages, network: Network | None, machine: Runtime | None) -> _Source:
+    if isinstance(source, RealImages):
+        return _Source(source, _specified(network, ConvNet(depth=3, width=128)), 0, machine or Runtime())
+    if not isinstance(source, ExpertBuffer):
+        raise UserError(
+            f"distill from {type(source).__name__}? Give what train_experts gave, or real_images for objective 'real'"
+        )
+    if network is not None or machine is not None:
+        raise UserError("network and machine are those of the experts: leave them out, or give real_images instead of experts")
+    return _Source(source.real, source.spec, source.seed, source.runtime, source.trajectories, source.settings.last_epoch)
+
+
+def _method(initial: Synthetic | None, settings: Mapping[str, Any]) -> Distillation:
+    usual: dict[str, Any] = {"initialisation": "random", "iterations": 1000}
+    if initial is not None:
+        if "initialisation" in settings:
+            raise UserError(
+                f"initial is a set to begin with, and so is initialisation {settings['initialisation']!r}: give one"
+            )
+        usual |= {"initialisation": "run", "initial_run": "initial", "lr_init": None}
+    distil = _settings(Distillation, {**usual, **settings})
+    if distil.initialisation == "given" or distil.given is not None:
+        raise UserError(
+            "initialisation 'given' takes a set that `import synthetic` brought into the pipeline: choose another one"
+        )
+    if distil.initialisation == "run" and initial is None:
+        raise UserError("initialisation 'run' takes the set of a run of params.yaml: give a set of your own as initial")
+    return distil
+
+
+def _check_experts(distil: Distillation, given: _Source) -> None:
+    """Raises UserError where experts are asked for that aren't there."""
+    if distil.asks_experts and not given.trajectories:
+        asked = "objective 'matching'" if distil.matches else f"initialisation '{distil.initialisation}' or its labels"
+        raise UserError(f"{asked} asks experts, and real images were given: give what train_experts gave, or objective='real'")
+    if distil.matches and distil.last_epoch > given.last:
+        text = f"max_start_epoch - 1 + expert_epochs = {distil.last_epoch} lies beyond the experts' {given.last} epochs"
+        raise UserError(f"{text}: lower one of the two, or train more epochs")
+
+
+def _begun(
+    given: _Source, distil: Distillation, ipc: int | None, initial: Synthetic | None, root: int
+) -> tuple[Tensor, Tensor]:
+    """Images (S, C, H, W) and labels before the first iteration; experts choose on the CPU, as in the pipeline."""
+    real = given.real
+    if initial is not None:
+        if ipc is not None:
+            raise UserError(f"ipc is {ipc!r}, and initial has its own number of images: leave ipc out")
+        if initial.shape != real.shape:
+            had, wanted = (f"{s.channels}x{s.size}x{s.size} of {s.classes} classes" for s in (initial.shape, real.shape))
+            raise UserError(f"initial is of images {had}, not {wanted}: give a set of the same data set")
+        return real.space.normalise(initial.pixels), initial.labels
+    if not isinstance(ipc, int) or ipc < 1:
+        raise UserError(f"ipc is {ipc!r}: give a number of images a class, 1 or more")
+    chooser = _function(given.spec, real.shape, torch.device("cpu"))
+    chosen = (distil.initialisation, ipc, root, real.images, real.labels, real.counts, chooser)
+    return initial_images(*chosen, lambda: given.trajectories[0][given.last], "ipc")
+
+
+def _logits(given: _Source, distil: Distillation, images: Tensor, labels: Tensor) -> Tensor | None:
+    """What learned labels start from, (S, K) on the device: soft ones that are given, or what experts say of the images."""
     if distil.labels != "learned":
         return None
-    last = (trajectory[experts.settings.last_epoch] for trajectory in experts.trajectories)
-    return initial.logits(network, last, images.cpu(), labels.cpu()).to(images.device)
+    if labels.is_floating_point():
+        return labels.clamp_min(torch.finfo(labels.dtype).tiny).log()
+    network = _function(given.spec, given.real.shape, torch.device("cpu"))
+    last = (trajectory[given.last] for trajectory in given.trajectories)
+    return logits_of(network, last, images.cpu(), labels.cpu()).to(images.device)
 
 
-def _real(experts: ExpertBuffer, distil: Distillation, device: torch.device) -> Real | None:
+def _real(given: _Source, distil: Distillation, device: torch.device) -> Real | None:
     """Where the loss on real images is asked for."""
     if distil.real is None:
         return None
-    found, build = experts.real, functools.partial(networks.build, experts.spec, experts.real.shape)
+    found, build = given.real, functools.partial(networks.build, given.spec, given.real.shape)
     return Real(found.images.to(device), found.labels.to(device), lambda draws: networks.flatten(build(draws)))
 
 

@@ -38,6 +38,11 @@ from tests.small_run import STORE, made
 SPEC, MACHINE = ConvNet(depth=2, width=8), Runtime(device="cpu", threads=1, compile="off")
 EXPERTS = {"count": 2, "epochs": 3, "lr": 0.05, "batch_size": 128, "augmentation": ["crop", "scale"], "gradient_penalty": 1.0}
 DISTILL = {"initialisation": "representative", "iterations": 3, "syn_steps": 3, "lr_init": 0.05, "augmentation": ["crop"]}
+REAL = {
+    "initialisation": "random", "objective": "real", "real": {"images": 64, "students": 2, "max_age": 6},
+    "outer_optimiser": "adam", "lr_img": 0.01, "lr_lr": 1e-4,
+}  # fmt: skip
+NOT_GIVEN = {"initialisation", "lr_init"}  # where a set is begun with
 PROTOCOL = {"students": 2, "epochs": 12, "augmentation": ["crop", "scale"]}
 TEN_LINES = """
 from src.api import distill, evaluate, train_experts
@@ -81,6 +86,12 @@ def params(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Params]:
         "runs": {
             "one": {**run, "distill": {"method": "mtt"}},
             "white": {**run, "dataset": "white", "experts": "wfew", "distill": {"method": "mtt"}},
+            "real": {**run, "experts": None, "distill": {"method": "mtt", **REAL}},
+            "refined": {
+                **run,
+                "experts": None,
+                "distill": {"method": "mtt", **REAL, "initialisation": "run", "initial_run": "one", "lr_init": None},
+            },
         },
     }
     with made(tmp_path_factory.mktemp("work"), raw) as found:
@@ -123,6 +134,18 @@ def test_the_bytes_are_the_pipelines(dataset: str, buffer: str, run: str, params
     assert (tmp_path / "history.csv").read_bytes() == STORE.history_file(run).read_bytes()
     accuracies = evaluate(found, *split("test", dataset), pixel_max=16, seed=3, machine=MACHINE, **PROTOCOL)
     assert accuracies == pytest.approx([float(row["test_accuracy"]) for row in files.read_csv(STORE.students_file(run), "")])
+
+
+def test_no_experts_are_needed_for_the_loss_on_real_images(synthetic: Synthetic, params: Params) -> None:
+    """From real images, and from another set, whose labels and learning rate it goes on with."""
+    real = real_images(*split("train"), pixel_max=16)
+    given = {"network": SPEC, "seed": 3, "machine": MACHINE, **DISTILL, **REAL}
+    begun = distill(real, initial=synthetic, **{key: value for key, value in given.items() if key not in NOT_GIVEN})
+    for found, run in ((distill(real, 2, **given), "real"), (begun, "refined")):
+        expected = STORE.load_synthetic(run)
+        assert torch.equal(found.pixels, expected.pixels) and torch.equal(found.syn_lr, expected.syn_lr)
+        assert {row["real_loss"] for row in found.history} == {row["matching_loss"] for row in found.history}
+    assert torch.equal(begun.snapshots[0], synthetic.pixels) and begun.history[0]["syn_lr"] == synthetic.syn_lr.item()
 
 
 def test_ten_lines_without_the_pipelines_libraries(tmp_path: Path) -> None:
@@ -269,6 +292,25 @@ def test_mistakes_of_distill_and_evaluate(experts: ExpertBuffer, synthetic: Synt
     for ipc in (0, "all"):
         with pytest.raises(UserError, match=f"ipc is {ipc!r}: give a number of images a class"):
             distill(experts, ipc)  # type: ignore[arg-type]
+    real = real_images(*split("train"), pixel_max=16)
+    asks = "asks experts, and real images were given: give what train_experts gave, or objective='real'"
+    refused: list[tuple[Any, dict[str, Any], str]] = [
+        (real, {"ipc": 1}, f"objective 'matching' {asks}"),
+        (real, {"ipc": 1, "iterations": 0, "initialisation": "herding"}, f"initialisation 'herding' or its labels {asks}"),
+        (real.images, {"ipc": 1}, "distill from Tensor? Give what train_experts gave, or real_images for objective 'real'"),
+        (experts, {"ipc": 1, "network": SPEC}, "network and machine are those of the experts: leave them out"),
+        (experts, {"ipc": 1, "initial": synthetic}, "ipc is 1, and initial has its own number of images: leave ipc out"),
+        (experts, {"initial": synthetic, "initialisation": "noise"}, "and so is initialisation 'noise': give one"),
+        (experts, {"ipc": 1, "initialisation": "run", "initial_run": "one"}, "give a set of your own as initial"),
+        (
+            experts,
+            {"initial": replace(synthetic, classes=9)},
+            "initial is of images 1x8x8 of 9 classes, not 1x8x8 of 10 classes",
+        ),
+    ]
+    for source, settings, sentence in refused:
+        with pytest.raises(UserError, match=re.escape(sentence)):
+            distill(source, **settings)
     with pytest.raises(DataError, match="batch_syn: 30 exceeds the 10 synthetic images"):
         distill(experts, 1, batch_syn=30)
     with pytest.raises(UserError, match="chooses on the images that it scores"):
