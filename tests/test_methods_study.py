@@ -31,6 +31,8 @@ from tests.test_presets import command
 from tests.test_tune import until
 
 RUNS = ("mtt", RUN, "real", "then-real")
+CLIPPING = ("clipping_loss", "clipping_start", "clipping_end", "clipping_epochs")
+PARTS = ("initialisation", "intermediate_loss", "weight_perturbation")  # 3, 5 and 6
 
 
 def raw_params() -> dict[str, Any]:
@@ -166,10 +168,12 @@ def test_a_group_s_runs_have_one_budget_and_fit_into_a_table(name: str, tmp_path
             (own.count, own.epochs, own.stop_epoch, own.batch_size) for own in [experts["mtt"]]
         }
         assert set(runs) - set(experts) == {"real", "matching-then-real"}
-        assert experts["ast-repaired"] == experts["ast"].model_copy(update={"gradient_penalty_of": "centred"})
+        clipped = {key: getattr(experts["ast"], key) for key in CLIPPING}
+        assert clipped["clipping_loss"] and experts["ast-repaired"] == experts["mtt"].model_copy(update=clipped)
         assert experts["ftd"] == experts["datm"] == experts["mtt"].model_copy(update={"sharpness": 0.01})
         assert experts["tesla"] == experts["att"] == experts["mtt"]
-        assert runs["ast-repaired"].distillation == runs["ast"].distillation
+        parts = {key: getattr(runs["ast"].distillation, key) for key in PARTS}
+        assert runs["ast-repaired"].distillation == runs["mtt"].distillation.model_copy(update=parts)
         assert runs["tesla"].distillation == runs["mtt"].distillation.model_copy(update={"gradient": "tesla"})
         assert runs["ftd"].distillation == runs["mtt"].distillation.model_copy(update={"ema": 0.99})
         assert runs["matching-then-real"].initial == runs["mtt"]
@@ -186,7 +190,7 @@ def test_a_group_is_added_by_its_name(
     assert command("preset add methods-digits --experts 4", monkeypatch) == 0
     said = capsys.readouterr().out
     assert "next: python -m src.cli methods methods-digits-ipc10-mtt methods-digits-ipc10-ast " in said
-    assert {load().experts[f"methods-digits-{kind}"].count for kind in ("plain", "smooth", "repaired", "sharp")} == {4}
+    assert {load().experts[f"methods-digits-{kind}"].count for kind in ("plain", "smooth", "clipped", "sharp")} == {4}
     assert command("preset show methods-digits", monkeypatch) == 0
     assert YAML(typ="safe").load(capsys.readouterr().out) == groups.load()["methods-digits"].sections
 
