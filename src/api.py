@@ -27,6 +27,7 @@ from src.ground.errors import ParamsError, UserError
 from src.loops import expert, outer, students
 from src.loops.initial import images as initial_images
 from src.loops.initial import logits as logits_of
+from src.loops.initial import softened
 from src.loops.outer import Loop
 from src.maths import networks, pixels, protocol, scores
 from src.maths.derivatives import choose
@@ -269,11 +270,11 @@ def _begun(
 
 
 def _logits(given: _Source, distil: Distillation, images: Tensor, labels: Tensor) -> Tensor | None:
-    """What learned labels start from, (S, K) on the device: soft ones that are given, or what experts say of the images."""
+    """What learned labels start from, (S, K) on the device: what experts say of the images, or the labels that these have."""
     if distil.labels != "learned":
         return None
-    if labels.is_floating_point():
-        return labels.clamp_min(torch.finfo(labels.dtype).tiny).log()
+    if not given.trajectories or labels.is_floating_point():
+        return softened(labels, given.real.shape.classes)
     network = _function(given.spec, given.real.shape, torch.device("cpu"))
     last = (trajectory[given.last] for trajectory in given.trajectories)
     return logits_of(network, last, images.cpu(), labels.cpu()).to(images.device)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from src.ground.errors import ParamsError, UserError
 from src.loops import outer
@@ -35,7 +36,8 @@ RUNS: dict[str, dict[str, Any]] = {
     },
     "real": {
         "initialisation": "noise", "objective": "real", "real": {"students": 2, "images": 32, "max_age": 12, "max_skip": 3},
-        "inner_optimiser": "adam", "outer_optimiser": "adam", "lr_img": 0.01, "lr_init": 0.001,
+        "inner_optimiser": "adam", "outer_optimiser": "adam", "lr_img": 0.01, "lr_init": 0.001, "labels": "learned",
+        "lr_label": 0.03,
     },
     "refined": {
         "initialisation": "run", "initial_run": "datm", "lr_init": None, "objective": "both", "real": {"images": 32},
@@ -101,9 +103,12 @@ def test_a_method_goes_on_to_the_same_bytes(name: str, params: Params) -> None:
 def test_soft_labels_are_kept_where_they_are_learned(params: Params) -> None:
     for name in RUNS:
         labels = STORE.load_synthetic(name).labels
-        assert labels.is_floating_point() == (name in ("tesla", "datm", "refined")), name
+        assert labels.is_floating_point() == (name in ("tesla", "datm", "real", "refined")), name
         if labels.is_floating_point():
             torch.testing.assert_close(labels.sum(1), torch.ones(20))
+    learned, classes = STORE.load_synthetic("real").labels, torch.arange(10).repeat_interleave(2)
+    drift = (learned - (0.7 * F.one_hot(classes, 10) + 0.03)).abs()
+    assert 0 < drift.max() < 0.1, "no experts: of each class first 0.7 and its share, and on from there"
 
 
 def test_histories_tell_what_a_method_has(params: Params) -> None:
@@ -160,7 +165,7 @@ def test_the_report_shows_what_a_method_has(params: Params) -> None:
     assert "7 nearest step, 8 running mean, 9 soft labels, 10 growing window of starts, 12 loss on real images" in table
     assert "13 TESLA's gradient" in table and "shallow layers" not in table
     parts = {result.run: result.parts for result in content.results}
-    assert parts == {"mtt": (), "att": (7, 8), "tesla": (9, 13), "datm": (8, 9, 10), "real": (12,), "refined": (12,)}
+    assert parts == {"mtt": (), "att": (7, 8), "tesla": (9, 13), "datm": (8, 9, 10), "real": (9, 12), "refined": (12,)}
 
 
 def test_a_study_searches_what_a_method_has(params: Params) -> None:
@@ -172,7 +177,7 @@ def test_a_study_searches_what_a_method_has(params: Params) -> None:
     assert "distill.intermediate_loss" not in searched("att")
     real = searched("real")
     assert not {f"distill.{name}" for name in (*space.MATCHING, "inner_momentum", "initialisation")} & real.keys()
-    assert real["distill.lr_img"].high == 1
+    assert real["distill.lr_img"].high == real["distill.lr_label"].high == 1, "of Adam"
     drawn = {"distill.max_start_epoch": 1, "distill.expert_epochs": 4}
     late = resolved.run(params, "mtt")
     late = replace(late, distillation=late.distillation.model_copy(update={"min_start_epoch": 2}))

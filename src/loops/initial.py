@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from src.ground.errors import DataError
 from src.ground.seeding import generator, seed_of
 from src.maths import initialisation, scores
 from src.maths.networks import FlatNetwork
+
+CERTAINTY = 0.7  # a class as good as certain leaves its logits no gradient
 
 
 def images(
@@ -65,6 +68,13 @@ def logits(network: FlatNetwork, thetas: Iterable[Tensor], images: Tensor, label
             "to start from: choose initialisation classified, or labels fixed"
         )
     return total / count
+
+
+def softened(labels: Tensor, classes: int) -> Tensor:
+    """Logits (S, K) of soft labels (S, K), or of classes (S,), of which each gets `CERTAINTY` and an even share of the rest."""
+    if not labels.is_floating_point():
+        labels = CERTAINTY * F.one_hot(labels, classes).float() + (1 - CERTAINTY) / classes
+    return labels.clamp_min(torch.finfo(labels.dtype).tiny).log()
 
 
 def _seen(network: FlatNetwork, theta: Tensor, real: Tensor, embeddings: bool) -> Tensor:

@@ -106,7 +106,8 @@ class Distillation(Settings):
     """syn_lr is set back to this where an outer step would take it below: a negative rate would climb the loss."""
     labels: Literal["fixed", "expert", "learned"] = _off("fixed")
     """Those of the initial images; softmax of the target expert's logits of the images, anew in each iteration (TESLA); or
-    learned as softmax of logits (DATM), from their mean over the experts that classify the image rightly in the end."""
+    learned as softmax of logits (DATM): from soft ones that the initial images have, else from the mean over the experts that
+    classify the image rightly in the end, or, with none of these, from 0.7 for its class and the rest for all alike."""
     lr_label: NonNegativeReal = _off(0.0)
     """Learning rate of the learned labels' logits (DATM 2 to 10)."""
     label_momentum: Momentum = _off(0.0)
@@ -158,7 +159,8 @@ class Distillation(Settings):
     @property
     def asks_experts(self) -> bool:
         """Whether they are matched, or choose the initial images or their labels."""
-        return self.matches or self.initialisation in CHOOSERS or self.labels != "fixed"
+        labels = self.labels == "expert" or (self.labels == "learned" and self.objective != "real")
+        return self.matches or self.initialisation in CHOOSERS or labels
 
     @property
     def targets(self) -> tuple[str, ...]:

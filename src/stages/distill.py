@@ -134,15 +134,16 @@ def loop_of(store: Store, run: Run, statistics: Statistics, images: Tensor, labe
 
 
 def _logits(store: Store, run: Run, images: Tensor, labels: Tensor) -> Tensor | None:
-    """What learned labels start from: soft ones that are given, or what experts say of the images. On the device."""
+    """What learned labels start from: what experts say of the images, or the labels that these have. On the device."""
     if run.distillation.labels != "learned":
         return None
-    if labels.is_floating_point():
-        return labels.clamp_min(torch.finfo(labels.dtype).tiny).log()
+    statistics = store.load_statistics(run.dataset.name)
+    if run.buffer is None or labels.is_floating_point():
+        return initial.softened(labels, statistics.shape.classes)
     name, settings, where = run.experts.name, run.experts.settings, torch.device("cpu")
     last = (settings.last_epoch, settings.last_epoch + 1)
     thetas = (store.read_snapshots(name, index, *last)[0] for index in range(settings.count))
-    network = _network(run, store.load_statistics(run.dataset.name), where)
+    network = _network(run, statistics, where)
     return initial.logits(network, thetas, images.to(where), labels.to(where)).to(images.device)
 
 

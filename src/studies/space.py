@@ -47,6 +47,7 @@ MATCHING = {"expert_epochs", "max_start_epoch", "balanced_loss", "intermediate_l
 LABELS: Mapping[str, Range] = {"lr_label": Range(low=0.1, high=20, log=True)}
 EMA: Mapping[str, Range] = {"ema": _choose(0.9, 0.99, 0.999, 0.9995)}
 ADAM: Mapping[str, Range] = {"lr_img": Range(low=1e-4, high=1.0, log=True), "lr_lr": Range(low=1e-6, high=1e-2, log=True)}
+ADAM_LABELS: Mapping[str, Range] = {"lr_label": Range(low=1e-3, high=1.0, log=True)}
 EXPERTS: Mapping[str, Range] = {
     "lr": Range(low=1e-3, high=0.1, log=True),
     "momentum": _choose(0.0, 0.5, 0.9),
@@ -103,10 +104,11 @@ def _ranges(base: Run, tune: Tune, side: Side) -> dict[str, Range]:
 
 def _of_method(distil: Distillation) -> Mapping[str, Range]:
     """The student's parameters that have a say in a method."""
+    adam = distil.outer_optimiser == "adam"
     more = {
-        **(LABELS if distil.labels == "learned" else {}),
+        **((ADAM_LABELS if adam else LABELS) if distil.labels == "learned" else {}),
         **(EMA if distil.ema is not None else {}),
-        **(ADAM if distil.outer_optimiser == "adam" else {}),
+        **(ADAM if adam else {}),
     }
     out = {
         *(MATCHING if not distil.matches else ()),
