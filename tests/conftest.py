@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+import shutil
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from src.ground import fake_cuda
+from src.tracking import mlflow_store
 from src.tracking import tracker as tracking
 
 fake_cuda.ready()  # before any backward pass
@@ -28,6 +32,26 @@ def _one_thread() -> Iterator[None]:
 def _tracked_at_once() -> None:
     """By the tests' own process: couriers have tests of their own, and those that run the command line meet them."""
     tracking.apart = False
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_store_is_made(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """MLflow's tables take a second to make: the stores of the tests' own process are copies of the first."""
+    first, fill = tmp_path_factory.mktemp("first") / "mlflow.db", mlflow_store.fill
+
+    def copied(file: Path) -> None:
+        if not first.exists():
+            fill(first)
+        shutil.copyfile(first, file)
+
+    mlflow_store.fill = copied
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _what_stays_is_not_searched() -> None:
+    """For garbage, which takes a third of a second with all libraries at hand."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
