@@ -17,7 +17,14 @@ from src.tracking import mlflow_store
 from src.tracking import tracker as tracking
 from tests import small_run
 
+LONGEST = "test_pipeline.py"
+
 fake_cuda.ready()  # before any backward pass
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first: begun last, it would keep one process busy when the others are done."""
+    items.sort(key=lambda item: item.path.name != LONGEST)
 
 
 @pytest.fixture(autouse=True)

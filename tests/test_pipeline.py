@@ -22,7 +22,7 @@ RUNS = ("digits-ipc1-ast", "digits-ipc1-random")
 
 
 def call(folder: Path, *words: str, given: str | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run a program of this Python's environment in the folder, with more environment variables and what it is given to read."""
+    """Run a program of this Python's environment in the folder, given an input and more environment variables."""
     bin_folder = Path(sys.executable).parent
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_"))}
     environment |= {"PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}", "PYTHONDONTWRITEBYTECODE": "1"} | variables

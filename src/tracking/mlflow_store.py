@@ -135,8 +135,8 @@ def _client(store: str) -> Any:
 def fill(file: Path) -> None:
     """Make MLflow's tables in a file, of which nobody knows yet.
 
-    They come in dozens of migrations with hundreds of statements. Where MLflow makes them, sqlite waits for the disk after each:
-    for six seconds on a virtual machine, where this takes one.
+    They come in dozens of migrations with hundreds of statements. Where MLflow makes them, sqlite waits for the disk after
+    each: for five seconds on a virtual machine, where this takes one.
     """
     import sqlalchemy
     from mlflow.store.db import utils
