@@ -159,6 +159,7 @@ def code_of(notebook: str) -> str:
 def said_by_notebooks(repository: Path) -> dict[str, str]:
     """What each prints, errors included; all in one process, as most of their time goes into imports."""
     asked = json.dumps({name: code_of(name) for name in NOTEBOOKS})
+    client_of(repository)  # one of them reads the store, to which all must have come
     done = call(repository, sys.executable, "-c", EACH, given=asked)
     assert done.returncode == 0, done.stderr
     found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
