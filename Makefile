@@ -14,10 +14,10 @@ repro: $(BIN)/.installed
 	    'commit them, or put the recorded ones back with `git restore dvc.lock data/metrics`'
 
 test: $(BIN)/.installed
-	python -m pytest -m "not slow" --numprocesses auto --dist loadfile
+	python -m pytest -m "not slow" --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 test-all: $(BIN)/.installed
-	python -m pytest --numprocesses auto --dist loadfile
+	python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 check: lint test
 

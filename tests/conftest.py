@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import gc
+import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from src.ground import fake_cuda
+from src.tracking import mlflow_store
 from src.tracking import tracker as tracking
+from tests import small_run
+
+LONGEST = "test_pipeline.py"
 
 fake_cuda.ready()  # before any backward pass
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first: begun last, it would keep one process busy when the others are done."""
+    items.sort(key=lambda item: item.path.name != LONGEST)
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +43,27 @@ def _tracked_at_once() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def fill(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
+    """Make a store's file. Its tables take a second: all stores of the tests' own process are copies of the first."""
+    first, made = tmp_path_factory.mktemp("first") / "mlflow.db", mlflow_store.fill
+
+    def copied(file: Path) -> None:
+        if not first.exists():
+            made(first)
+        shutil.copyfile(first, file)
+
+    mlflow_store.fill = copied
+    return copied
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _what_stays_is_not_searched() -> None:
+    """For garbage, which takes a third of a second with all libraries at hand."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _signals_are_heeded() -> None:
     """Jobs in the background ignore signals, and so would all that the tests start."""
     for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
@@ -40,20 +73,4 @@ def _signals_are_heeded() -> None:
 
 @pytest.fixture
 def valid_params() -> dict[str, Any]:
-    """A fresh raw params.yaml without a problem: two runs that share a method."""
-    run = {"dataset": "digits", "network": "D2", "experts": "smooth", "evaluate": "mtt"}
-    method = {"initialisation": "random", "iterations": 3, "max_start_epoch": 4, "augmentation": ["crop"]}
-    return {
-        "seed": 0,
-        "runtime": {"device": "cpu", "threads": 1},
-        "prepare": {"digits": {"source": "digits"}},
-        "networks": {"D2": {"depth": 2, "width": 8}},
-        "experts": {"smooth": {"dataset": "digits", "network": "D2", "count": 2, "epochs": 5, "lr": 0.01}},
-        "distill": {"ast": method},
-        "evaluate": {"mtt": {"students": 2, "epochs": 3}},
-        "report": {"title": "Test"},
-        "runs": {
-            "one": {**run, "ipc": 1, "distill": {"method": "ast"}},
-            "ten": {**run, "ipc": 10, "distill": {"method": "ast", "lr_img": 10.0}},
-        },
-    }
+    return small_run.params()

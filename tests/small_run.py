@@ -17,6 +17,26 @@ from src.store.store import Store
 STORE = Store()
 
 
+def params() -> dict[str, Any]:
+    """A fresh raw params.yaml without a problem: two runs that share a method."""
+    run = {"dataset": "digits", "network": "D2", "experts": "smooth", "evaluate": "mtt"}
+    method = {"initialisation": "random", "iterations": 3, "max_start_epoch": 4, "augmentation": ["crop"]}
+    return {
+        "seed": 0,
+        "runtime": {"device": "cpu", "threads": 1},
+        "prepare": {"digits": {"source": "digits"}},
+        "networks": {"D2": {"depth": 2, "width": 8}},
+        "experts": {"smooth": {"dataset": "digits", "network": "D2", "count": 2, "epochs": 5, "lr": 0.01}},
+        "distill": {"ast": method},
+        "evaluate": {"mtt": {"students": 2, "epochs": 3}},
+        "report": {"title": "Test"},
+        "runs": {
+            "one": {**run, "ipc": 1, "distill": {"method": "ast"}},
+            "ten": {**run, "ipc": 10, "distill": {"method": "ast", "lr_img": 10.0}},
+        },
+    }
+
+
 @contextmanager
 def made(folder: Path, raw: dict[str, Any]) -> Iterator[Params]:
     """Inside the folder, where everything that `raw` names is made."""

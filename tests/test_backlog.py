@@ -23,11 +23,11 @@ DEAD = "http://127.0.0.1:9"
 
 
 @pytest.fixture(scope="module")
-def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fresh store, whose tables take seconds to make."""
-    folder = tmp_path_factory.mktemp("store")
-    mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
-    return folder / "mlflow.db"
+def fresh(fill: Callable[[Path], None], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh store."""
+    file = tmp_path_factory.mktemp("store") / "mlflow.db"
+    fill(file)
+    return file
 
 
 @pytest.fixture(autouse=True)

@@ -33,7 +33,7 @@ def top(tmp_path: Path) -> Path:
 
 def digests(top: Path) -> dict[str, str]:
     """By stage and family."""
-    code.closure.cache_clear(), code.imported.cache_clear(), code.meaning.cache_clear()
+    code.closure.cache_clear()
     found = {stage: code.digest(stage, root=top) for stage in ("prepare", "report")}
     return found | {f"{s} {spec.family}": code.digest(s, [spec], top) for s in STAGES[1:] for spec in SPECS}
 

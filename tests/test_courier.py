@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -18,19 +18,11 @@ from src.tracking.tracker import Nest
 from tests.imports import ROOT
 
 
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store without experiments: its tables take seconds to make."""
-    path = tmp_path_factory.mktemp("store") / "empty.db"
-    mlflow.MlflowClient(f"sqlite:///{path}")
-    return path
-
-
 @pytest.fixture
-def checkout(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def checkout(tmp_path: Path, fill: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "old"
     folder.mkdir()
-    shutil.copy(empty_store, folder / "mlflow.db")
+    fill(folder / "mlflow.db")
     enter(folder, monkeypatch)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     for variable, value in mlflow_store.QUIET.items():

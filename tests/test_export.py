@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import platform
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,13 @@ from sklearn.datasets import load_digits
 from src import cli
 from src.ground.errors import UserError
 from src.settings import resolved
-from src.settings.params import load, parse
-from src.stages import distill, evaluate, experts, prepare
+from src.settings.params import load
 from src.stages import export as exporting
+from src.stages import prepare
 from src.store import files, provenance, tensors
 from src.store.store import read_synthetic
 from src.store.values import Record, SyntheticSet
-from tests import pictures
+from tests import pictures, small_run
 from tests.imports import ROOT
 from tests.small_run import STORE
 
@@ -38,26 +40,36 @@ def command(words: str, monkeypatch: pytest.MonkeyPatch) -> int:
     return int(stop.value.code or 0)
 
 
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """By the kind of whitening: a folder where a small run is distilled and evaluated."""
+
+    @functools.cache
+    def found(whitening: str) -> Path:
+        folder = tmp_path_factory.mktemp(whitening)
+        make(folder, {"source": "digits", "whitening": whitening})
+        return folder
+
+    return found
+
+
 @pytest.fixture(params=["none", "zca"])
-def made(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, valid_params: dict[str, Any]) -> Path:
-    """A folder where a small run is distilled and evaluated, from whitened images or not."""
+def made(request: pytest.FixtureRequest, first: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that folder, from whitened images or not."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVC_ROOT", raising=False)
-    valid_params["prepare"]["digits"]["whitening"] = request.param
-    make(valid_params)
+    shutil.copytree(first(request.param), tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 
-def make(valid_params: dict[str, Any]) -> None:
-    valid_params["runtime"]["workers"] = 1
-    valid_params["evaluate"]["mtt"] = {"students": 2, "epochs": 40}
-    valid_params["runs"] = {"one": valid_params["runs"]["one"]}
-    Path("params.yaml").write_text(json.dumps(valid_params), encoding="utf-8")
-    params = parse(valid_params)
-    prepare.run(STORE, resolved.data_set(params, "digits"))
-    experts.run(STORE, resolved.buffer(params, "smooth"))
-    distill.run(STORE, resolved.run(params, "one"))
-    evaluate.run(STORE, resolved.run(params, "one"))
+def make(folder: Path, dataset: dict[str, Any]) -> None:
+    raw = small_run.params()
+    raw["runtime"]["workers"] = 1
+    raw["prepare"]["digits"] = dataset
+    raw["evaluate"]["mtt"] = {"students": 2, "epochs": 40}
+    raw["runs"] = {"one": raw["runs"]["one"]}
+    with small_run.made(folder, raw):
+        pass
 
 
 def test_an_exported_set_scores_as_before(
@@ -136,7 +148,7 @@ def test_a_released_set_scores_on_a_fresh_clone(
 
 
 def test_a_released_set_takes_its_images_from_any_place_in_any_form(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], valid_params: dict[str, Any]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As FashionMNIST comes, without names of classes, which the digest covers; neither the card nor the store hold a place."""
     monkeypatch.chdir(tmp_path)
@@ -148,8 +160,7 @@ def test_a_released_set_takes_its_images_from_any_place_in_any_form(
     arrays = {f"{axis}_{split}": array for split, pair in splits.items() for axis, array in zip("xy", pair, strict=True)}
     np.savez("other.npz", **arrays)
     np.savez("turned.npz", **arrays | {"x_test": arrays["x_test"][:, ::-1]})
-    valid_params["prepare"]["digits"] = {"source": "fashion_mnist", "val_fraction": 0.2, "path": str(files)}
-    make(valid_params)
+    make(tmp_path, {"source": "fashion_mnist", "val_fraction": 0.2, "path": str(files)})
     assert command("export --run one --to data/released/one", monkeypatch) == 0
     assert "elsewhere" not in "".join(path.read_text() for path in Path("data/released/one").glob("*.[jm]*"))
     capsys.readouterr()

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import io
+import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -24,24 +23,34 @@ from src.settings.params import load
 from src.stages import distill, evaluate, experts, report
 from src.store import files, tensors
 from src.store.values import Record
-from tests.small_run import STORE, made
+from tests.small_run import STORE, made, params
 
 SHAPE, SPEC = ImageShape(1, 8, 10), ConvNet(depth=2, width=8)
 
 
-@pytest.fixture
-def folder(tmp_path_factory: pytest.TempPathFactory, valid_params: dict[str, Any]) -> Iterator[Path]:
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The digits, prepared, and one baseline; whitened ones too."""
-    valid_params["prepare"]["white"] = {"source": "digits", "whitening": "zca"}
+    raw = params()
+    raw["prepare"]["white"] = {"source": "digits", "whitening": "zca"}
     baseline = {"dataset": "digits", "network": "D2", "experts": None, "ipc": 1, "evaluate": "mtt"}
-    valid_params["distill"] = {"real": {"initialisation": "random", "iterations": 0}}
-    valid_params |= {"experts": {}, "runs": {"random": {**baseline, "distill": {"method": "real"}}}}
+    raw["distill"] = {"real": {"initialisation": "random", "iterations": 0}}
+    raw |= {"experts": {}, "runs": {"random": {**baseline, "distill": {"method": "real"}}}}
     top = tmp_path_factory.mktemp("work")
-    with made(top, valid_params):
+    with made(top, raw):
         text = io.StringIO()
-        YAML(typ="safe").dump({**valid_params, "experts": {}}, text)
+        YAML(typ="safe").dump({**raw, "experts": {}}, text)
         Path("params.yaml").write_text(text.getvalue(), encoding="utf-8")
-        yield top
+    return top
+
+
+@pytest.fixture
+def folder(first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    return Path(shutil.copytree(first, tmp_path, dirs_exist_ok=True))
 
 
 def command(words: str, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -77,8 +86,7 @@ def test_a_buffer_of_other_code_is_matched(
     shown = capsys.readouterr()
     assert "mtt: 3 trajectories of 4 epochs, of D2; added to params.yaml: experts.mtt" in shown.err
     assert shown.out == "next: dvc repro experts@mtt\n"
-    params = load()
-    buffer = resolved.buffer(params, "mtt")
+    buffer = resolved.buffer(load(), "mtt")
     assert (buffer.settings.count, buffer.settings.epochs, buffer.spec) == (3, 4, SPEC)
     for index in range(3):
         expected = torch.stack([torch.cat([p.reshape(-1) for p in one]) for one in snapshots(4, index)])

@@ -41,11 +41,11 @@ def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fresh store, whose tables take seconds to make."""
-    folder = tmp_path_factory.mktemp("store")
-    mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
-    return folder / "mlflow.db"
+def store(fill: Callable[[Path], None], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh store."""
+    file = tmp_path_factory.mktemp("store") / "mlflow.db"
+    fill(file)
+    return file
 
 
 @pytest.fixture

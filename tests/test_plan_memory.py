@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from dataclasses import replace
@@ -40,6 +41,12 @@ def command(words: str, monkeypatch: pytest.MonkeyPatch) -> int:
     with pytest.raises(SystemExit) as stop:
         cli.main()
     return int(stop.value.code or 0)
+
+
+@pytest.fixture(autouse=True)
+def _what_was_imported_is_not_searched() -> None:
+    """For garbage, as each count begins with."""
+    gc.freeze()
 
 
 @pytest.fixture

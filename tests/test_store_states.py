@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -201,10 +202,11 @@ def forget_connections() -> None:
         engine.dispose()
 
 
-def test_any_order_of_states(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path_factory.mktemp("store")
-    mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
-    States.template = folder / "mlflow.db"
+def test_any_order_of_states(
+    fill: Callable[[Path], None], tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    States.template = tmp_path_factory.mktemp("store") / "mlflow.db"
+    fill(States.template)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     monkeypatch.delenv("DVC_ROOT", raising=False)
     for variable in mlflow_store.QUIET:

@@ -6,6 +6,7 @@ the new lines are put there as text.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,7 @@ from ruamel.yaml.nodes import CollectionNode, MappingNode, Node
 
 from src.ground.errors import UserError
 from src.settings.distillation import Distillation
-from src.settings.params import PARAMS_FILE, entry, load, parse
+from src.settings.params import PARAMS_FILE, document, entry, load, parse
 from src.store import files
 
 Section = Mapping[str, Mapping[str, Any]]  # name -> settings
@@ -44,8 +45,10 @@ def add(additions: Additions, path: Path = PARAMS_FILE) -> list[str]:
         section: {name: settings for name, settings in entries.items() if name not in raw[section]}
         for section, entries in additions.items()
     }
-    for section, entries in new.items():
-        text = _inserted(text, section, entries, path) if entries else text
+    tree = _tree(text)
+    places = {section: _child(tree, section) for section, entries in new.items() if entries}
+    for section in sorted(places, key=lambda section: places[section].start_mark.index, reverse=True):
+        text = _inserted(text, section, places[section], new[section], path)  # from below, so that places stay what they are
     _replace(path, text, _joined(raw, new))
     return [f"{section}.{name}" for section, entries in new.items() for name in entries]
 
@@ -127,7 +130,7 @@ def _replace(path: Path, text: str, wanted: Mapping[str, Any]) -> None:
 
 
 def _document(text: str) -> dict[str, Any]:
-    found: dict[str, Any] = YAML(typ="safe").load(text)
+    found: dict[str, Any] = document(text)
     return found
 
 
@@ -142,9 +145,8 @@ def _child(node: MappingNode, name: str) -> MappingNode:
     return found
 
 
-def _inserted(text: str, section: str, entries: Section, path: Path) -> str:
-    """The text with the entries at the end of the section."""
-    node = _child(_tree(text), section)
+def _inserted(text: str, section: str, node: MappingNode, entries: Section, path: Path) -> str:
+    """The text with the entries at the end of the section, which is this node."""
     if node.flow_style and not node.value:  # `experts: {}`, where there were none so far
         begun = text[: node.start_mark.index].rstrip(" ") + text[node.end_mark.index :]
         place = begun.find("\n", node.start_mark.index - 1) + 1 or len(begun)
@@ -214,6 +216,7 @@ def _real(value: float) -> str:
     return f"{'-' * sign}{first}.{''.join(rest) or '0'}e{int(exponent) + len(rest):+d}"
 
 
+@functools.cache
 def _quoted(value: str) -> str:
     """Plain where that reads back as the same text."""
     plain = PLAIN.fullmatch(value) is not None and YAML(typ="safe").load(value) == value

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -104,10 +106,20 @@ def load(file: Path = PARAMS_FILE) -> Params:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file} can't be read as text: {error}") from None
     try:
-        raw = YAML(typ="safe").load(text)  # YAML 1.2, the way DVC reads it: 1e-3 is a number
+        raw = document(text)
     except (YAMLError, ValueError, KeyError, RecursionError) as error:  # ruamel's constructors raise Python's own
         raise ParamsError(str(file), [("(syntax)", " ".join(str(error).split()))]) from None
     return parse(raw, str(file))
+
+
+def document(text: str) -> Any:
+    """What a text says, fresh each time; a command that edits the file reads the same text again and again."""
+    return copy.deepcopy(_document(text))
+
+
+@functools.lru_cache(maxsize=4)
+def _document(text: str) -> Any:
+    return YAML(typ="safe").load(text)  # YAML 1.2, the way DVC reads it: 1e-3 is a number
 
 
 def parse(raw: Any, source: str = "params.yaml") -> Params:

@@ -10,8 +10,9 @@ import ast
 import functools
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from src.settings.networks import Network
 
@@ -73,42 +74,64 @@ def closure(*entries: str, root: Path = ROOT) -> frozenset[str]:
     return frozenset(found)
 
 
-@functools.cache
 def imported(module: str, root: Path = ROOT) -> frozenset[str]:
     """Modules of the package that a module imports, wherever in its text."""
-    names: list[str] = []
-    for node in ast.walk(_tree(module, root)):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    paths = {name.replace(".", "/") + ".py" for name in names if name.startswith("src.")}
-    return frozenset(path for path in paths if (root / path).is_file())
+    return frozenset(path for path in _read(module, root).imports if (root / path).is_file())
 
 
 def templates(module: str, root: Path = ROOT) -> tuple[str, ...]:
     """Files beside a module that it fills in or builds, named in its text."""
-    named = (node.value for node in ast.walk(_tree(module, root)) if isinstance(node, ast.Constant))
-    beside = (
-        f"{Path(module).parent.as_posix()}/{name}" for name in named if isinstance(name, str) and name.endswith((".j2", ".cpp"))
-    )
+    beside = (f"{Path(module).parent.as_posix()}/{name}" for name in _read(module, root).templates)
     return tuple(path for path in beside if (root / path).is_file())
 
 
-@functools.cache
 def meaning(module: str, root: Path = ROOT) -> str:
     """The syntax tree without positions and docstrings; of settings their functions alone."""
-    tree = _tree(module, root)
-    for node in ast.walk(tree):
+    return _read(module, root).meaning
+
+
+class Reading(NamedTuple):
+    """What a module's text tells."""
+
+    imports: frozenset[str]  # paths of what it imports of the package, where there are such modules
+    templates: tuple[str, ...]  # names of files beside it
+    meaning: str
+
+
+def _read(module: str, root: Path) -> Reading:
+    return _reading((root / module).read_text(encoding="utf-8"), module.startswith(SETTINGS))
+
+
+@functools.cache
+def _reading(text: str, of_settings: bool) -> Reading:
+    """By the text itself, which takes long to parse and is asked for by every stage, and from every folder."""
+    tree = ast.parse(text)
+    nodes = list(ast.walk(tree))
+    return Reading(_imports(nodes), _templates(nodes), _meaning(tree, nodes, of_settings))
+
+
+def _imports(nodes: Iterable[ast.AST]) -> frozenset[str]:
+    names: list[str] = []
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return frozenset(name.replace(".", "/") + ".py" for name in names if name.startswith("src."))
+
+
+def _templates(nodes: Iterable[ast.AST]) -> tuple[str, ...]:
+    named = (node.value for node in nodes if isinstance(node, ast.Constant))
+    return tuple(name for name in named if isinstance(name, str) and name.endswith((".j2", ".cpp")))
+
+
+def _meaning(tree: ast.Module, nodes: Sequence[ast.AST], of_settings: bool) -> str:
+    for node in nodes:
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(node):
             del node.body[0]
-    if module.startswith(SETTINGS):
-        return "".join(ast.dump(node) for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
+    if of_settings:
+        return "".join(ast.dump(node) for node in nodes if isinstance(node, ast.FunctionDef))
     return ast.dump(tree)
-
-
-def _tree(module: str, root: Path) -> ast.Module:
-    return ast.parse((root / module).read_text(encoding="utf-8"))
 
 
 def _bytes(path: str, root: Path) -> str:

@@ -15,6 +15,7 @@ from filelock import FileLock
 
 from src.ground.errors import UserError
 from src.ground.runtime import workspace
+from src.store import files
 from src.tracking import mlartifacts, mlflow_row, store_trouble, stores
 from src.tracking.journal import Opening
 from src.tracking.mlflow_row import Row
@@ -124,9 +125,28 @@ def _client(store: str) -> Any:
     if file is not None and not file.parent.is_dir():
         raise FolderGoneError(file.parent)
     with _lock():
+        if file is not None and not file.exists():
+            files.write_atomically(file, fill)
         client = MlflowClient(stores.address(store))
         _mend(store)
     return client
+
+
+def fill(file: Path) -> None:
+    """Make MLflow's tables in a file, of which nobody knows yet.
+
+    They come in dozens of migrations with hundreds of statements. Where MLflow makes them, sqlite waits for the disk after
+    each: for five seconds on a virtual machine, where this takes one.
+    """
+    import sqlalchemy
+    from mlflow.store.db import utils
+
+    engine = sqlalchemy.create_engine(f"{stores.SQLITE}{file}")
+    sqlalchemy.event.listen(engine, "connect", lambda connection, _: connection.execute("PRAGMA synchronous = OFF"))
+    try:
+        utils._initialize_tables(engine)
+    finally:
+        engine.dispose()
 
 
 def _mend(store: str) -> None:
