@@ -37,6 +37,14 @@ DeviceOption = Annotated[
 MemoryOption = Annotated[float | None, typer.Option(help="Of that GPU, GiB; this machine's where left out.")]
 
 
+def span(text: str) -> range:
+    """Of '3' or '0-9', both ends included. Raises UserError."""
+    first, _, last = text.partition("-")
+    if not first.isdecimal() or not (last or first).isdecimal() or int(last or first) < int(first):
+        raise UserError(f"--only '{text}' names no experts: give the first and the last, as 0-9, or one")
+    return range(int(first), int(last or first) + 1)
+
+
 @app.command()
 def resolve() -> None:
     """Write what each stage depends on: its settings and its code. `dvc repro` does it first."""
@@ -63,16 +71,28 @@ def prepare(dataset: DatasetOption = None) -> None:
 
 
 @app.command()
-def experts(experts: ExpertsOption = None, strict: StrictOption = False) -> None:
+def experts(
+    experts: ExpertsOption = None,
+    only: Annotated[
+        str | None,
+        typer.Option(metavar="FIRST-LAST", help="Only these experts of --experts, beside others who train others; none twice."),
+    ] = None,
+    strict: StrictOption = False,
+) -> None:
     """Train experts on the real training images and keep their trajectories: the expert buffer."""
     from src.settings.params import load
 
     params = load()
     names = named(experts, params.expert_set, params.experts)
+    if only is not None and experts is None:
+        raise UserError("--only needs --experts: name the set whose experts these are")
+    some = None if only is None else span(only)
     from src.settings import resolved
     from src.stages import experts as stage
 
-    each(stage.run, [resolved.buffer(params, name) for name in names], strict)
+    if some is not None:
+        return each(lambda store, one: stage.run_some(store, one, some), [resolved.buffer(params, name) for name in names])
+    return each(stage.run, [resolved.buffer(params, name) for name in names], strict)
 
 
 @app.command()

@@ -1,7 +1,6 @@
-"""Independent pieces of work side by side on the CPU's cores, through joblib: one process each, with torch threads of its own.
+"""Independent pieces of work side by side, each in a process with torch threads of its own: joblib's, or those of a cluster.
 
-Pieces share nothing, so that no result depends on how many processes there are or on which piece ends first. joblib's
-`parallel_config` may choose another backend than its own processes, as long as its workers share this disk.
+Pieces share nothing, so that no result depends on how many processes there are, where, or on which piece ends first.
 """
 
 from __future__ import annotations
@@ -11,7 +10,9 @@ import multiprocessing
 import os
 import tempfile
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,8 @@ import torch
 
 from src.ground import runtime
 from src.ground.errors import UserError
-from src.process import stopping
+from src.process import cluster, stopping
+from src.process.cluster import Cluster
 from src.process.progress import Advance, progress
 from src.settings.runtime import Runtime
 
@@ -44,7 +46,12 @@ class Done:
 
 
 def processes(settings: Runtime, device: torch.device, pieces: int, flops: float) -> int:
-    """Processes for so many pieces, of so many floating-point operations together. One trains within this process."""
+    """Processes for so many pieces, of so many floating-point operations together. One trains within this process.
+
+    A cluster, where there is one, takes all of them, whatever they cost.
+    """
+    if cluster.address(settings) is not None:
+        return min(pieces, settings.workers or cluster.slots(settings) or pieces)
     if device.type != "cpu":
         return 1
     if settings.workers is None and flops < SPREAD_FLOPS:
@@ -57,26 +64,83 @@ def threads(settings: Runtime) -> int:
     return settings.threads or 1
 
 
+def no_inputs(piece: int) -> Sequence[Path]:
+    """Of a piece that is made from nothing but what its work holds."""
+    return ()
+
+
 def each(
-    work: Work, pieces: int, settings: Runtime, count: int, title: str, units: int, before: int = 0
+    work: Work,
+    pieces: int,
+    settings: Runtime,
+    count: int,
+    title: str,
+    units: int,
+    before: int = 0,
+    inputs: Callable[[int], Sequence[Path]] = no_inputs,
 ) -> tuple[list[Any], float]:
     """Results of work(0) .. work(pieces - 1) on `count` processes, in this order, and the largest memory of one in MiB.
 
     All pieces together have `units` of progress, of which they announce those that were not done `before`. A piece that fails
-    stops no other: the first error is raised when all have ended. Asked to stop, all are.
+    stops no other: the first error is raised when all have ended. Asked to stop, all are. `inputs` are the files that a piece
+    reads: a cluster whose machines share no folder brings them along.
     """
     settings = settings.model_copy(update={"threads": threads(settings)})
-    with _notes(title, units, before) as notes, _own_threads():
-        task = functools.partial(_one, work, settings=settings, home=Path.cwd(), notes=notes)
-        try:
-            done = _side_by_side(task, pieces, count, title) if count > 1 else [task(piece) for piece in range(pieces)]
-        except OSError as error:
-            raise UserError(f"{title}: {error}: free space, or bring the file back") from error
+    if cluster.address(settings) is not None:
+        done = _on_cluster(work, pieces, settings, title, (units, before), inputs)
+    else:
+        done = _here(work, pieces, settings, count, title, (units, before))
     stopping.check()
     for one in done:
         if one.error is not None:
             raise one.error
     return [one.result for one in done], max(one.peak_memory_mib for one in done)
+
+
+def _here(work: Work, pieces: int, settings: Runtime, count: int, title: str, units: tuple[int, int]) -> Sequence[Done]:
+    with _notes(title, *units) as notes, _own_threads():
+        task = functools.partial(_one, work, settings=settings, home=Path.cwd(), notes=notes)
+        try:
+            return _side_by_side(task, pieces, count, title) if count > 1 else [task(piece) for piece in range(pieces)]
+        except OSError as error:
+            raise UserError(f"{title}: {error}: free space, or bring the file back") from error
+
+
+def _on_cluster(
+    work: Work,
+    pieces: int,
+    settings: Runtime,
+    title: str,
+    units: tuple[int, int],
+    inputs: Callable[[int], Sequence[Path]],
+) -> Sequence[Done]:
+    """As many at once as the settings want, or all: the cluster has them wait for its slots."""
+    with progress(title, *units) as advance, Cluster(settings, title, advance) as found:
+        call = found.lodged(functools.partial(_remote, work, settings))
+        waiting, ended = deque(range(pieces)), dict[int, Done]()
+        running: dict[Future[Done], int] = {}
+        while len(ended) < pieces:
+            while waiting and len(running) < (settings.workers or pieces):
+                piece = waiting.popleft()
+                running[found.start(call, piece, inputs(piece))] = piece
+            for one in wait(running, POLL_SECONDS, FIRST_COMPLETED).done:
+                ended[running.pop(one)] = _outcome(one)
+            stopping.check()
+    return [ended[piece] for piece in range(pieces)]
+
+
+def _outcome(future: Future[Done]) -> Done:
+    try:
+        return future.result()
+    except UserError as error:
+        return Done(None, error, 0.0)
+
+
+def _remote(work: Work, settings: Runtime, piece: int, advance: Advance) -> Done:
+    device = runtime.start(settings)
+    result = work(piece, device, advance)
+    runtime.give_memory_back()
+    return Done(result, None, runtime.peak_memory_mib(device))
 
 
 def _side_by_side(task: Callable[[int], Done], pieces: int, count: int, title: str) -> Sequence[Done]:

@@ -16,8 +16,17 @@ class Runtime(Settings):
     """Threads of one torch operation. Null leaves torch's choice (the cores) to distillation, and gives one to each expert
     and student, as these fill the cores side by side. Other counts may round differently."""
     workers: Positive | None = None
-    """Processes that train experts or students at the same time on CPUs; null takes as many as the cores hold. Results do
-    not depend on it, memory does: each needs its own."""
+    """Processes that train experts or students at the same time on CPUs, or tasks that a cluster does at once; null takes as
+    many as the cores or the cluster hold. Results do not depend on it, memory does: each needs its own."""
+    executor: Literal["local", "dask"] = "local"
+    """Who does experts, students, variants and trials: processes of this machine, or a dask cluster. Changes no result."""
+    address: str | None = None
+    """Of the cluster's scheduler, tcp://HOST:8786; the variable AST_CLUSTER goes before it, and makes the executor dask."""
+    depot: str | None = None
+    """Where machines that do not see this folder pass files to each other: a folder, or any address that fsspec knows, such as
+    sftp://HOST/FOLDER or s3://BUCKET/FOLDER. Null: a cluster's workers see this folder under the same path."""
+    patience_seconds: NonNegativeReal = 600.0
+    """Seconds that a cluster may be away, or without a worker, before a command ends and leaves what is finished."""
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     """Of all training, that of experts, synthetic images and students. float32 means it on CUDA as well. With tf32,
     convolutions and matrix products on CUDA round what they take to 10 bits of mantissa, those of scores too, for which GPUs

@@ -150,7 +150,8 @@ def predict_all(
     if way.note:
         progress.say(f"{run.name}: {way.note}")
     record = work.whole(students_record(store, run, spec, synthetic), asked, "evaluate", device)
-    job = students.Job(training, work.of(asked, "evaluate", f"{place or run.name}@{called}", record, spec, way.backend))
+    own = work.of(asked, "evaluate", f"{place or run.name}@{called}", record, spec, way.backend)
+    job = students.Job(training, own, store.input_files(run.dataset.name, splits))
     groups = 1 if way.together else settings.students
     processes = workers.processes(asked, device, groups, way.flops)
     title = f"evaluate {run.name}" if called == run.network else f"evaluate {run.name} with {called}"

@@ -8,16 +8,17 @@ import statistics as numbers
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from src.ground.errors import ArtifactError, DivergenceError
+from src.ground.errors import ArtifactError, DivergenceError, UserError
 from src.loops import expert
 from src.loops.expert import Expert, Row, Training
 from src.loops.stored import Stored
 from src.maths import derivatives
-from src.process import progress, workers
+from src.process import depot, progress, workers
 from src.process.progress import Advance
 from src.process.workers import Array
 from src.settings.resolved import Buffer
@@ -47,6 +48,22 @@ def run(store: Store, buffer: Buffer) -> None:
     with checkpoints.at_work("experts", buffer.name):
         removed.take_back(store, buffer.name)
         _run(store, buffer)
+
+
+def run_some(store: Store, buffer: Buffer, only: range) -> None:
+    """Train some of a buffer's experts, beside others who train others; `run` then finds them, and makes the buffer whole."""
+    name, count = buffer.name, buffer.settings.count
+    if only.stop > count:
+        raise UserError(f"--only {only.start}-{only.stop - 1}: {name} has experts 0 to {count - 1}: lower it, or raise `count`")
+    if buffer.settings.imported is not None:
+        raise UserError(f"the experts of {name} are imported, so there are none to train: leave out --only")
+    with checkpoints.at_work("experts", f"{name}-{only.start}-{only.stop - 1}"):
+        device = work.start(buffer.runtime, name)
+        statistics = prepared(store, buffer.dataset, "train", "val")
+        record = work.whole(experts_record(store, buffer), buffer.runtime, "experts", device)
+        rows, _ = train_all(store, buffer, statistics, record, device, only)
+    final = numbers.mean(row["val_accuracy"] for row in rows if row["epoch"] == buffer.settings.last_epoch)
+    progress.say(f"{name}: experts {only.start} to {only.stop - 1} of {count}, validation accuracy {final:.1%}")
 
 
 def _run(store: Store, buffer: Buffer) -> None:
@@ -100,24 +117,34 @@ def say_what_is_needed(buffer: Buffer) -> None:
 
 
 def train_all(
-    store: Store, buffer: Buffer, statistics: Statistics, record: Record, device: torch.device
+    store: Store, buffer: Buffer, statistics: Statistics, record: Record, device: torch.device, only: range | None = None
 ) -> tuple[list[dict[str, Any]], Cost]:
-    """Train every expert; the curves' rows by expert and epoch, and the cost of other processes, earlier ones included."""
+    """Train every expert, or some; the curves' rows by expert and epoch, and the cost of other processes, earlier ones too."""
     name, settings, asked = buffer.name, buffer.settings, buffer.runtime
     training, note = training_of(store, buffer, statistics, device)
     if note:
         progress.say(f"{name}: {note}")
     job = Job(store, name, record, work.of(asked, "experts", name, record, buffer.spec, training.backend), training)
-    processes = workers.processes(asked, device, settings.count, _flops(buffer, statistics))
-    groups = _groups(buffer, statistics, device)
-    units, earlier = settings.count * settings.last_epoch, [job.work.checkpoint(i).facts() for i in range(settings.count)]
+    # a group is whole wherever it is trained: that of the range in which it begins
+    groups = [group for group in _groups(buffer, statistics, device) if only is None or group.start in only]
+    wanted = [one for group in groups for one in group]
+    if not groups:
+        raise UserError(f"{name}: no group of experts begins at those of --only, which a GPU trains side by side: take more")
+    processes = workers.processes(asked, device, len(wanted), _flops(buffer, statistics))
+    units, earlier = len(wanted) * settings.last_epoch, [job.work.checkpoint(i).facts() for i in wanted]
     before = sum(len(facts["rows"]) for facts in earlier if facts)
     if any(earlier):
-        progress.say(f"{name}: resumed at {before} of {units} epochs of {settings.count} experts")
-    train_group = functools.partial(_train_group, job, groups)
+        progress.say(f"{name}: resumed at {before} of {units} epochs of {len(wanted)} experts")
+    train_group, kept = functools.partial(_train_group, job, groups), functools.partial(_kept, job, groups)
     seconds = job.work.seconds_spent(settings.count) / processes
-    found, peak = workers.each(train_group, len(groups), asked, processes, f"experts {name}", units, before)
+    found, peak = workers.each(train_group, len(groups), asked, processes, f"experts {name}", units, before, kept)
     return [row for group in found for rows in group for row in rows], Cost(seconds, peak)
+
+
+def _kept(job: Job, groups: Sequence[range], index: int) -> list[Path]:
+    """What an earlier process left of a group."""
+    files_of = ((job.work.checkpoint(one).path, job.store.trajectory_file(job.name, one)) for one in groups[index])
+    return [path for pair in files_of for path in pair]
 
 
 def _groups(buffer: Buffer, statistics: Statistics, device: torch.device) -> list[range]:
@@ -159,13 +186,22 @@ def _arrays(store: Store, dataset: str, split: str) -> tuple[Array, Array]:
 def _train_group(job: Job, groups: Sequence[range], index: int, device: torch.device, advance: Advance) -> list[list[Row]]:
     """Train a group of experts, wherever joblib puts it, and save their trajectories; their curves' rows.
 
-    A trajectory of the same work that lies there already is kept, and what an earlier process began is continued.
+    A trajectory of the same work that lies there already is kept, and what an earlier process began is continued; one that is
+    at it is waited for.
     """
+    with ExitStack() as alone:
+        for one in groups[index]:
+            alone.enter_context(job.work.checkpoint(one).alone())
+        return _train_alone(job, groups[index], device, advance)
+
+
+def _train_alone(job: Job, group: range, device: torch.device, advance: Advance) -> list[list[Row]]:
     found: dict[int, list[Row]] = {}
     begun: dict[int, tuple[Checkpoint, Stored | None]] = {}
-    for one in groups[index]:
+    for one in group:
         path, checkpoint = job.store.trajectory_file(job.name, one), job.work.checkpoint(one)
         stored = checkpoint.load()
+        depot.bring(path)
         if stored is not None and "trajectory" in stored[1]:
             if path.exists() and files.digest(path) == stored[1]["trajectory"]:
                 found[one] = list(stored[1]["rows"])
@@ -174,13 +210,14 @@ def _train_group(job: Job, groups: Sequence[range], index: int, device: torch.de
         begun[one] = checkpoint, stored
     for one, trained in _trained(job, begun, device, advance).items() if begun else ():
         found[one] = _saved(job, one, trained, begun[one][0])
-    return [found[one] for one in groups[index]]
+    return [found[one] for one in group]
 
 
 def _saved(job: Job, index: int, trained: Expert, checkpoint: Checkpoint) -> list[Row]:
     """The curves' rows of an expert whose trajectory is whole, and saved here."""
     trajectory, rows = expert.curves(job.training, trained)
     job.store.save_trajectory(job.name, index, trajectory, job.record)
+    depot.share(job.store.trajectory_file(job.name, index))
     checkpoint.save({}, {"trajectory": files.digest(job.store.trajectory_file(job.name, index)), "rows": rows})
     return rows
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from src.loops import students as loops
 from src.loops.students import Training
-from src.process import workers
+from src.process import cluster, workers
 from src.process.progress import Advance, say
 from src.process.workers import Array
 from src.settings.runtime import Runtime
@@ -26,6 +27,7 @@ class Job:
 
     training: Training
     work: Work
+    reads: tuple[Path, ...] = ()  # files of the splits that it predicts
 
 
 def parts(groups: int, processes: int) -> int:
@@ -43,14 +45,19 @@ def epochs_before(work: Work, groups: int) -> int:
 
 def train_all(job: Job, groups: int, runtime: Runtime, processes: int, title: str) -> tuple[list[Predicted], Cost]:
     """What each group's students predict after their training, and the cost of other processes, earlier ones included."""
-    pieces, training = parts(groups, processes) * groups, job.training
+    handed_on = cluster.address(runtime) is None  # machines have no lock in common
+    pieces, training = (parts(groups, processes) if handed_on else 1) * groups, job.training
     units, before = groups * training.settings.epochs, epochs_before(job.work, groups)
     if before:
         say(f"{title}: {'kept from before' if before == units else f'resumed at {before} of {units} epochs'}")
     part = functools.partial(_train_part, job, groups, pieces)
     seconds = job.work.seconds_spent(groups) / processes
-    found, peak = workers.each(part, pieces, runtime, processes, title, units, before)
+    found, peak = workers.each(part, pieces, runtime, processes, title, units, before, functools.partial(_reads, job, groups))
     return found[-groups:], Cost(seconds, peak)
+
+
+def _reads(job: Job, groups: int, index: int) -> list[Path]:
+    return [*job.reads, job.work.checkpoint(index % groups).path]
 
 
 def _train_part(job: Job, groups: int, pieces: int, index: int, device: torch.device, advance: Advance) -> Predicted | None:

@@ -22,7 +22,7 @@ from torch import Tensor
 from src.ground.errors import ArtifactError, InterruptedWorkError, UserError
 from src.ground.runtime import workspace
 from src.loops.stored import Stored
-from src.process import stopping
+from src.process import depot, stopping
 from src.process.progress import say
 from src.store import files
 
@@ -86,6 +86,7 @@ class Checkpoint:
     def load(self) -> Stored | None:
         """What was saved last; None where nothing was, or where it is damaged: it is deleted then."""
         self._begun = time.monotonic()
+        depot.bring(self.path)  # another machine's, whose worker is lost
         try:
             with safe_open(self.path, framework="pt") as file:
                 about = _about(file, self.path)
@@ -114,6 +115,7 @@ class Checkpoint:
         about = {"file": self.path.name, **vars(self._work), "facts": facts, "seconds": seconds}
         sealed = files.sealed({**about, "tensors": files.checksum(None, apart)})
         files.write_tensors(self.path, apart, {METADATA_KEY: json.dumps(sealed)})
+        depot.share(self.path)
         self._saved = time.monotonic()
         self._pause = max(self._work.seconds, PAUSES * (self._saved - start)) if self._work.seconds else 0.0
 

@@ -28,6 +28,9 @@ NEVER_IN_BYTES = frozenset(
         "src/ground/errors.py",
         "src/ground/torchvision_ops.py",
         "src/pages/tables.py",
+        "src/process/cluster.py",
+        "src/process/depot.py",
+        "src/process/errands.py",
         "src/process/progress.py",
         "src/process/stopping.py",
         "src/settings/params.py",  # what it reads is told by value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -47,6 +48,10 @@ class Store:
 
     def space_file(self, dataset: str) -> Path:
         return self.dataset_folder(dataset) / "space.safetensors"
+
+    def input_files(self, dataset: str, splits: Iterable[str]) -> tuple[Path, ...]:
+        """What `load_inputs` reads of these splits."""
+        return (*(self.split_file(dataset, one) for one in splits), self.space_file(dataset), self.statistics_file(dataset))
 
     def key(self, path: Path) -> str:
         """A place as records name it, wherever the store lies."""

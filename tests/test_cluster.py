@@ -1,0 +1,216 @@
+"""A dask cluster in place of own processes: the same bytes whoever is lost, and no wait without an end.
+
+Without the extra [cluster] these are skipped.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from src.ground.errors import DivergenceError, UserError
+from src.process import cluster, depot, errands, workers
+from src.process.progress import Advance
+from src.settings import params as reading
+from src.settings import resolved
+from src.settings.params import Params
+from src.settings.runtime import Runtime
+from src.stages import evaluate, experts, prepare
+from src.stages.records import experts_record
+from src.store import checkpoints, files
+from tests.clusters import Machines, machines
+from tests.small_run import STORE
+
+pytest.importorskip("distributed", reason="the extra [cluster] is not installed")
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
+    """A cluster of two workers, one of which has two threads."""
+    with machines(tmp_path_factory.mktemp("cluster"), (1, 2)) as found:
+        yield found
+
+
+def on(found: Machines, **changes: Any) -> Runtime:
+    return Runtime(device="cpu", threads=1, executor="dask", address=found.address, **changes)
+
+
+def told(piece: int, device: torch.device, advance: Advance, fail: int = -1) -> tuple[int, int, str | None, bool]:
+    if piece == fail:
+        raise DivergenceError(f"piece {piece} failed")
+    advance(f"piece {piece}")
+    ours = threading.current_thread() is threading.main_thread()
+    return piece, torch.get_num_threads(), os.environ.get("MKL_NUM_THREADS"), ours
+
+
+def test_tasks_have_their_own_threads_and_say_how_far_they_are(
+    two: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever the scheduler's machine exports; in the main thread of a process, in the caller's folder."""
+    monkeypatch.chdir(tmp_path)
+    found, peak = workers.each(told, 5, on(two).model_copy(update={"threads": 2}), 1, "pieces", 5)
+    assert found == [(piece, 2, None, True) for piece in range(5)]
+    assert peak > 10
+    assert "pieces: 5/5" in capsys.readouterr().err
+    assert not [path for path in (tmp_path / ".cache/depot").rglob("*") if path.is_file()]
+
+
+def test_an_error_keeps_its_kind_and_stops_no_other_piece(two: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DivergenceError, match="piece 1 failed"):
+        workers.each(functools.partial(told, fail=1), 3, on(two), 1, "pieces", 3)
+    assert cluster.slots(on(two)) == 3
+
+
+def test_a_worker_with_other_code_is_refused(two: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cluster, "made_of", lambda: "code 0")
+    with pytest.raises(UserError, match=re.escape(f"has {errands.made_of()}, and the caller code 0: give both")):
+        workers.each(told, 1, on(two), 1, "pieces", 1)
+
+
+def died(piece: int, device: torch.device, advance: Advance) -> int:
+    mark = Path(f"died-{piece}")
+    if piece == 1 and not mark.exists():
+        mark.touch()
+        os._exit(9)
+    return piece
+
+
+def always_dies(piece: int, device: torch.device, advance: Advance) -> None:
+    os._exit(9)
+
+
+def test_a_task_whose_process_was_killed_is_done_again(two: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert workers.each(died, 3, on(two), 1, "pieces", 3)[0] == [0, 1, 2]
+    with pytest.raises(UserError, match="pieces: a task lost its process again and again"):
+        workers.each(always_dies, 1, on(two), 1, "pieces", 1)
+
+
+def test_what_no_cluster_can_do_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(cluster.VARIABLE, raising=False)
+    with pytest.raises(UserError, match=r"set runtime\.address, or AST_CLUSTER"):
+        workers.each(told, 1, Runtime(executor="dask"), 1, "pieces", 1)
+    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 1.0)
+    monkeypatch.setenv(cluster.VARIABLE, "tcp://127.0.0.1:9")
+    with pytest.raises(UserError, match="no dask scheduler answers at tcp://127.0.0.1:9"):
+        workers.each(told, 1, Runtime(), 1, "pieces", 1)
+
+
+def waits(piece: int, device: torch.device, advance: Advance) -> None:
+    advance("begun")
+    time.sleep(60)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", ["workers", "scheduler"])
+def test_a_cluster_that_is_gone_for_good_ends_the_command(lost: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with machines(tmp_path, (1,)) as found:
+
+        def lose() -> None:
+            time.sleep(6)
+            found.kill(0) if lost == "workers" else found.scheduler.kill()  # type: ignore[union-attr]
+
+        threading.Thread(target=lose).start()
+        start = time.monotonic()
+        words = "has no worker" if lost == "workers" else "does not answer"
+        with pytest.raises(UserError, match=f"{words}, for 3 s: what is finished is kept"):
+            workers.each(waits, 1, on(found, patience_seconds=3.0), 1, "pieces", 1)
+        assert time.monotonic() - start < 50
+
+
+# -- the same buffer, byte for byte
+
+
+@pytest.fixture
+def raw(valid_params: dict[str, Any]) -> dict[str, Any]:
+    valid_params["experts"]["smooth"] |= {"count": 3, "epochs": 30, "batch_size": 64, "gradient_penalty": 2.0}
+    valid_params["evaluate"]["mtt"] |= {"students": 3, "epochs": 5, "augmentation": ["crop", "color"]}
+    return valid_params
+
+
+def buffer(raw: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch, **runtime: Any) -> Params:
+    """What `experts` leaves in a folder of its own, where the digits are."""
+    monkeypatch.chdir(folder)
+    raw["runtime"] = {"device": "cpu", "threads": 1, "checkpoint_seconds": 0, **runtime}
+    found = reading.parse(raw)
+    prepare.run(STORE, resolved.data_set(found, "digits"))
+    return found
+
+
+def made(params: Params) -> list[str]:
+    own = resolved.buffer(params, "smooth")
+    experts.run(STORE, own)
+    STORE.check_trajectories("smooth", own.settings.count, experts_record(STORE, own))
+    return [files.digest(STORE.trajectories_folder("smooth")), files.digest(STORE.expert_curves_file("smooth"))]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """What one process makes, once for all tests."""
+    return {}
+
+
+def reference(alone: dict[str, list[str]], raw: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    if not alone:
+        (folder / "alone").mkdir()
+        alone["buffer"] = made(buffer(raw, folder / "alone", monkeypatch, workers=1))
+    return alone["buffer"]
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_lost_half_way_changes_no_byte(
+    raw: dict[str, Any], alone: dict[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of local processes, one or two, nor of a cluster of two workers, one of which is killed in the middle of an expert."""
+    expected = reference(alone, raw, tmp_path, monkeypatch)
+    (tmp_path / "two").mkdir()
+    assert made(buffer(raw, tmp_path / "two", monkeypatch, workers=2)) == expected
+    (tmp_path / "dask").mkdir()
+    with machines(tmp_path, (1, 1)) as found:
+        params = buffer(raw, tmp_path / "dask", monkeypatch, executor="dask", address=found.address)
+        killed: list[int] = []
+
+        def kill() -> None:
+            folder = checkpoints.folder() / "experts" / "smooth"
+            while not (begun := [one for one in folder.glob("*.safetensors") if checkpoints.read(one).get("facts", {}).get("epochs")]):
+                time.sleep(0.01)
+            killed.append(checkpoints.read(begun[0])["facts"]["epochs"])
+            found.kill(0)
+
+        threading.Thread(target=kill).start()
+        assert made(params) == expected
+        assert 0 < killed[0] < 30
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("system", ["folder", "s3"])
+def test_machines_without_a_shared_folder_make_the_same(
+    system: str, raw: dict[str, Any], alone: dict[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What they need goes through the depot; a second run finds it all, and a worker that is lost loses a step."""
+    expected = reference(alone, raw, tmp_path, monkeypatch)
+    (tmp_path / "caller").mkdir()
+    address = f"file://{tmp_path}/depot"
+    with machines(tmp_path, (1, 1)) as found:
+        params = buffer(raw, tmp_path / "caller", monkeypatch, executor="dask", address=found.address, depot=address)
+        assert made(params) == expected
+        assert not [path for path in (tmp_path / "depot" / depot.PLACES).rglob("*") if path.is_file()]
+        trained = files.digest(STORE.trajectory_file("smooth", 2))
+        STORE.trajectory_file("smooth", 2).unlink()
+        assert made(params) == expected
+        assert files.digest(STORE.trajectory_file("smooth", 2)) == trained
