@@ -14,9 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import torch
+from optuna.trial import TrialState
 
+from src.cli import pipeline
 from src.ground.errors import DivergenceError, UserError
 from src.process import cluster, depot, errands, workers
 from src.process.progress import Advance
@@ -24,14 +27,20 @@ from src.settings import params as reading
 from src.settings import resolved
 from src.settings.params import Params
 from src.settings.runtime import Runtime
-from src.stages import evaluate, experts, prepare
+from src.stages import experts, prepare
 from src.stages.records import experts_record
 from src.store import checkpoints, files
+from tests import studying
 from tests.clusters import Machines, machines
 from tests.small_run import STORE
+from tests.stored import client_of
+from tests.studying import RUN
+from tests.test_tune import journal
 
 pytest.importorskip("distributed", reason="the extra [cluster] is not installed")
 
+EPOCHS = 20
+OTHER = "digits-ipc1-other"
 CPU = torch.device("cpu")
 
 
@@ -66,7 +75,9 @@ def test_tasks_have_their_own_threads_and_say_how_far_they_are(
     assert not [path for path in (tmp_path / ".cache/depot").rglob("*") if path.is_file()]
 
 
-def test_an_error_keeps_its_kind_and_stops_no_other_piece(two: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_keeps_its_kind_and_stops_no_other_piece(
+    two: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DivergenceError, match="piece 1 failed"):
         workers.each(functools.partial(told, fail=1), 3, on(two), 1, "pieces", 3)
@@ -106,7 +117,7 @@ def test_what_no_cluster_can_do_is_a_sentence(tmp_path: Path, monkeypatch: pytes
         workers.each(told, 1, Runtime(executor="dask"), 1, "pieces", 1)
     monkeypatch.setattr(cluster, "CONNECT_SECONDS", 1.0)
     monkeypatch.setenv(cluster.VARIABLE, "tcp://127.0.0.1:9")
-    with pytest.raises(UserError, match="no dask scheduler answers at tcp://127.0.0.1:9"):
+    with pytest.raises(UserError, match=r"no dask scheduler answers at tcp://127\.0\.0\.1:9"):
         workers.each(told, 1, Runtime(), 1, "pieces", 1)
 
 
@@ -138,15 +149,14 @@ def test_a_cluster_that_is_gone_for_good_ends_the_command(lost: str, tmp_path: P
 
 @pytest.fixture
 def raw(valid_params: dict[str, Any]) -> dict[str, Any]:
-    valid_params["experts"]["smooth"] |= {"count": 3, "epochs": 30, "batch_size": 64, "gradient_penalty": 2.0}
-    valid_params["evaluate"]["mtt"] |= {"students": 3, "epochs": 5, "augmentation": ["crop", "color"]}
+    valid_params["experts"]["smooth"] |= {"count": 3, "epochs": EPOCHS, "batch_size": 64, "gradient_penalty": 2.0}
     return valid_params
 
 
 def buffer(raw: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch, **runtime: Any) -> Params:
     """What `experts` leaves in a folder of its own, where the digits are."""
     monkeypatch.chdir(folder)
-    raw["runtime"] = {"device": "cpu", "threads": 1, "checkpoint_seconds": 0, **runtime}
+    raw["runtime"] = {"device": "cpu", "threads": 1, "checkpoint_seconds": 0.1, **runtime}
     found = reading.parse(raw)
     prepare.run(STORE, resolved.data_set(found, "digits"))
     return found
@@ -187,30 +197,139 @@ def test_a_worker_that_is_lost_half_way_changes_no_byte(
 
         def kill() -> None:
             folder = checkpoints.folder() / "experts" / "smooth"
-            while not (begun := [one for one in folder.glob("*.safetensors") if checkpoints.read(one).get("facts", {}).get("epochs")]):
+            while not killed:
+                read = [checkpoints.read(one).get("facts", {}).get("epochs", 0) for one in folder.glob("*.safetensors")]
+                killed.extend(filter(None, read))
                 time.sleep(0.01)
-            killed.append(checkpoints.read(begun[0])["facts"]["epochs"])
             found.kill(0)
 
         threading.Thread(target=kill).start()
         assert made(params) == expected
-        assert 0 < killed[0] < 30
+        assert 0 < killed[0] < EPOCHS
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A bucket of a server on this machine."""
+    pytest.importorskip("s3fs")
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    fsspec.filesystem("s3", skip_instance_cache=True).mkdir("bucket")
+    yield "s3://bucket/depot"
+    server.stop()
+
+
+def waiting(address: str) -> list[str]:
+    """What is stored by its place, whole."""
+    system, top = fsspec.url_to_fs(f"{address}/{depot.PLACES}")
+    system.invalidate_cache()
+    return [path for path in system.find(top) if not path.endswith(".tmp")]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("system", ["folder", "s3"])
 def test_machines_without_a_shared_folder_make_the_same(
-    system: str, raw: dict[str, Any], alone: dict[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    system: str,
+    raw: dict[str, Any],
+    alone: dict[str, list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
-    """What they need goes through the depot; a second run finds it all, and a worker that is lost loses a step."""
+    """What they need goes through the depot, and what they made, though a worker is lost with all that was on its disk."""
     expected = reference(alone, raw, tmp_path, monkeypatch)
     (tmp_path / "caller").mkdir()
-    address = f"file://{tmp_path}/depot"
+    address = request.getfixturevalue("s3") if system == "s3" else f"file://{tmp_path}/depot"
     with machines(tmp_path, (1, 1)) as found:
         params = buffer(raw, tmp_path / "caller", monkeypatch, executor="dask", address=found.address, depot=address)
+
+        def kill() -> None:
+            while not waiting(address):
+                time.sleep(0.05)
+            found.kill(0)
+
+        threading.Thread(target=kill).start()
         assert made(params) == expected
-        assert not [path for path in (tmp_path / "depot" / depot.PLACES).rglob("*") if path.is_file()]
-        trained = files.digest(STORE.trajectory_file("smooth", 2))
+        assert not waiting(address)
         STORE.trajectory_file("smooth", 2).unlink()
         assert made(params) == expected
-        assert files.digest(STORE.trajectory_file("smooth", 2)) == trained
+
+
+# -- studies
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A table of methods that own processes make."""
+    return table_of(tmp_path_factory.mktemp("here"), {})
+
+
+def table_of(folder: Path, runtime: dict[str, Any]) -> dict[str, Any]:
+    raw = studying.raw_params(students=2, rungs=1)
+    raw["runtime"] |= runtime
+    raw["runs"][RUN]["distill"] |= {"iterations": 2}
+    raw["runs"][OTHER] = {**raw["runs"][RUN], "distill": {**raw["runs"][RUN]["distill"], "balanced_loss": False}}
+    studying.folder_of(folder, raw)
+    done = studying.call(folder, f"methods {RUN} {OTHER} --trials 0 --seeds 2 --workers 2")
+    assert done.returncode == 0, done.stderr
+    (file,) = (folder / "data/methods").glob("*.json")
+    return {row["run"]: row["seeds"] for row in files.read_json(file, "")["rows"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_table_of_methods_is_the_same(shared: bool, table: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "caller").mkdir()
+    with machines(tmp_path, (1, 1)) as found:
+        runtime = {"executor": "dask", "address": found.address, "depot": None if shared else str(tmp_path / "depot")}
+        assert table_of(tmp_path / "caller", runtime) == table
+        assert all(len(seeds["val"]) == 2 for seeds in table.values())
+
+
+@pytest.mark.slow
+def test_a_study_on_a_cluster_has_one_parent_and_all_its_trials(tmp_path: Path) -> None:
+    (tmp_path / "caller").mkdir()
+    with machines(tmp_path, (1, 1)) as found:
+        raw = studying.raw_params(students=2, rungs=1)
+        raw["runtime"] |= {"executor": "dask", "address": found.address}
+        folder = studying.folder_of(tmp_path / "caller", raw)
+        done = studying.call(folder, f"tune --run {RUN} --trials 3 --workers 2")
+        assert done.returncode == 0, done.stderr
+    assert [trial.state for trial in journal(folder).trials] == [TrialState.COMPLETE] * 3
+    client = client_of(folder)
+    rows = client.search_runs([client.get_experiment_by_name("digits-studies").experiment_id])  # type: ignore[union-attr]
+    assert sorted(row.data.tags["optuna.trial"] for row in rows if "optuna.trial" in row.data.tags) == ["0", "1", "2"]
+    assert {row.info.status for row in rows} == {"FINISHED"}
+    assert [row.data.tags["ast.kind"] for row in rows if "mlflow.parentRunId" not in row.data.tags] == ["study"]
+
+
+# -- a job array
+
+
+@pytest.mark.slow
+def test_experts_by_parts_are_found_complete(raw: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = resolved.buffer(buffer(raw, tmp_path, monkeypatch, workers=1), "smooth")
+    for part in (range(2, 3), range(2)):
+        experts.run_some(STORE, found, part)
+    assert not STORE.expert_curves_file("smooth").exists()
+    before = {path: path.stat().st_mtime_ns for path in STORE.trajectories_folder("smooth").iterdir()}
+    experts.run(STORE, found)
+    assert {path: path.stat().st_mtime_ns for path in STORE.trajectories_folder("smooth").iterdir()} == before
+    assert len(before) == 3 and STORE.expert_curves_file("smooth").exists()
+    with pytest.raises(UserError, match="--only 2-3: smooth has experts 0 to 2"):
+        experts.run_some(STORE, found, range(2, 4))
+
+
+@pytest.mark.parametrize(("text", "expected"), [("3", range(3, 4)), ("0-9", range(10))])
+def test_a_span_names_both_ends(text: str, expected: range) -> None:
+    assert pipeline.span(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "a", "3-1", "-1", "1-b"])
+def test_what_names_no_experts_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="names no experts"):
+        pipeline.span(text)

@@ -29,6 +29,7 @@ from tests.test_api import BLOCK, TEN_LINES
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 CORE = [Requirement(line) for line in PROJECT["dependencies"]]
 PIPELINE = [Requirement(line) for line in PROJECT["optional-dependencies"]["pipeline"]]
+CLUSTER = [Requirement(line) for line in PROJECT["optional-dependencies"]["cluster"]]
 OURS = [module for module in modules() if not module.startswith("src/exchange/templates/")]  # those are for other places
 NO_MODULES = ("*.j2", "*.yaml", "py.typed")  # files of the package that are none
 TAKES_PIPELINE = ("src/tracking/", "src/studies/", "src/pages/pictures.py")  # modules that commands without it do not import
@@ -42,12 +43,13 @@ print(src.__file__)
 
 
 def pins() -> dict[str, str]:
-    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    """Of the requirements, and of what the extra [cluster] takes, which the constraints hold."""
+    lines = [line for name in ("constraints.txt", "requirements.txt") for line in (ROOT / name).read_text("utf-8").splitlines()]
     found = [Requirement(line) for line in lines if line and not line.startswith("#")]
     return {canonicalize_name(one.name): str(one.specifier).removeprefix("==") for one in found}
 
 
-@pytest.mark.parametrize("wanted", [*CORE, *PIPELINE], ids=str)
+@pytest.mark.parametrize("wanted", [*CORE, *PIPELINE, *CLUSTER], ids=str)
 def test_a_requirement_allows_what_the_repository_pins(wanted: Requirement) -> None:
     assert wanted.specifier.contains(pins()[canonicalize_name(wanted.name)])
 
@@ -78,8 +80,9 @@ def distributions() -> Mapping[str, list[str]]:
 
 def required_by(names: set[str]) -> set[str]:
     """What pip calls the packages of these names, as the requirements do where several share one."""
-    known, wanted = distributions(), named([*CORE, *PIPELINE])
-    found = {name: {str(canonicalize_name(one)) for one in known[name]} for name in names}
+    known, wanted = distributions(), named([*CORE, *PIPELINE, *CLUSTER])
+    optional = {name: [name] for name in named(CLUSTER)}  # imported by the name that pip knows, and not installed everywhere
+    found = {name: {str(canonicalize_name(one)) for one in {**optional, **known}[name]} for name in names}
     return {min(several & wanted or several) for several in found.values()}
 
 
@@ -89,7 +92,7 @@ def named(requirements: list[Requirement]) -> set[str]:
 
 def test_all_that_is_imported_is_required_and_nothing_else() -> None:
     taken = required_by(set().union(*map(outside, OURS)))
-    assert taken | {"dvc"} == named(CORE) | named(PIPELINE)  # DVC is called, not imported
+    assert taken | {"dvc"} == named(CORE) | named(PIPELINE) | named(CLUSTER)  # DVC is called, not imported
 
 
 def test_the_api_takes_the_core_alone() -> None:
@@ -124,7 +127,7 @@ def test_the_command_is_that_of_the_module() -> None:
 
 def test_the_name_is_what_the_sentence_says() -> None:
     assert PROJECT["name"] == errors.DISTRIBUTION
-    assert list(PROJECT["optional-dependencies"]) == [errors.EXTRA]
+    assert list(PROJECT["optional-dependencies"]) == [errors.EXTRA, errors.CLUSTER]
 
 
 @pytest.mark.parametrize("installed", [True, False])

@@ -132,6 +132,41 @@ def distill(
 
 
 @app.command()
+def plan(
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs, or machines like this one.")],
+    dataset: Annotated[
+        str | None, typer.Option(help="A data set of the presets, such as tiny-imagenet; or imagenet-1k.")
+    ] = None,
+    ipc: Annotated[str, typer.Option(help="Images per class, with commas between.")] = "1,10,50",
+    recipe: Annotated[str, typer.Option(help="The presets' recipe: mtt, ast, ftd, ...")] = "mtt",
+    run: Annotated[str | None, typer.Option(help="A run of the section `runs` instead, whose data set is prepared.")] = None,
+    device: Annotated[
+        str, typer.Option(help="A GPU of the table, or `this`: a few steps are measured on this machine.")
+    ] = "this",
+    given: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="An assumption, or a setting as experts.count.")
+    ] = None,
+) -> None:
+    """Say what experts, distillation and evaluation would take on many GPUs: time, storage, network."""
+    if (dataset is None) == (run is None):
+        raise UserError("plan what? Name a data set with --dataset, or a run with --run")
+    if not all(one.strip().isdecimal() for one in ipc.split(",")):
+        raise UserError(f"--ipc '{ipc}' names no images per class: give numbers with commas between")
+    from src.stages import plan_cluster
+
+    assumptions, changes = plan_cluster.split(given or ())
+    if run is not None:
+        from src.settings import resolved
+        from src.settings.params import load
+        from src.store.store import Store
+
+        cells = plan_cluster.of_run(Store(), resolved.run(load(), run), changes)
+    else:
+        cells = plan_cluster.cells_of(dataset or "", recipe, [int(one) for one in ipc.split(",")], changes)
+    plan_cluster.run(cells, gpus, device, assumptions)
+
+
+@app.command()
 def evaluate(
     run: RunOption = None,
     networks: NetworksOption = None,

@@ -8,6 +8,7 @@ from importlib.metadata import distributions
 
 DISTRIBUTION = "smooth-distillation"  # what pip calls this package
 EXTRA = "pipeline"  # of it: all that the commands take
+CLUSTER = "cluster"  # of it: what `runtime.executor: dask` takes
 
 
 class UserError(Exception):
@@ -63,11 +64,13 @@ def lacking(error: ModuleNotFoundError) -> str:
     return f"{sys.executable} has no package {error.name}: {installing()}"
 
 
-def installing() -> str:
+def installing(extra: str = EXTRA) -> str:
     """What brings a package that is not there. Of what pip has installed it leaves a record, which a clone's build has not.
 
     In a clone the environment is most often not the one in which `dvc repro` was to start a stage.
     """
     if any(found.read_text("INSTALLER") for found in distributions(name=DISTRIBUTION)):
-        return f"install it with `pip install '{DISTRIBUTION}[{EXTRA}]'`"
+        return f"install it with `pip install '{DISTRIBUTION}[{extra}]'`"
+    if extra == CLUSTER:
+        return "install it with `pip install distributed --constraint constraints.txt`, where all of its workers run too"
     return "activate the environment with `source .venv/bin/activate`, which `make repro` makes"

@@ -12,7 +12,7 @@ import numpy as np
 
 from src.maths import scores
 from src.maths.networks import ImageShape
-from src.process.workers import Array
+from src.process.arrays import Array
 from src.settings.networks import Network
 
 SHARE = 0.85

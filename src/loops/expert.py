@@ -18,7 +18,7 @@ from src.maths.derivatives import Backend, Logits
 from src.maths.expert_training import Gradient, State
 from src.maths.networks import FlatNetwork, ImageShape
 from src.process import stopping
-from src.process.workers import Array
+from src.process.arrays import Array
 from src.settings.experts import Experts
 from src.settings.networks import Network
 

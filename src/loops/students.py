@@ -16,7 +16,7 @@ from src.maths.derivatives import Logits
 from src.maths.networks import FlatNetwork, ImageShape
 from src.maths.protocol import Gradients, ModuleStudent, Students, Way
 from src.process import stopping
-from src.process.workers import Array
+from src.process.arrays import Array
 from src.settings.networks import Network
 from src.settings.protocols import Protocol
 

@@ -11,6 +11,7 @@ import atexit
 import functools
 import logging
 import os
+import sys
 import tempfile
 import threading
 import time
@@ -21,10 +22,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from src.ground.errors import UserError
+from src.ground.errors import CLUSTER, UserError, installing
 from src.ground.runtime import workspace
 from src.process.depot import Depot
-from src.process.errands import BEGIN, END, Call, Ended, Errand, LostHandError, carry, made_of
+from src.process.errands import BEGIN, END, PASSED_ON, Call, Ended, Errand, LostHandError, carry, made_of
 from src.process.progress import Advance, say
 from src.settings.runtime import Runtime
 
@@ -51,14 +52,14 @@ def address(asked: Runtime) -> str | None:
 def connected(asked_address: str) -> Any:
     """The client of this process; raises UserError where no scheduler answers, or dask is not installed."""
     try:
-        from distributed import Client  # type: ignore[import-not-found,import-untyped,unused-ignore]
+        from distributed import Client
     except ModuleNotFoundError as error:
         raise UserError(
-            f"a cluster takes the package {error.name}, which is not there: install the extra [cluster], or set "
-            f"runtime.executor to local"
+            f"runtime.executor is 'dask', but {sys.executable} has no package {error.name}: {installing(CLUSTER)}"
         ) from None
     try:
-        logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what it has to say of a lost link is said here, in words
+        for name in ("distributed", "distributed.client"):  # what they have to say of a lost link is said here, in words
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         client = Client(asked_address, timeout=CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError) as error:
         raise UserError(
@@ -80,6 +81,7 @@ class _Job:
     """A task that was handed out."""
 
     errand: Errand
+    name: str
     future: Future[Any] = field(default_factory=Future)
     remote: Any = None
 
@@ -123,7 +125,7 @@ class Cluster:
 
     def lodged(self, call: Call) -> str:
         """The digest of a call, which is in the depot then."""
-        import cloudpickle  # type: ignore[import-untyped,unused-ignore]
+        import cloudpickle
 
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "call")
@@ -131,24 +133,27 @@ class Cluster:
             self._lodged.append(self._depot.put(path))
         return self._lodged[-1]
 
-    def start(self, call: str, piece: int, inputs: Sequence[Path] = ()) -> Future[Any]:
-        """Hand out a piece of a call that is lodged; where machines share no folder, with the files that it is made from."""
+    def start(self, call: str, piece: int, inputs: Sequence[Path] = (), name: str = "") -> Future[Any]:
+        """Hand out a piece of a call that is lodged; where machines share no folder, with the files that it is made from.
+
+        dask's dashboard has it under the name.
+        """
         brought: Mapping[str, str] = {}
         if not self._shared:
             brought = {_place(path): self._depot.put(path) for path in inputs if path.exists()}
-        root = os.environ.get("DVC_ROOT")
-        errand = Errand(call, piece, self._depot.address, str(Path.cwd()), root, self._shared, brought, made_of())
-        job = _Job(errand)
+        told = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+        errand = Errand(call, piece, self._depot.address, Path.cwd(), workspace(), told, self._shared, brought, made_of())
+        job = _Job(errand, name or self._title)
         self._jobs.append(job)
         self._hand_out(job)
         return job.future
 
-    def submit(self, function: Callable[..., Any], /, *args: Any, inputs: Sequence[Path] = ()) -> Future[Any]:
-        """As an executor of the standard library has it."""
-        return self.start(self.lodged(functools.partial(_plainly, function, args)), len(self._jobs), inputs)
+    def submit(self, name: str, function: Callable[..., Any], *args: Any, inputs: Sequence[Path] = ()) -> Future[Any]:
+        """A task of its own."""
+        return self.start(self.lodged(functools.partial(_plainly, function, args)), len(self._jobs), inputs, name)
 
     def _hand_out(self, job: _Job) -> None:
-        name = self._title.replace("-", "_")  # dask's dashboard takes what is before the first number behind a hyphen
+        name = job.name.replace("-", "_")  # dask's dashboard takes what is before the first number behind a hyphen
         job.remote = self._client.submit(
             carry, job.errand, self._topic, key=f"{name}-{uuid.uuid4().hex}", pure=False, retries=ATTEMPTS - 1
         )
@@ -177,7 +182,7 @@ class Cluster:
         return job.future.set_result(ended.result)
 
     def _sentence(self, error: Exception) -> Exception:
-        from distributed import KilledWorker  # type: ignore[import-not-found,import-untyped,unused-ignore]
+        from distributed import KilledWorker
 
         if isinstance(error, LostHandError | KilledWorker):
             return UserError(

@@ -74,7 +74,7 @@ class Depot:
     @contextlib.contextmanager
     def _reached(self) -> Iterator[tuple[Any, str]]:
         """The file system and the folder in it; what it refuses becomes a sentence."""
-        import fsspec  # type: ignore[import-untyped]
+        import fsspec
 
         try:
             system, top = fsspec.url_to_fs(self.address)
@@ -113,6 +113,7 @@ class Mirror:
     """A folder that stands for the repository's top on a machine that does not see it."""
 
     top: Path
+    root: Path  # the repository, where it lies
     depot: Depot
 
 
@@ -121,6 +122,11 @@ mirror: Mirror | None = None  # of this process; None where it works in the repo
 
 def _place(path: Path, found: Mirror) -> str:
     return Path(os.path.relpath(path.absolute(), found.top)).as_posix()
+
+
+def seen(path: Path) -> Path:
+    """Where this process has a path of the repository."""
+    return path if mirror is None else mirror.top / path.relative_to(mirror.root)
 
 
 def share(path: Path) -> None:

@@ -38,8 +38,9 @@ from src.process.progress import Advance
 
 POLL_SECONDS = 0.2
 SET_BY_SCHEDULERS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "AST_CLUSTER")  # not for a hand
-AWAY = (".cache/locks", ".locks")  # what of a mirror goes nowhere
+AWAY = (".lock", ".tmp")  # files of a mirror that go nowhere
 SOURCE = Path(__file__).resolve().parents[1]  # of the package
+PASSED_ON = ("DVC_ROOT", "MLFLOW_TRACKING_URI")  # of the caller's environment
 BEGIN, NOTE, END = "begin", "note", "end"  # what a caller hears of a task
 GPU = "AST_GPU"  # the number of a hand, which is that of its GPU
 
@@ -53,8 +54,9 @@ class Errand:
     call: str  # digest of the pickled call in the depot
     piece: int
     depot: str
-    home: str  # the caller's folder
-    root: str | None  # its DVC_ROOT
+    home: Path  # the caller's folder
+    root: Path  # its repository
+    variables: Mapping[str, str]  # of its environment
     shared: bool  # whether all machines see this folder
     inputs: Mapping[str, str]  # where they do not: place in the repository -> digest
     made_of: str  # the caller's code and packages
@@ -71,6 +73,11 @@ class Ended:
 
 class LostHandError(Exception):
     """A hand was killed: dask has the task done again, from its last checkpoint."""
+
+
+def is_hand() -> bool:
+    """Whether this process does errands for another one."""
+    return GPU in os.environ
 
 
 @functools.cache
@@ -120,7 +127,7 @@ def carry(errand: Errand, topic: str) -> Ended:
 
     Raises LostHandError where the hand was killed.
     """
-    from distributed import get_worker  # type: ignore[import-not-found,import-untyped,unused-ignore]
+    from distributed import get_worker
 
     worker = get_worker()
     key = worker.get_current_task()
@@ -236,6 +243,13 @@ def _choose_gpu() -> None:
         torch.cuda.set_device(number)
 
 
+def _told(errand: Errand) -> None:
+    """The environment as the caller has it."""
+    for name in PASSED_ON:
+        os.environ.pop(name, None)
+    os.environ |= errand.variables
+
+
 @contextmanager
 def _shared(errand: Errand) -> Iterator[Callable[[], Mapping[str, str]]]:
     """In the caller's folder."""
@@ -243,8 +257,7 @@ def _shared(errand: Errand) -> Iterator[Callable[[], Mapping[str, str]]]:
         raise UserError(
             f"{platform.node()} does not see {errand.home}: set runtime.depot to a folder or address that all machines reach"
         )
-    os.environ.pop("DVC_ROOT", None)
-    os.environ |= {} if errand.root is None else {"DVC_ROOT": errand.root}
+    _told(errand)
     os.chdir(errand.home)
     yield dict
 
@@ -256,9 +269,10 @@ def _mirrored(errand: Errand) -> Iterator[Callable[[], Mapping[str, str]]]:
     kept.mkdir(mode=0o700, exist_ok=True)
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kept / "torchinductor"))
     with tempfile.TemporaryDirectory(dir=kept, prefix="mirror-") as folder:
+        _told(errand)
         os.chdir(folder)
         os.environ["DVC_ROOT"] = folder
-        depot.mirror = Mirror(Path(folder).resolve(), Depot(errand.depot))
+        depot.mirror = Mirror(Path(folder).resolve(), errand.root, Depot(errand.depot))
         try:
             for place, digest in errand.inputs.items():
                 _fetch(kept / digest, Path(place), digest, depot.mirror.depot)
@@ -281,9 +295,8 @@ def _files() -> dict[str, int]:
     """Files of the mirror by their place, with what a write changes: files are replaced."""
     found = {}
     for folder, _, names in os.walk("."):
-        for path in (Path(folder, name) for name in names if not name.endswith(".tmp")):
-            if not path.as_posix().startswith(AWAY):
-                found[path.as_posix()] = path.stat().st_ino
+        for path in (Path(folder, name) for name in names if not name.endswith(AWAY)):
+            found[path.as_posix()] = path.stat().st_ino
     return found
 
 
@@ -294,7 +307,7 @@ def _wrote(before: Mapping[str, int], target: Depot) -> Mapping[str, str]:
 @functools.lru_cache(maxsize=2)
 def _call(digest: str, address: str) -> Call:
     """What the tasks of a kind do, with all that they share: fetched once for each process."""
-    import cloudpickle  # type: ignore[import-untyped,unused-ignore]
+    import cloudpickle
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "call")

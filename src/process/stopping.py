@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import ParamSpec, TypeVar
+from typing import NoReturn, ParamSpec, TypeVar
 
 from src.ground.errors import InterruptedWorkError
 
@@ -45,6 +45,7 @@ class _Mark:
     ends: bool = False  # whether it ends the process wherever it is
     heard: bool = False  # whether a check has raised for it
     file: Path | None = None
+    together: bool = False  # whether several processes agree on when to end
     kept: str = BEGINS
     last_words: InterruptedWorkError | None = None  # of a command that was ended
 
@@ -169,10 +170,30 @@ def requested() -> bool:
 
 
 def check() -> None:
-    """Raises InterruptedWorkError where this process was asked to stop."""
-    if requested():
-        _mark.heard = True
-        raise _interrupted(_mark.signal or signal.SIGTERM)
+    """Raises InterruptedWorkError where this process was asked to stop, and need not agree with others."""
+    if requested() and not _mark.together:
+        agree()
+
+
+def agree() -> NoReturn:
+    """Raises InterruptedWorkError: this process or one of those that work together was asked to stop."""
+    overhear()
+    raise _interrupted(_mark.signal or signal.SIGTERM)
+
+
+def overhear() -> None:
+    """The signal that came, if any, is answered by what ends the work now."""
+    _mark.heard = True
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Within the block a signal is heeded when those that work together `agree`."""
+    _mark.together = True
+    try:
+        yield
+    finally:
+        _mark.together = False
 
 
 def _interrupted(number: signal.Signals) -> InterruptedWorkError:

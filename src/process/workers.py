@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from src.ground import runtime
@@ -32,7 +31,6 @@ SPREAD_FLOPS = 1e11  # some ten seconds of one thread; processes take about five
 POLL_SECONDS = 0.5
 STOP = "stop"
 
-Array = np.ndarray[Any, Any]  # what joblib maps into its processes; a torch tensor would be copied to each
 Work = Callable[[int, torch.device, Advance], Any]  # (piece, device, to be called after each unit of it)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,11 +13,13 @@ from torch import Tensor
 from src.ground.errors import ArtifactError
 from src.loops import initial, outer
 from src.loops.outer import Distilling, Loop
+from src.loops.stored import Stored
 from src.maths import networks
 from src.maths.derivatives import Backend
 from src.maths.distillation import Real
 from src.maths.networks import FlatNetwork, ImageShape
-from src.process import progress
+from src.process import progress, ranks, stopping
+from src.process.ranks import Ranks
 from src.settings.networks import Network
 from src.settings.resolved import Run
 from src.stages import run_log, work
@@ -30,6 +34,8 @@ from src.tracking.tracker import Tracker
 
 Watch = Callable[[int, SyntheticSet], None]  # what has become of the set by an iteration at which images are kept
 
+Value = TypeVar("Value")
+
 HISTORY_COLUMNS = ("iteration", "matching_loss", "syn_lr")  # of a run that is not distilled: its table is empty
 
 
@@ -43,21 +49,48 @@ def run(store: Store, run: Run, watch: Watch = unwatched) -> None:
     The checkpoint stays, so that the run goes on from there when `iterations` grows. Where it begins with the set of another
     run, which is not there as it is to be, that one is made first: DVC, which knows of no order, then has it go on at its end.
     """
-    if run.initial is not None:
-        _ready(store, run.initial)
-    with checkpoints.at_work("distill", run.name):
-        _run(store, run, watch)
+    with ranks.joined(run.runtime, run.name) as group:
+        if run.initial is not None:
+            _ready(store, run.initial, group)
+        if group is not None and group.rank:
+            with stopping.heeded():
+                return _follow(store, run, group)
+        with checkpoints.at_work("distill", run.name):
+            return _run(store, run, watch, group)
 
 
-def _ready(store: Store, initial: Run) -> None:
-    try:
-        tensors.check_record(store.synthetic_file(initial.name), synthetic_settings(initial), "")
-    except ArtifactError:
+def _ready(store: Store, initial: Run, group: Ranks | None) -> None:
+    if not _told(group, _is_made(store, initial)):
         progress.say(f"{initial.name} is made first")
         run(store, initial)
 
 
-def _run(store: Store, run: Run, watch: Watch) -> None:
+def _is_made(store: Store, run: Run) -> bool:
+    try:
+        tensors.check_record(store.synthetic_file(run.name), synthetic_settings(run), "")
+    except ArtifactError:
+        return False
+    return True
+
+
+def _told(group: Ranks | None, value: Value) -> Value:
+    """What rank 0 has, where there are several."""
+    return value if group is None else group.told(value)
+
+
+def _follow(store: Store, run: Run, group: Ranks) -> None:
+    """Work along with rank 0, which keeps what becomes of it."""
+    device = work.start(run.runtime, run.name)
+    statistics = prepared(store, run.dataset, "train")
+    images, labels = initial_images(store, run, statistics, device)
+    outer.check_batch(run.distillation, len(labels), f"runs.{run.name}.distill.batch_syn")
+    loop, _, _ = loop_of(store, run, statistics, images, labels, group)
+    at = _begun(store, run, loop, images, group.told(None))
+    while at.iteration < loop.distil.iterations:
+        at = outer.iterate(loop, at)
+
+
+def _run(store: Store, run: Run, watch: Watch, group: Ranks | None) -> None:
     name, buffer = run.name, run.buffer
     device = work.start(run.runtime, name)
     statistics = prepared(store, run.dataset, "train")
@@ -71,9 +104,9 @@ def _run(store: Store, run: Run, watch: Watch) -> None:
     with tracking.track(run.dataset.name, name, "run", find) as tracker:
         run_log.describe(tracker, store, run)
         with cost.measured(device) as spent:
-            loop, ended, checkpoint = _optimise(store, run, statistics, images, labels, record, tracker, watch)
+            loop, ended, checkpoint = _optimise(store, run, statistics, images, labels, record, tracker, watch, group)
         spent.add(Cost(checkpoint.seconds_before))
-        _save(store, name, ended, outer.labels(loop, ended.state).cpu(), record)
+        _save(store, name, ended, outer.labels(loop, ended.state).cpu(), _of_all(record, group))
         cost.keep(store.synthetic_file(name), spent)
         run_log.log_outputs(tracker, store, run)
     if ended.iteration:
@@ -120,10 +153,14 @@ def _network(run: Run, statistics: Statistics, device: torch.device) -> FlatNetw
     return FlatNetwork(networks.build(run.spec, statistics.shape, torch.Generator()).to(device))
 
 
-def loop_of(store: Store, run: Run, statistics: Statistics, images: Tensor, labels: Tensor) -> tuple[Loop, Backend, str]:
+def loop_of(
+    store: Store, run: Run, statistics: Statistics, images: Tensor, labels: Tensor, group: Ranks | None = None
+) -> tuple[Loop, Backend, str]:
     """What every iteration takes, how its derivatives are taken, and what a user should know of that."""
     network, buffer = _network(run, statistics, images.device), run.buffer
     derivatives, backend, note = outer.differentiate(run.distillation, run.runtime, run.spec, network, images)
+    if group is not None:
+        derivatives = group.shared_out(derivatives)
     count, called = (0, "") if buffer is None else (buffer.settings.count, buffer.name)
     read, space = functools.partial(store.read_snapshots, called), store.load_space(run.dataset.name)
     loop = Loop(
@@ -181,17 +218,24 @@ def _optimise(
     record: Record,
     tracker: Tracker,
     watch: Watch,
+    group: Ranks | None,
 ) -> tuple[Loop, Distilling, Checkpoint]:
     """The outer loop; every iteration draws from its own generator."""
-    name, given = run.name, _given(store, run)
-    loop, backend, note = loop_of(store, run, statistics, images, labels)
+    name = run.name
+    loop, backend, note = loop_of(store, run, statistics, images, labels, group)
     if note:
         progress.say(f"{name}: {note}")
     checkpoint = work_of(run, record, backend).checkpoint()
-    at = outer.resumed(loop, checkpoint.load()) or outer.first(loop, images, None if given is None else given.pixels)
+    at = _begun(store, run, loop, images, _told(group, checkpoint.load()))
     if at.iteration:
         progress.say(f"{name}: resumed at iteration {at.iteration} of {loop.distil.iterations}")
     return loop, _iterate(loop, at, checkpoint, tracker, watch), checkpoint
+
+
+def _begun(store: Store, run: Run, loop: Loop, images: Tensor, stored: Stored | None) -> Distilling:
+    """The loop as a checkpoint holds it, or before its first iteration."""
+    given = _given(store, run)
+    return outer.resumed(loop, stored) or outer.first(loop, images, None if given is None else given.pixels)
 
 
 def _iterate(loop: Loop, at: Distilling, checkpoint: Checkpoint, tracker: Tracker, watch: Watch = unwatched) -> Distilling:
@@ -214,6 +258,14 @@ def _iterate(loop: Loop, at: Distilling, checkpoint: Checkpoint, tracker: Tracke
                     watch(furthest, SyntheticSet(at.snapshots[furthest], labels, at.state.syn_lr.cpu()))
                 advance(f"matching loss {row['matching_loss']:.4f}, syn_lr {row['syn_lr']:.4f}")
     return at
+
+
+def _of_all(record: Record, group: Ranks | None) -> Record:
+    """The record that the artifacts get: how many shared the steps out rounds differently, and keeps no work from going on."""
+    if group is None:
+        return record
+    lent = {**record.provenance["runtime"], "ranks": group.count}
+    return replace(record, provenance={**record.provenance, "runtime": lent})
 
 
 def _save(store: Store, name: str, ended: Distilling, labels: Tensor, record: Record) -> None:

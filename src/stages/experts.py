@@ -19,8 +19,8 @@ from src.loops.expert import Expert, Row, Training
 from src.loops.stored import Stored
 from src.maths import derivatives
 from src.process import depot, progress, workers
+from src.process.arrays import Array
 from src.process.progress import Advance
-from src.process.workers import Array
 from src.settings.resolved import Buffer
 from src.stages import run_log, work
 from src.stages.records import experts_record, prepared

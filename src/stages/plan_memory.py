@@ -113,7 +113,7 @@ def table(memories: Sequence[float]) -> None:
     for preset in presets.load().values():
         chosen = params.parse({"seed": 0, "report": {"title": "presets"}, **preset.sections})
         own = resolved.run(chosen, preset.name)
-        needs = needs_of(own, _known(own.dataset.settings))
+        needs = needs_of(own, facts_known(own.dataset.settings))
         sizes = (f"{need.bytes / GIB:.2f}" if need else "" for need in (needs.experts, needs.distil, needs.students))
         found.add_row(preset.name, *sizes, *(answer(needs, GIB * memory) for memory in memories))
     Console(highlight=False, markup=False, width=160).print(found)
@@ -250,13 +250,13 @@ def facts_of(store: Store, dataset: DataSet) -> Facts:
     except ArtifactError:
         if dataset.settings.source not in KNOWN:
             raise
-        return _known(dataset.settings)
+        return facts_known(dataset.settings)
     sizes = {split: sum(own.values()) for split, own in found.counts.items()}
     train, val = sizes.pop("train"), sizes["val"]
     return Facts(found.shape, train, val, max(sizes.values()))
 
 
-def _known(settings: Dataset) -> Facts:
+def facts_known(settings: Dataset) -> Facts:
     """As `prepare` would split it."""
     channels, size, classes, images, test = KNOWN[settings.source]
     size = settings.size or size

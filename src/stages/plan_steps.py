@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from src.ground import runtime
 from src.loops import outer
 from src.maths import augmentation, expert_training, inner_loop, networks, protocol
-from src.maths.derivatives import Backend, Derivatives, choose
+from src.maths.derivatives import PASSES, Backend, Derivatives, choose
 from src.maths.inner_loop import InnerRule, InnerStep
 from src.maths.networks import FlatNetwork
 from src.maths.protocol import ModuleStudent, Way
@@ -32,6 +33,7 @@ from src.store import cost
 from src.store.values import Statistics
 
 TIMED_STEPS = 2  # after some that warm up and compile
+MEASURED = 64  # images of a step that a rate is taken from
 LR = 1e-6  # low enough for training on noise not to diverge
 
 
@@ -141,6 +143,44 @@ def beyond_steps(subject: Subject, derivatives: Derivatives) -> float:
     return spent + real.max_skip / 2 * cost.seconds(lambda: derivatives.first(theta, *batch), subject.device)
 
 
+def subject_of(run: Run, statistics: Statistics) -> Subject:
+    """On this machine, with one thread where the settings leave it open, as its tasks have."""
+    return Subject(run, statistics, runtime.start(run.runtime.model_copy(update={"threads": workers.threads(run.runtime)})))
+
+
+def rates(subject: Subject) -> tuple[float, float, float]:
+    """FLOP/s of an expert's, an inner and a student's step, on batches of no more than `MEASURED` images."""
+    asked, forward = subject.run.runtime, subject.forward_flops
+    found = [0.0, 0.0, 0.0]
+    if subject.experts is not None:
+        own = subject.experts.model_copy(update={"batch_size": min(subject.experts.batch_size, MEASURED)})
+        small = replace(subject, run=replace(subject.run, buffer=replace(subject.run.experts, settings=own)))
+        backend, _ = choose(asked, subject.device, subject.spec, forward)
+        epoch = own.model_copy(update={"epochs": 1, "stop_epoch": None})
+        found[0] = (
+            expert_training.passes(epoch, subject.real) * forward / _expert_epoch(asked, small, backend, 0, subject.device)
+        )
+    if subject.distil.iterations:
+        small = replace(subject, run=replace(subject.run, distillation=_batch(subject.distil, min(subject.batch, MEASURED))))
+        network = FlatNetwork(small.module())
+        step = inner_step(small, network, derivatives(asked, small, network)[0])
+        found[1] = PASSES * small.batch * forward / step
+    own_batch = min(subject.evaluate.batch_size, subject.count, MEASURED)
+    protocol_of = subject.evaluate.model_copy(update={"batch_size": own_batch})
+    small = replace(subject, run=replace(subject.run, evaluation=protocol_of))
+    way = protocol.choose(asked, subject.device, protocol_of, subject.count, forward, subject.spec)
+    found[2] = 3 * subject.count * forward / _students_epoch(small, 1, replace(way, together=False), 0, subject.device)
+    return found[0], found[1], found[2]
+
+
+def _batch(settings: Distillation, images: int) -> Distillation:
+    return settings.model_copy(update={"batch_syn": images})
+
+
+def _ignored(note: str = "") -> None:
+    """Nobody watches."""
+
+
 def experts(asked: Runtime, subject: Subject) -> float:
     """Seconds of the training of all experts, from two steps after two that warm up, in as many processes as they will be."""
     settings = subject.experts
@@ -156,7 +196,7 @@ def experts(asked: Runtime, subject: Subject) -> float:
 
 
 def _expert_epoch(
-    asked: Runtime, subject: Subject, backend: Backend, index: int, device: torch.device, advance: Advance
+    asked: Runtime, subject: Subject, backend: Backend, index: int, device: torch.device, advance: Advance = _ignored
 ) -> float:
     """Seconds of an epoch."""
     subject = replace(subject, device=device)
@@ -193,7 +233,9 @@ def _students(asked: Runtime, subject: Subject) -> float:
     return slowest * settings.epochs * groups / count  # they end together: students are handed from process to process
 
 
-def _students_epoch(subject: Subject, group: int, way: Way, index: int, device: torch.device, advance: Advance) -> float:
+def _students_epoch(
+    subject: Subject, group: int, way: Way, index: int, device: torch.device, advance: Advance = _ignored
+) -> float:
     """Seconds of an epoch of a group of students."""
     subject = replace(subject, device=device)
     settings = subject.evaluate.model_copy(update={"epochs": 3})

@@ -12,8 +12,8 @@ import torch
 from src.loops import students as loops
 from src.loops.students import Training
 from src.process import cluster, workers
+from src.process.arrays import Array
 from src.process.progress import Advance, say
-from src.process.workers import Array
 from src.settings.runtime import Runtime
 from src.store.checkpoints import Work
 from src.store.cost import Cost

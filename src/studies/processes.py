@@ -7,20 +7,23 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.context import SpawnContext, SpawnProcess
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any, Protocol
 
 from joblib.externals.loky import get_reusable_executor  # type: ignore[import-untyped]
 
 from src.ground import runtime
 from src.ground.errors import InterruptedWorkError, UserError
-from src.process import stopping
+from src.process import cluster, stopping
+from src.process.cluster import Cluster
 from src.settings.runtime import Runtime
 
 GRACE_SECONDS = 10.0  # for a worker that is told to stop, to keep what it has
@@ -42,25 +45,57 @@ CONTEXT = _Context()
 
 
 def count(settings: Runtime, asked: int | None) -> int:
-    """As many as fill the cores, one where there is a GPU; or as many as are asked for."""
+    """As many as fill the cores, one where there is a GPU, those of a cluster; or as many as are asked for."""
     if asked is not None:
         return asked
+    if cluster.address(settings) is not None:
+        return max(1, cluster.slots(settings))
     device = runtime.start(settings)
     return 1 if device.type != "cpu" else max(1, runtime.cores() // (settings.threads or 1))
 
 
 def share(settings: Runtime, workers: int) -> Runtime:
     """The settings with one worker's threads; it starts no further processes."""
-    threads = settings.threads or (max(1, runtime.cores() // workers) if workers > 1 else None)
-    return settings.model_copy(update={"threads": threads, "workers": 1})
+    whole = max(1, runtime.cores() // workers) if workers > 1 else None
+    threads = settings.threads or (whole if cluster.address(settings) is None else 1)
+    return settings.model_copy(update={"threads": threads, "workers": 1, "executor": "local"})
+
+
+class Pool(Protocol):
+    """Processes that tasks are given to, by a name that says what they do, and with the files that they are made from."""
+
+    def submit(self, name: str, function: Callable[..., Any], *args: Any, inputs: Sequence[Path] = ()) -> Future[Any]:
+        """Have it done."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Here:
+    """Of this machine."""
+
+    executor: ProcessPoolExecutor
+
+    def submit(self, name: str, function: Callable[..., Any], *args: Any, inputs: Sequence[Path] = ()) -> Future[Any]:
+        return self.executor.submit(function, *args)
 
 
 @contextmanager
-def pool(count: int, log: Path | None = None) -> Iterator[ProcessPoolExecutor]:
+def side_by_side(asked: Runtime, count: int, log: Path, title: str) -> Iterator[Pool]:
+    """So many workers of this machine, or those of a cluster; they stop where the block ends in an error."""
+    if cluster.address(asked) is None:
+        with pool(count, log) as made:
+            yield made
+    else:
+        with Cluster(asked, title) as found:
+            yield found
+
+
+@contextmanager
+def pool(count: int, log: Path | None = None) -> Iterator[Pool]:
     """So many workers, which stop where the block ends in an error. Raises UserError where one was killed."""
     with ProcessPoolExecutor(count, CONTEXT, begin, (log,)) as made:
         try:
-            yield made
+            yield _Here(made)
         except BaseException as error:
             made.shutdown(wait=False, cancel_futures=True)
             end()

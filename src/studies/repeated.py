@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, as_completed
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
@@ -25,6 +25,7 @@ from src.settings.studies import Tune
 from src.store import files
 from src.store.store import Store
 from src.studies import processes, trials, variants
+from src.studies.processes import Pool
 from src.studies.variants import Accuracies, Changes, Variant, Workspace
 from src.tracking import tracker as tracking
 from src.tracking.tracker import Nest
@@ -72,7 +73,8 @@ def make(
     asked = processes.share(lent, workers)
     labels = {name: (variants.with_runtime(variant, asked), label) for name, (variant, label) in labels.items()}
     problems: dict[str, str] = {}
-    with processes.pool(workers, workspace.folder / "log.txt") as pool, progress.progress(study, len(labels)) as advance:
+    log = workspace.folder / "log.txt"
+    with processes.side_by_side(lent, workers, log, study) as pool, progress.progress(study, len(labels)) as advance:
         alone = functools.partial(_make, workspace=workspace, nest=nest, splits=splits)
         for depth in sorted({len(variant.run.initials) for variant, _ in labels.values()}):
             now = {name: one for name, one in labels.items() if len(one[0].run.initials) == depth}
@@ -81,16 +83,22 @@ def make(
             now = {name: one for name, one in now.items() if name not in problems}
             problems |= _ready(pool, [variant for variant, _ in now.values()], workspace, nest)
             now = {name: one for name, one in now.items() if name not in problems}
-            jobs = {pool.submit(alone, variant, label): name for name, (variant, label) in now.items()}
+            jobs = {
+                pool.submit(f"{study} {label}", alone, variant, label, inputs=variants.files_of(variant, workspace)): name
+                for name, (variant, label) in now.items()
+            }
             problems |= _ended(jobs, {name: label for name, (_, label) in now.items()}, advance)
     return problems
 
 
-def _ready(pool: ProcessPoolExecutor, made: Sequence[Variant], workspace: Workspace, nest: Nest) -> Problems:
+def _ready(pool: Pool, made: Sequence[Variant], workspace: Workspace, nest: Nest) -> Problems:
     """Make the experts of variants, each set once; the variants whose experts could not be made."""
     matched = [variant for variant in made if variant.run.buffer is not None]
     buffers = {variant.experts: variant for variant in matched}
-    jobs = {name: pool.submit(trials.ready, variant, workspace, nest) for name, variant in buffers.items()}
+    jobs = {
+        name: pool.submit(f"experts {name}", trials.ready, one, workspace, nest, inputs=variants.files_of(one, workspace))
+        for name, one in buffers.items()
+    }
     lost = {}
     for name, job in jobs.items():
         try:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
@@ -18,10 +18,12 @@ from optuna.distributions import distribution_to_json
 
 from src.ground import runtime
 from src.ground.errors import UserError
-from src.process import progress
+from src.process import cluster, progress
+from src.process.cluster import Cluster
 from src.settings import resolved, runs
 from src.settings.params import Params
 from src.settings.resolved import Run
+from src.settings.runtime import Runtime
 from src.settings.studies import Tune
 from src.stages.records import synthetic_settings
 from src.store import files
@@ -128,7 +130,7 @@ def search(
             _ready_experts(base, tune, workspace, nest)
         shared = replace(base, runtime=processes.share(base.runtime, min(workers, left)))
         task = Task(shared, tune, plan, workspace, nest, wanted, deadline)
-        _work(task, opened, min(workers, left), tracker)
+        _work(task, base.runtime, opened, min(workers, left), tracker)
         if not opened.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
             tracker.end_children()
         findings.log(opened, tracker, plan)
@@ -140,13 +142,14 @@ def _ready_experts(base: Run, tune: Tune, workspace: Workspace, nest: Nest) -> N
     """The experts that all trials match, made once with the whole machine."""
     variant = variants.build(base, tune, Changes(), variants.protocol_of(base, tune))
     with processes.pool(1) as pool:
-        pool.submit(trials.ready, variant, workspace, nest).result()
+        pool.submit("experts", trials.ready, variant, workspace, nest).result()
 
 
-def _work(task: Task, opened: optuna.Study, workers: int, tracker: Tracker) -> None:
+def _work(task: Task, asked: Runtime, opened: optuna.Study, workers: int, tracker: Tracker) -> None:
     """Run workers until none has anything left to do; those that are killed are replaced."""
-    told = len(study.finished(opened))
-    with progress.progress(f"tune {task.base.name}", max(task.trials - told, 0)) as advance, _processes(task, workers) as alive:
+    told, title = len(study.finished(opened)), f"tune {task.base.name}"
+    kept = _processes(task, workers) if cluster.address(asked) is None else _tasks(task, asked, workers, title)
+    with progress.progress(title, max(task.trials - told, 0)) as advance, kept as alive:
         while alive():
             time.sleep(POLL_SECONDS)
             told = findings.tell_new(opened, told, tracker, advance)
@@ -154,7 +157,7 @@ def _work(task: Task, opened: optuna.Study, workers: int, tracker: Tracker) -> N
 
 
 @contextmanager
-def _processes(task: Task, workers: int) -> Iterator[functools.partial[bool]]:
+def _processes(task: Task, workers: int) -> Iterator[Callable[[], bool]]:
     """Yields alive(): whether a worker is, after killed ones have been replaced."""
     try:
         found = [_start(task, number) for number in range(workers)]
@@ -163,9 +166,25 @@ def _processes(task: Task, workers: int) -> Iterator[functools.partial[bool]]:
         processes.end()
 
 
+@contextmanager
+def _tasks(task: Task, asked: Runtime, workers: int, title: str) -> Iterator[Callable[[], bool]]:
+    """As `_processes`, of a cluster, which replaces those that are lost; a study is in a folder that all of them see."""
+    if asked.depot is not None:
+        raise UserError(
+            "tune works on one study in data/tune, which all machines must see: run it where they share this folder, without "
+            "runtime.depot"
+        )
+    with Cluster(asked, title) as found:
+        jobs = [found.submit(title, trials.work, task, _log(task, number)) for number in range(workers)]
+        yield lambda: [job.result() for job in jobs if job.done()].count(None) < len(jobs)
+
+
+def _log(task: Task, number: int) -> Path:
+    return task.study.folder / "logs" / f"worker-{number}.txt"
+
+
 def _start(task: Task, number: int) -> BaseProcess:
-    log = task.study.folder / "logs" / f"worker-{number}.txt"
-    process = processes.CONTEXT.Process(target=trials.work, args=(task, log))
+    process = processes.CONTEXT.Process(target=trials.work, args=(task, _log(task, number)))
     process.start()
     return process
 

@@ -25,6 +25,7 @@ from src.ground import runtime
 from src.ground.errors import ArtifactError, InterruptedWorkError
 from src.ground.seeding import seed_of
 from src.maths import scores
+from src.process import depot
 from src.settings import resolved
 from src.settings.params import parse
 from src.settings.protocols import Protocol
@@ -106,7 +107,7 @@ class Workspace:
         """This process works inside; the tracking store and caches stay the repository's."""
         before, root = Path.cwd(), os.environ.get("DVC_ROOT")
         os.environ["DVC_ROOT"] = str(runtime.workspace())
-        os.chdir(self.folder)
+        os.chdir(depot.seen(self.folder))
         try:
             yield
         finally:
@@ -190,6 +191,18 @@ def protocol_of(base: Run, tune: Tune) -> Protocol:
     return own.model_copy(update={"students": tune.students, "epochs": tune.epochs or own.epochs, "score": "last"})
 
 
+def files_of(variant: Variant, workspace: Workspace) -> list[Path]:
+    """What the making of a variant reads, as far as it is there: images, experts of its own or lent, the set it begins with."""
+    store, initial = Store(), variant.run.initial
+    wanted = [store.dataset_folder(variant.run.dataset.name)]
+    if variant.run.buffer is not None:
+        wanted += [store.trajectories_folder(variant.experts), store.trajectories_folder(variant.lender)]
+    if initial is not None:
+        wanted.append(store.synthetic_file(initial.name).parent)
+    tops = (workspace.folder, workspace.source)
+    return [path for top in tops for folder in wanted for path in (top / folder).rglob("*") if path.is_file()]
+
+
 # -- inside a workspace
 
 
@@ -198,7 +211,7 @@ def ready_experts(variant: Variant, source: Path) -> None:
 
     The set that it begins with is one made in this workspace, or else the pipeline's.
     """
-    store, buffer, initial = Store(), variant.run.buffer, variant.run.initial
+    store, buffer, initial, source = Store(), variant.run.buffer, variant.run.initial, depot.seen(source)
     if initial is not None:
         path = store.synthetic_file(initial.name)
         try:

@@ -27,6 +27,7 @@ import numpy as np
 from PIL import Image
 
 from src.ground.errors import InterruptedWorkError, TrackingError
+from src.process import depot, errands
 from src.process.progress import say
 from src.store import files
 from src.store.code import ROOT
@@ -245,6 +246,8 @@ class Tracker:
         Where its parent or an earlier session waits, it waits too.
         """
         parent = self.opening.parent
+        if depot.mirror is not None and self.opening.store == stores.OWN:  # on a machine that does not see it
+            return None
         if parent is None:
             backlog.say_others(self.opening.store)
         if self._is_apart or (parent is not None and parent.run_id is None):
@@ -265,7 +268,7 @@ class Tracker:
 
     def _send(self) -> None:
         """Have the courier at work, where it is to be."""
-        if self._is_apart and self._journal is not None:
+        if self._is_apart and self._journal is not None and not errands.is_hand():  # its caller has one
             try:
                 courier.ensure()
             except OSError as error:

@@ -1,0 +1,130 @@
+"""One run on several processes, as torchrun starts them: all of them hold the same state, and share out each step's images.
+
+Rank 0 keeps what becomes of the run, and speaks; the others only work along. A stop is agreed on: who is asked to passes it on
+with its next numbers, and all end at the same step. Where one of them is gone the others end, with one sentence.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from src.ground.errors import InterruptedWorkError, UserError
+from src.maths.derivatives import Derivatives
+from src.maths.shared_out import SharedOut
+from src.process import stopping
+from src.settings.runtime import Runtime
+
+WAIT_SECONDS = 50.0  # for the numbers of another rank, before it counts as gone
+LAST_WORDS_SECONDS = 20.0  # for rank 0 to have ended
+SHOWN = 100  # characters of what torch says
+SPOKEN = "ast-spoken"
+
+Value = TypeVar("Value")
+
+
+class LostRankError(InterruptedWorkError):
+    """Another process of this run is gone."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of a run, as one of them sees them."""
+
+    rank: int
+    count: int
+    store: Any  # torchrun's, which outlives any of them
+
+    def shared_out(self, own: Derivatives) -> Derivatives:
+        return SharedOut(own, self.rank, self.count, self._gathered)
+
+    def told(self, value: Value) -> Value:
+        """What rank 0 has."""
+        box = [value]
+        with _lost():
+            dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def _gathered(self, mine: Tensor) -> Tensor:
+        """(n,) of each rank, (G, n); raises InterruptedWorkError on all where one was asked to stop."""
+        sent = torch.cat((mine, mine.new_full((1,), float(stopping.requested()))))
+        each = [torch.empty_like(sent) for _ in range(self.count)]
+        with _lost():
+            dist.all_gather(each, sent)
+        found = torch.stack(each)
+        if found[:, -1].any():
+            stopping.agree()
+        return found[:, :-1]
+
+
+@contextmanager
+def joined(asked: Runtime, name: str) -> Iterator[Ranks | None]:
+    """The ranks that work on the run of this name; None where this process is the only one.
+
+    Of what ends the block one sentence is left: rank 0's, or where that is gone the first of the others'.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield None
+        return
+    found = _group(asked.device)
+    ended = f"ast-ended {name}"
+    try:
+        with stopping.together():
+            yield found
+    except UserError as error:
+        if found.rank and not _must_speak(found, ended, error):
+            sys.exit(error.exit_code)
+        raise
+    finally:
+        if found.rank == 0:
+            with contextlib.suppress(RuntimeError):
+                found.store.set(ended, "1")
+
+
+def _must_speak(found: Ranks, ended: str, error: UserError) -> bool:
+    """Whether rank 0 is gone, and no other has said so."""
+    try:
+        found.store.wait([ended], timedelta(seconds=LAST_WORDS_SECONDS))
+        return False
+    except RuntimeError:
+        pass
+    with contextlib.suppress(RuntimeError):
+        return isinstance(error, LostRankError) and found.store.add(SPOKEN, 1) == 1
+    return True
+
+
+@functools.cache
+def _group(device: str) -> Ranks:
+    """The process group, until this process ends; of NCCL where there are GPUs, else of gloo."""
+    local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count() if device != "cpu" else 0
+    if gpus and local >= gpus:
+        raise UserError(f"torchrun started {local + 1} processes or more, and there are {gpus} GPUs: lower --nproc_per_node")
+    if gpus:
+        torch.cuda.set_device(local)
+    os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")  # a rank that is gone is an error here, not the end of this process
+    dist.init_process_group("nccl" if gpus else "gloo", timeout=timedelta(seconds=WAIT_SECONDS))
+    return Ranks(dist.get_rank(), dist.get_world_size(), dist.distributed_c10d._get_default_store())
+
+
+@contextmanager
+def _lost() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        stopping.overhear()
+        why = str(error).splitlines()[0][:SHOWN]
+        raise LostRankError(
+            f"Stopped: another process of this run is gone, most often because memory ran out ({why}): what is done up to the "
+            "last checkpoint is kept, and the same command goes on from there, also with another --nproc_per_node"
+        ) from None
