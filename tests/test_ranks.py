@@ -15,9 +15,10 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from ruamel.yaml import YAML
 from torch import Tensor
 
-from src.maths import augmentation, inner_loop, networks
+from src.maths import inner_loop, networks
 from src.maths.derivatives import Derivatives
 from src.maths.inner_loop import InnerRule, MatchingGradient
 from src.maths.networks import FlatNetwork, ImageShape
@@ -92,7 +93,6 @@ def test_parts_are_all_images_once() -> None:
         assert [one for part, _ in taken for one in range(count)[part]] == list(range(count))
         assert sum(share for _, share in taken) == pytest.approx(1)
         assert max(len(range(count)[part]) for part, _ in taken) - min(len(range(count)[part]) for part, _ in taken) <= 1
-    assert augmentation  # what is drawn for a step is the same on all ranks
 
 
 # -- through torchrun
@@ -121,25 +121,30 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository's top with experts."""
     raw = studying.raw_params()
     raw["runtime"] |= {"checkpoint_seconds": 0}
-    raw["runs"][RUN]["distill"] |= {"iterations": 60, "syn_steps": 6, "lr_img": 0.1}
+    raw["runs"][RUN]["distill"] |= {"syn_steps": 6, "lr_img": 0.1}
     found = studying.folder_of(tmp_path_factory.mktemp("ranks"), raw)
     done = studying.call(found, f"experts --experts {raw['runs'][RUN]['experts']}")
     assert done.returncode == 0, done.stderr
     return found
 
 
-def forget(folder: Path) -> None:
+def begun_anew(folder: Path, iterations: int) -> None:
+    """Nothing of the run is left, which is to have so many iterations."""
+    raw = YAML(typ="safe").load((folder / "params.yaml").read_text(encoding="utf-8"))
+    raw["runs"][RUN]["distill"]["iterations"] = iterations
+    YAML(typ="safe").dump(raw, folder / "params.yaml")
     for path in (*(folder / "data/distill").rglob("*.*"), *(folder / ".cache/checkpoints/distill").rglob("*.safetensors")):
         path.unlink()
 
 
 @pytest.mark.slow
 def test_a_run_on_several_processes_is_that_of_one(folder: Path) -> None:
+    begun_anew(folder, 12)
     alone = distilled(folder, 1)
     for ranks in (2, 3):
-        forget(folder)
+        begun_anew(folder, 12)
         once = distilled(folder, ranks)
-        forget(folder)
+        begun_anew(folder, 12)
         assert distilled(folder, ranks)["digest"] == once["digest"]
         assert (once["pixels"] - alone["pixels"]).norm() <= 1e-3 * alone["pixels"].norm()
 
@@ -147,7 +152,7 @@ def test_a_run_on_several_processes_is_that_of_one(folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_process_that_is_killed_ends_all_and_one_goes_on(lost: int, folder: Path) -> None:
-    forget(folder)
+    begun_anew(folder, 200)
     running = subprocess.Popen(
         command(2), cwd=folder, env=environment(folder), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
     )
@@ -162,7 +167,7 @@ def test_a_process_that_is_killed_ends_all_and_one_goes_on(lost: int, folder: Pa
     assert time.monotonic() - start < 60
     assert running.returncode != 0
     assert said.count("another process of this run is gone") == 1
-    assert "src.ground.errors" not in said and "raise LostRankError" not in said
+    assert "LostRankError" not in said
     assert not list((folder / "data/distill").rglob("synthetic.safetensors"))
     done = subprocess.run(command(1), cwd=folder, env=environment(folder), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -172,7 +177,7 @@ def test_a_process_that_is_killed_ends_all_and_one_goes_on(lost: int, folder: Pa
 @pytest.mark.slow
 def test_a_stop_is_agreed_on(folder: Path) -> None:
     """Ctrl-C reaches all of them, SIGTERM torchrun alone, which passes it on."""
-    forget(folder)
+    begun_anew(folder, 200)
     running = subprocess.Popen(command(2), cwd=folder, env=environment(folder), stderr=subprocess.PIPE, text=True)
     while not list((folder / ".cache/checkpoints/distill").rglob("*.safetensors")):
         time.sleep(0.05)

@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +29,8 @@ from src.process import stopping
 from src.settings.runtime import Runtime
 
 WAIT_SECONDS = 50.0  # for the numbers of another rank, before it counts as gone
-LAST_WORDS_SECONDS = 20.0  # for rank 0 to have ended
+LAST_WORDS_SECONDS = 10.0  # for rank 0 to have ended
+POLL_SECONDS = 0.1
 SHOWN = 100  # characters of what torch says
 SPOKEN = "ast-spoken"
 
@@ -83,6 +86,7 @@ def joined(asked: Runtime, name: str) -> Iterator[Ranks | None]:
         with stopping.together():
             yield found
     except UserError as error:
+        stopping.speak_last()
         if found.rank and not _must_speak(found, ended, error):
             sys.exit(error.exit_code)
         raise
@@ -94,13 +98,13 @@ def joined(asked: Runtime, name: str) -> Iterator[Ranks | None]:
 
 def _must_speak(found: Ranks, ended: str, error: UserError) -> bool:
     """Whether rank 0 is gone, and no other has said so."""
-    try:
-        found.store.wait([ended], timedelta(seconds=LAST_WORDS_SECONDS))
-        return False
-    except RuntimeError:
-        pass
-    with contextlib.suppress(RuntimeError):
-        return isinstance(error, LostRankError) and found.store.add(SPOKEN, 1) == 1
+    deadline = time.monotonic() + LAST_WORDS_SECONDS
+    with contextlib.suppress(RuntimeError):  # torchrun itself is gone
+        while time.monotonic() < deadline:
+            if found.store.check([ended]):
+                return False
+            time.sleep(POLL_SECONDS)
+        return isinstance(error, LostRankError) and int(found.store.add(SPOKEN, 1)) == 1
     return True
 
 
@@ -123,7 +127,7 @@ def _lost() -> Iterator[None]:
         yield
     except RuntimeError as error:
         stopping.overhear()
-        why = str(error).splitlines()[0][:SHOWN]
+        why = re.sub(r"^\[.*?\] ", "", str(error).splitlines()[0])[:SHOWN].rstrip(": ")  # without a place in torch's source
         raise LostRankError(
             f"Stopped: another process of this run is gone, most often because memory ran out ({why}): what is done up to the "
             "last checkpoint is kept, and the same command goes on from there, also with another --nproc_per_node"

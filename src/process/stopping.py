@@ -186,6 +186,11 @@ def overhear() -> None:
     _mark.heard = True
 
 
+def speak_last() -> None:
+    """This process ends by itself, with words of its own: no signal changes them any more."""
+    _handle(SIGNALS, signal.SIG_IGN)
+
+
 @contextmanager
 def together() -> Iterator[None]:
     """Within the block a signal is heeded when those that work together `agree`."""
