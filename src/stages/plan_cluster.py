@@ -22,6 +22,7 @@ from src.maths import derivatives, expert_training, networks
 from src.maths.networks import ImageShape
 from src.pages.tables import Table
 from src.settings import params, resolved
+from src.settings.experts import Experts
 from src.settings.resolved import Run
 from src.stages import plan_memory, plan_steps
 from src.stages.plan_memory import Facts
@@ -154,7 +155,7 @@ def load_of(run: Run, facts: Facts, ranks: int) -> Load:
     trained = None if run.buffer is None else run.buffer.settings
     pixels = image.numel() * FLOAT
     return Load(
-        expert=0.0 if trained is None else expert_training.passes(trained, facts.train) * forward,
+        expert=0.0 if trained is None else _passes(trained, facts) * forward,
         experts=0 if trained is None else trained.count,
         distil=settings.iterations * steps * batch * derivatives.PASSES * forward,
         student=protocol.epochs * count * STUDENT_PASSES * forward,
@@ -165,6 +166,11 @@ def load_of(run: Run, facts: Facts, ranks: int) -> Load:
         images=facts.train * pixels,
         trajectory=0.0 if trained is None else (trained.last_epoch + 1) * parameters * FLOAT,
     )
+
+
+def _passes(trained: Experts, facts: Facts) -> int:
+    """Of an expert, which is scored on the validation split after each epoch."""
+    return expert_training.passes(trained, facts.train) + trained.last_epoch * facts.val
 
 
 def published(device: str, utilisation: float) -> Rates:
@@ -267,7 +273,7 @@ def _formulas(load: Load, rates: Rates, gpus: int, given: Assumptions) -> Iterab
     yield f"rates, TFLOP/s: {told}; {rates.told}. The numbers below are of the first column."
     expert, student = load.expert / rates.experts if load.experts else 0.0, load.student / rates.students
     rounds = ceil(load.experts * given.seeds / gpus)
-    yield "an expert = epochs x images x passes x forward FLOPs / rate"
+    yield "an expert = epochs x (training images x passes + validation images) x forward FLOPs / rate"
     yield f"  = {load.expert:.3g} FLOPs / rate = {duration(expert)}; {load.experts} x {given.seeds} seeds in {rounds} rounds"
     yield f"distilling = iterations x steps x batch x {derivatives.PASSES} passes x forward FLOPs / rate / ranks"
     yield f"  = {load.distil:.3g} FLOPs / rate / {given.ranks} = {duration(load.distil / rates.distil / given.ranks)}"

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from statistics import median
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +35,7 @@ from src.store import cost
 from src.store.values import Statistics
 
 TIMED_STEPS = 2  # after some that warm up and compile
+MEASUREMENTS = 5
 MEASURED = 64  # images of a step that a rate is taken from
 LR = 1e-6  # low enough for training on noise not to diverge
 
@@ -157,20 +160,25 @@ def rates(subject: Subject) -> tuple[float, float, float]:
         small = replace(subject, run=replace(subject.run, buffer=replace(subject.run.experts, settings=own)))
         backend, _ = choose(asked, subject.device, subject.spec, forward)
         epoch = own.model_copy(update={"epochs": 1, "stop_epoch": None})
-        found[0] = (
-            expert_training.passes(epoch, subject.real) * forward / _expert_epoch(asked, small, backend, 0, subject.device)
-        )
+        seconds = _steadily(lambda: _expert_epoch(asked, small, backend, 0, subject.device))
+        found[0] = expert_training.passes(epoch, subject.real) * forward / seconds
     if subject.distil.iterations:
         small = replace(subject, run=replace(subject.run, distillation=_batch(subject.distil, min(subject.batch, MEASURED))))
-        network = FlatNetwork(small.module())
-        step = inner_step(small, network, derivatives(asked, small, network)[0])
-        found[1] = PASSES * small.batch * forward / step
+        distilled, network = small, FlatNetwork(small.module())
+        taken, _ = derivatives(asked, distilled, network)
+        found[1] = PASSES * distilled.batch * forward / _steadily(lambda: inner_step(distilled, network, taken))
     own_batch = min(subject.evaluate.batch_size, subject.count, MEASURED)
     protocol_of = subject.evaluate.model_copy(update={"batch_size": own_batch})
     small = replace(subject, run=replace(subject.run, evaluation=protocol_of))
     way = protocol.choose(asked, subject.device, protocol_of, subject.count, forward, subject.spec)
-    found[2] = 3 * subject.count * forward / _students_epoch(small, 1, replace(way, together=False), 0, subject.device)
+    scored, alone = small, replace(way, together=False)
+    found[2] = 3 * subject.count * forward / _steadily(lambda: _students_epoch(scored, 1, alone, 0, subject.device))
     return found[0], found[1], found[2]
+
+
+def _steadily(measure: Callable[[], float]) -> float:
+    """The median of several measurements, as one of a few milliseconds may be anything."""
+    return median(measure() for _ in range(MEASUREMENTS))
 
 
 def _batch(settings: Distillation, images: int) -> Distillation:
