@@ -120,7 +120,7 @@ def distilled(folder: Path, ranks: int) -> dict[str, Tensor]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository's top with experts."""
     raw = studying.raw_params()
-    raw["runtime"] |= {"checkpoint_seconds": 0}
+    raw["runtime"] |= {"checkpoint_seconds": 0.2}
     raw["runs"][RUN]["distill"] |= {"syn_steps": 6, "lr_img": 0.1}
     found = studying.folder_of(tmp_path_factory.mktemp("ranks"), raw)
     done = studying.call(found, f"experts --experts {raw['runs'][RUN]['experts']}")
@@ -152,7 +152,7 @@ def test_a_run_on_several_processes_is_that_of_one(folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_process_that_is_killed_ends_all_and_one_goes_on(lost: int, folder: Path) -> None:
-    begun_anew(folder, 200)
+    begun_anew(folder, 60)
     running = subprocess.Popen(
         command(2), cwd=folder, env=environment(folder), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
     )
@@ -177,7 +177,7 @@ def test_a_process_that_is_killed_ends_all_and_one_goes_on(lost: int, folder: Pa
 @pytest.mark.slow
 def test_a_stop_is_agreed_on(folder: Path) -> None:
     """Ctrl-C reaches all of them, SIGTERM torchrun alone, which passes it on."""
-    begun_anew(folder, 200)
+    begun_anew(folder, 60)
     running = subprocess.Popen(command(2), cwd=folder, env=environment(folder), stderr=subprocess.PIPE, text=True)
     while not list((folder / ".cache/checkpoints/distill").rglob("*.safetensors")):
         time.sleep(0.05)

@@ -49,9 +49,13 @@ def address(asked: Runtime) -> str | None:
 
 
 @functools.cache
-def connected(asked_address: str) -> Any:
-    """The client of this process; raises UserError where no scheduler answers, or dask is not installed."""
+def connected(asked_address: str, patience: float) -> Any:
+    """The client of this process; raises UserError where no scheduler answers, or dask is not installed.
+
+    A link that is cut for less than `patience` seconds is waited for.
+    """
     try:
+        import dask
         from distributed import Client
     except ModuleNotFoundError as error:
         raise UserError(
@@ -60,12 +64,14 @@ def connected(asked_address: str) -> Any:
     try:
         for name in ("distributed", "distributed.client"):  # what they have to say of a lost link is said here, in words
             logging.getLogger(name).setLevel(logging.CRITICAL)
+        dask.config.set({"distributed.comm.timeouts.tcp": f"{patience}s"})
         client = Client(asked_address, timeout=CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError) as error:
         raise UserError(
             f"no dask scheduler answers at {asked_address} ({error}): start one with `dask scheduler`, or set "
             "runtime.executor to local"
         ) from None
+    client._timeout = patience  # of its reconnecting, which it knows no argument for
     atexit.register(client.close)
     return client
 
@@ -73,7 +79,7 @@ def connected(asked_address: str) -> Any:
 def slots(asked: Runtime) -> int:
     """Tasks that the cluster does at once as it is now."""
     found = address(asked)
-    return 0 if found is None else sum(connected(found).nthreads().values())
+    return 0 if found is None else sum(connected(found, asked.patience_seconds).nthreads().values())
 
 
 @dataclass
@@ -92,8 +98,8 @@ class Cluster:
     def __init__(self, asked: Runtime, title: str, advance: Advance | None = None) -> None:
         found = address(asked)
         assert found is not None
-        self._client, self._address, self._patience = connected(found), found, asked.patience_seconds
-        self._client._timeout = asked.patience_seconds  # of its reconnecting, which it knows no argument for
+        self._address, self._patience = found, asked.patience_seconds
+        self._client = connected(found, self._patience)
         self._title, self._advance = title, advance
         self._topic = f"ast-{uuid.uuid4().hex}"
         self._depot = Depot(asked.depot or str(workspace() / ".cache" / "depot"))
