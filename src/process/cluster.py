@@ -62,7 +62,11 @@ def connected(asked_address: str, patience: float) -> Any:
             f"runtime.executor is 'dask', but {sys.executable} has no package {error.name}: {installing(CLUSTER)}"
         ) from None
     try:
-        for name in ("distributed", "distributed.client"):  # what they have to say of a lost link is said here, in words
+        for name in (
+            "distributed",
+            "distributed.client",
+            "tornado",
+        ):  # what they have to say of a lost link is said here, in words
             logging.getLogger(name).setLevel(logging.CRITICAL)
         dask.config.set({"distributed.comm.timeouts.tcp": f"{patience}s"})
         client = Client(asked_address, timeout=CONNECT_SECONDS, set_as_default=False)
@@ -116,13 +120,13 @@ class Cluster:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self._closing.set()
-        left = [job for job in self._jobs if not job.future.done()]
+        left = [job for job in self._jobs if not job.remote.done()]
         if left and self._client.status == "running":
             self._client.cancel([job.remote for job in left], force=True)
             deadline = time.monotonic() + GRACE_SECONDS
             while self._running and time.monotonic() < deadline:
                 time.sleep(0.05)
-        for job in left:
+        for job in self._jobs:
             job.future.cancel()
         if self._client.status == "running":
             self._client.unsubscribe_topic(self._topic)
