@@ -8,11 +8,14 @@ from __future__ import annotations
 import csv
 import difflib
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +136,7 @@ import sys, time
 from pathlib import Path
 from tests.test_tune import cheap
 from src.studies import study
-plan = cheap(Path(sys.argv[1]))
+plan = cheap(Path(sys.argv[1]), *sys.argv[3:])
 plan.begin({"x": 0.5})
 opened = plan.open()
 with plan.worker() as name:
@@ -144,13 +147,13 @@ with plan.worker() as name:
 """
 
 
-def cheap(folder: Path) -> Study:
-    return Study(folder, "cheap", {"x": FloatDistribution(0, 1)}, dict, 0, prunes=False)
+def cheap(folder: Path, url: str | None = None) -> Study:
+    return Study(folder, "cheap", {"x": FloatDistribution(0, 1)}, dict, 0, prunes=False, url=url)
 
 
-def start_cheap(folder: Path, trials: int) -> subprocess.Popen[str]:
+def start_cheap(folder: Path, trials: int, *url: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", CHEAP, str(folder), str(trials)]
+    command = [sys.executable, "-c", CHEAP, str(folder), str(trials), *url]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
@@ -186,6 +189,47 @@ def test_killed_workers_lose_nothing_and_repeat_nothing(tmp_path: Path) -> None:
     all_done(opened, trials)
     after = {trial.number: trial.params for trial in opened.trials}
     assert all(after[trial.number] == trial.params for trial in left if trial.params)
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[str]:
+    """A PostgreSQL server of the test's own on the loopback address; it takes no order from root."""
+    pytest.importorskip("psycopg")
+    if shutil.which("initdb") is None or (os.getuid() == 0 and shutil.which("runuser") is None):
+        pytest.skip("PostgreSQL is not installed")
+    folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))
+    prefix = []
+    if os.getuid() == 0:
+        shutil.chown(folder, "postgres")
+        prefix = ["runuser", "-u", "postgres", "--"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+    for words in (
+        ["initdb", "--auth=trust", "--username=ast", "-D", str(folder / "db")],
+        ["pg_ctl", "-D", str(folder / "db"), "-l", str(folder / "log"), "-w", "-o", options, "start"],
+    ):
+        subprocess.run([*prefix, *words], check=True, capture_output=True, cwd="/")
+    yield f"postgresql+psycopg://ast@127.0.0.1:{port}/postgres"
+    subprocess.run([*prefix, "pg_ctl", "-D", str(folder / "db"), "-m", "immediate", "stop"], capture_output=True, cwd="/")
+    shutil.rmtree(folder)
+
+
+@pytest.mark.slow
+def test_a_database_takes_four_workers_one_of_which_is_killed(database: str, tmp_path: Path) -> None:
+    trials = 16
+    workers = [start_cheap(tmp_path, trials, database) for _ in range(4)]
+    opened = cheap(tmp_path, database).open()
+    until(lambda: len(study.finished(opened)) >= 3)
+    workers[0].kill()
+    assert [worker.wait() for worker in workers][1:] == [0, 0, 0]
+    all_done(opened, trials)
+
+
+def test_a_database_that_is_not_there_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"tune\.storage nothing:// can't be used"):
+        cheap(tmp_path, "nothing://").open()
 
 
 def test_a_trial_that_kills_its_processes_fails_in_the_end(tmp_path: Path) -> None:

@@ -67,5 +67,8 @@ class Tune(Settings):
     trial below the median of the finished ones is given up. 1 gives none up."""
     rung_students: Annotated[int, Field(ge=2)] = 2
     """Fresh students at the moments before the end."""
+    storage: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Where studies lie: null is a journal in data/tune; else the URL of a database, postgresql+psycopg://USER@HOST/NAME, or of
+    Optuna's proxy before one, grpc://HOST:13000."""
     ranges: Mapping[str, Ranges] = {}
     """Ranges by data set, a key of `prepare`."""

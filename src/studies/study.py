@@ -1,8 +1,9 @@
 """An Optuna study that any number of processes work on, and that no kill can harm.
 
-Trials lie in an Optuna journal, which optuna-dashboard opens. Taking a trial happens under a lock: trials of processes that are
-gone are taken first, and gone on with, under their own number and parameters; a new one is drawn on a copy of the study, as
-often as its parameters have been tried before. So there are exactly as many trials as asked for, and no two are the same.
+Trials lie in an Optuna journal, which optuna-dashboard opens, or in a database. Taking a trial happens under a lock: trials of
+processes that are gone are taken first, and gone on with, under their own number and parameters; a new one is drawn on a copy
+of the study, as often as its parameters have been tried before. So there are exactly as many trials as asked for, and no two
+are the same.
 """
 
 from __future__ import annotations
@@ -14,19 +15,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import optuna
 from filelock import FileLock, Timeout
 from optuna.pruners import MedianPruner, NopPruner
 from optuna.samplers import RandomSampler, TPESampler
-from optuna.storages import JournalStorage
+from optuna.storages import BaseStorage, GrpcStorageProxy, JournalStorage, RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from src.ground.errors import UserError
 from src.ground.seeding import seed_of
 from src.studies.space import Space
 from src.studies.study_log import StudyLog
 
 DRAWS = 100  # of parameters that are all known already, before the search space counts as exhausted
+GRPC_PORT = 13000  # Optuna's own
+CONNECT_SECONDS = 30
+HEARTBEAT_SECONDS = 30  # for others that look on; whether a worker lives is told by its lock
 ATTEMPTS = 5  # processes that may be killed at one trial
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
@@ -45,19 +51,40 @@ class Study:
     tidy: Tidy
     seed: int
     prunes: bool
+    url: str | None = None  # of a database or proxy that holds it; None is a journal in its folder
 
     def open(self) -> optuna.Study:
-        """The study as it is now; made where it is not there. Raises ArtifactError where its file is damaged."""
+        """The study as it is now; made where it is not there.
+
+        Raises ArtifactError where its file is damaged, and UserError where its database does not answer.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._lock():
             return optuna.create_study(
-                storage=JournalStorage(StudyLog(self.folder)),
+                storage=self._storage(),
                 study_name=self.name,
                 direction="maximize",
                 load_if_exists=True,
                 sampler=RandomSampler(0),  # parameters are drawn by `_draw` alone
                 pruner=MedianPruner(n_startup_trials=4) if self.prunes else NopPruner(),
             )
+
+    def _storage(self) -> BaseStorage:
+        if self.url is None:
+            return JournalStorage(StudyLog(self.folder))
+        try:
+            parts = urlsplit(self.url)
+            if parts.scheme == "grpc":
+                proxy = GrpcStorageProxy(host=parts.hostname or "localhost", port=parts.port or GRPC_PORT)
+                proxy.wait_server_ready(timeout=CONNECT_SECONDS)
+                return proxy
+            return RDBStorage(self.url, heartbeat_interval=HEARTBEAT_SECONDS)
+        except Exception as error:  # a database's driver may fail in any way
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"tune.storage {self.url.rpartition('@')[2]} can't be used ({reason}): start it, install its driver, or set "
+                "null"
+            ) from None
 
     def begin(self, values: dict[str, Any]) -> None:
         """Make these values the first trial, unless there is one."""
