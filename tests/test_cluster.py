@@ -333,3 +333,20 @@ def test_a_span_names_both_ends(text: str, expected: range) -> None:
 def test_what_names_no_experts_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="names no experts"):
         pipeline.span(text)
+
+
+# -- GPUs
+
+
+@pytest.mark.parametrize(("number", "expected"), [(0, 0), (1, 1), (2, None)])
+def test_each_slot_has_a_gpu_of_its_own(number: int, expected: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setenv(errands.GPU, str(number))
+    if expected is None:
+        with pytest.raises(UserError, match="more threads than its 2 GPUs: start it with --nthreads 2"):
+            errands._choose_gpu()
+    else:
+        errands._choose_gpu()
+    assert chosen == ([] if expected is None else [expected])

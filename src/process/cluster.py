@@ -107,7 +107,7 @@ class Cluster:
         self._title, self._advance = title, advance
         self._topic = f"ast-{uuid.uuid4().hex}"
         self._depot = Depot(asked.depot or str(workspace() / ".cache" / "depot"))
-        self._shared = asked.depot is None
+        self._gpu, self._shared = asked.device != "cpu", asked.depot is None
         self._jobs: list[_Job] = []
         self._lodged: list[str] = []
         self._running: set[int] = set()  # pieces that were heard of
@@ -152,7 +152,9 @@ class Cluster:
         if not self._shared:
             brought = {_place(path): self._depot.put(path) for path in inputs if path.exists()}
         told = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-        errand = Errand(call, piece, self._depot.address, Path.cwd(), workspace(), told, self._shared, brought, made_of())
+        errand = Errand(
+            call, piece, self._depot.address, Path.cwd(), workspace(), told, self._gpu, self._shared, brought, made_of()
+        )
         job = _Job(errand, name or self._title)
         self._jobs.append(job)
         self._hand_out(job)

@@ -57,6 +57,7 @@ class Errand:
     home: Path  # the caller's folder
     root: Path  # its repository
     variables: Mapping[str, str]  # of its environment
+    gpu: bool  # whether it takes one where there is one
     shared: bool  # whether all machines see this folder
     inputs: Mapping[str, str]  # where they do not: place in the repository -> digest
     made_of: str  # the caller's code and packages
@@ -221,7 +222,8 @@ def _ended(errand: Errand, advance: Advance) -> Ended:
                 f"the worker on {platform.node()} has {made_of()}, and the caller {errand.made_of}: give both the same, as "
                 "bytes rest on them"
             )
-        _choose_gpu()
+        if errand.gpu:
+            _choose_gpu()
         with _shared(errand) if errand.shared else _mirrored(errand) as wrote, stopping.heeded():
             return Ended(_call(errand.call, errand.depot)(errand.piece, advance), outputs=wrote())
     except Exception as error:  # of any kind: it is the caller's
