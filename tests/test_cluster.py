@@ -19,7 +19,6 @@ import pytest
 import torch
 from optuna.trial import TrialState
 
-from src.cli import pipeline
 from src.ground.errors import DivergenceError, UserError
 from src.process import cluster, depot, errands, workers
 from src.process.progress import Advance
@@ -305,48 +304,3 @@ def test_a_study_on_a_cluster_has_one_parent_and_all_its_trials(tmp_path: Path) 
     assert sorted(row.data.tags["optuna.trial"] for row in rows if "optuna.trial" in row.data.tags) == ["0", "1", "2"]
     assert {row.info.status for row in rows} == {"FINISHED"}
     assert [row.data.tags["ast.kind"] for row in rows if "mlflow.parentRunId" not in row.data.tags] == ["study"]
-
-
-# -- a job array
-
-
-@pytest.mark.slow
-def test_experts_by_parts_are_found_complete(raw: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = resolved.buffer(buffer(raw, tmp_path, monkeypatch, workers=1), "smooth")
-    for part in (range(2, 3), range(2)):
-        experts.run_some(STORE, found, part)
-    assert not STORE.expert_curves_file("smooth").exists()
-    before = {path: path.stat().st_mtime_ns for path in STORE.trajectories_folder("smooth").iterdir()}
-    experts.run(STORE, found)
-    assert {path: path.stat().st_mtime_ns for path in STORE.trajectories_folder("smooth").iterdir()} == before
-    assert len(before) == 3 and STORE.expert_curves_file("smooth").exists()
-    with pytest.raises(UserError, match="--only 2-3: smooth has experts 0 to 2"):
-        experts.run_some(STORE, found, range(2, 4))
-
-
-@pytest.mark.parametrize(("text", "expected"), [("3", range(3, 4)), ("0-9", range(10))])
-def test_a_span_names_both_ends(text: str, expected: range) -> None:
-    assert pipeline.span(text) == expected
-
-
-@pytest.mark.parametrize("text", ["", "a", "3-1", "-1", "1-b"])
-def test_what_names_no_experts_is_refused(text: str) -> None:
-    with pytest.raises(UserError, match="names no experts"):
-        pipeline.span(text)
-
-
-# -- GPUs
-
-
-@pytest.mark.parametrize(("number", "expected"), [(0, 0), (1, 1), (2, None)])
-def test_each_slot_has_a_gpu_of_its_own(number: int, expected: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen: list[int] = []
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    monkeypatch.setenv(errands.GPU, str(number))
-    if expected is None:
-        with pytest.raises(UserError, match="more threads than its 2 GPUs: start it with --nthreads 2"):
-            errands._choose_gpu()
-    else:
-        errands._choose_gpu()
-    assert chosen == ([] if expected is None else [expected])
