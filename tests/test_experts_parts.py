@@ -10,7 +10,7 @@ import torch
 
 from src.cli import pipeline
 from src.ground.errors import UserError
-from src.process import errands
+from src.process import errands, hand
 from src.settings import params as reading
 from src.settings import resolved
 from src.stages import experts, prepare
@@ -56,7 +56,7 @@ def test_each_slot_has_a_gpu_of_its_own(number: int, expected: int | None, monke
     monkeypatch.setenv(errands.GPU, str(number))
     if expected is None:
         with pytest.raises(UserError, match="more threads than its 2 GPUs: start it with --nthreads 2"):
-            errands._choose_gpu()
+            hand._choose_gpu()
     else:
-        errands._choose_gpu()
+        hand._choose_gpu()
     assert chosen == ([] if expected is None else [expected])

@@ -16,7 +16,7 @@ from src.ground.errors import UserError
 from src.settings import params as reading
 from src.settings import resolved
 from src.settings.params import Params
-from src.stages import distill, evaluate, experts, plan_cluster, plan_memory, prepare
+from src.stages import distill, evaluate, experts, plan_cells, plan_cluster, plan_memory, prepare
 from src.stages.plan_cluster import Assumptions, Load, Rates
 from src.store import checkpoints, cost
 from tests.small_run import STORE
@@ -54,12 +54,12 @@ def test_a_slot_takes_the_next_task_when_it_is_free(tasks: list[float], slots: i
 
 
 def test_every_assumption_and_setting_can_be_changed() -> None:
-    given, changes = plan_cluster.split(["utilisation=0.5", "seeds=3", "experts.count=7", "distill.batch_syn=50"])
+    given, changes = plan_cells.split(["utilisation=0.5", "seeds=3", "experts.count=7", "distill.batch_syn=50"])
     assert (given.utilisation, given.seeds) == (0.5, 3)
-    cells = plan_cluster.cells_of("imagenet-1k", "mtt", [1, 10], changes)
+    cells = plan_cells.cells_of("imagenet-1k", "mtt", [1, 10], changes)
     loads = [plan_cluster.load_of(run, facts, 1) for run, facts in cells.values()]
     assert [one.experts for one in loads] == [7, 7]
-    whole = plan_cluster.cells_of("imagenet-1k", "mtt", [1], {"distill.batch_syn": 100})
+    whole = plan_cells.cells_of("imagenet-1k", "mtt", [1], {"distill.batch_syn": 100})
     (other,) = (plan_cluster.load_of(run, facts, 1) for run, facts in whole.values())
     assert other.distil == 2 * loads[0].distil
     assert loads[0].images == 1_281_167 * 3 * 64 * 64 * 4

@@ -152,17 +152,17 @@ def plan(
         raise UserError("plan what? Name a data set with --dataset, or a run with --run")
     if not all(one.strip().isdecimal() for one in ipc.split(",")):
         raise UserError(f"--ipc '{ipc}' names no images per class: give numbers with commas between")
-    from src.stages import plan_cluster
+    from src.stages import plan_cells, plan_cluster
 
-    assumptions, changes = plan_cluster.split(given or ())
+    assumptions, changes = plan_cells.split(given or ())
     if run is not None:
         from src.settings import resolved
         from src.settings.params import load
         from src.store.store import Store
 
-        cells = plan_cluster.of_run(Store(), resolved.run(load(), run), changes)
+        cells = plan_cells.of_run(Store(), resolved.run(load(), run), changes)
     else:
-        cells = plan_cluster.cells_of(dataset or "", recipe, [int(one) for one in ipc.split(",")], changes)
+        cells = plan_cells.cells_of(dataset or "", recipe, [int(one) for one in ipc.split(",")], changes)
     plan_cluster.run(cells, gpus, device, assumptions)
 
 

@@ -31,6 +31,7 @@ NEVER_IN_BYTES = frozenset(
         "src/process/cluster.py",
         "src/process/depot.py",
         "src/process/errands.py",
+        "src/process/hand.py",
         "src/process/progress.py",
         "src/process/stopping.py",
         "src/settings/params.py",  # what it reads is told by value
