@@ -89,7 +89,7 @@ def test_the_gradient_is_that_of_one_process(ranks: int, batch: int, soft: bool)
 
 def test_parts_are_all_images_once() -> None:
     for ranks, count in ((2, 7), (3, 2), (4, 4), (5, 23)):
-        taken = [SharedOut(plain(), rank, ranks, lambda x: x)._part(count) for rank in range(ranks)]
+        taken = [SharedOut(plain(), rank, ranks, lambda x: x)._part(count, rank) for rank in range(ranks)]
         assert [one for part, _ in taken for one in range(count)[part]] == list(range(count))
         assert sum(share for _, share in taken) == pytest.approx(1)
         assert max(len(range(count)[part]) for part, _ in taken) - min(len(range(count)[part]) for part, _ in taken) <= 1

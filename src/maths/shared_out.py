@@ -28,21 +28,26 @@ class SharedOut(Derivatives):
         return self._own.loss(theta, batch, labels)
 
     def sweep(self, theta: Tensor, batch: Tensor, labels: Tensor) -> tuple[Tensor, Sweep | None]:
-        part, share = self._part(len(labels))
+        part, share = self._part(len(labels), self._rank)
         if not share:
-            return self._summed(torch.zeros_like(theta)), None
+            return _summed(self._gather(torch.zeros_like(theta))), None
         gradient, sweep = self._own.sweep(theta, batch[part], labels[part])
-        return self._summed(share * gradient), sweep
+        return _summed(self._gather(share * gradient)), sweep
 
     def second(self, theta: Tensor, batch: Tensor, labels: Tensor, a: Tensor, sweep: Sweep | None = None) -> tuple[Tensor, ...]:
-        part, share = self._part(len(labels))
-        wholes = [torch.zeros_like(one) for one in (theta, batch, labels) if one.is_floating_point()]
+        part, share = self._part(len(labels), self._rank)
+        mine = [
+            torch.zeros_like(theta),
+            *(torch.zeros_like(self._largest(x)) for x in (batch, labels) if x.is_floating_point()),
+        ]
         if share:
             h, *of_images = self._own.second(theta, batch[part], labels[part], a, sweep)
-            wholes[0] += share * h
-            for whole, found in zip(wholes[1:], of_images, strict=True):
-                whole[part] = share * found
-        return self._apart(self._summed(torch.cat([one.reshape(-1) for one in wholes])), wholes)
+            mine[0] += share * h
+            for whole, own in zip(mine[1:], of_images, strict=True):
+                whole[: len(own)] = share * own
+        found = self._gather(torch.cat([one.reshape(-1) for one in mine]))
+        h, *rest = found.split([one.numel() for one in mine], dim=1)
+        return _summed(h), *(self._joined(part, like, len(labels)) for part, like in zip(rest, mine[1:], strict=True))
 
     def room(self, batch: Tensor, taken: int) -> int:
         return self._own.room(self._largest(batch), taken)
@@ -51,20 +56,23 @@ class SharedOut(Derivatives):
         return self._own.kept_bytes(self._largest(batch), taken, steps)
 
     def _largest(self, batch: Tensor) -> Tensor:
+        """As many images as a rank takes at most."""
         return batch[: -(-len(batch) // self._ranks)]
 
-    def _part(self, count: int) -> tuple[slice, float]:
-        """This rank's images, and their share of all; the parts differ by one image at most."""
-        first, end = (count * one // self._ranks for one in (self._rank, self._rank + 1))
+    def _part(self, count: int, rank: int) -> tuple[slice, float]:
+        """A rank's images, and their share of all; the parts differ by one image at most."""
+        first, end = (count * one // self._ranks for one in (rank, rank + 1))
         return slice(first, end), (end - first) / count
 
-    def _summed(self, mine: Tensor) -> Tensor:
-        found = self._gather(mine)
-        total = found[0]
-        for other in found[1:]:
-            total = total + other
-        return total
+    def _joined(self, found: Tensor, like: Tensor, count: int) -> Tensor:
+        """The parts (G, n) of all ranks, each as `like` with images at its end that it has none for, one after the other."""
+        sizes = [len(range(count)[self._part(count, rank)[0]]) for rank in range(self._ranks)]
+        return torch.cat([part.view(like.shape)[:size] for part, size in zip(found, sizes, strict=True)])
 
-    def _apart(self, flat: Tensor, like: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        parts = flat.split([one.numel() for one in like])
-        return tuple(part.view(one.shape) for part, one in zip(parts, like, strict=True))
+
+def _summed(found: Tensor) -> Tensor:
+    """(G, n) in the order of ranks."""
+    total = found[0]
+    for other in found[1:]:
+        total = total + other
+    return total

@@ -152,7 +152,7 @@ def load_of(run: Run, facts: Facts, ranks: int) -> Load:
         distil=settings.iterations * steps * batch * derivatives.PASSES * forward,
         student=protocol.epochs * count * STUDENT_PASSES * forward,
         students=protocol.students * (1 + len(run.cross)),
-        exchanged=steps * (2 * parameters * FLOAT + batch * pixels) * max(ranks - 1, 0),
+        exchanged=steps * (2 * parameters * FLOAT + ceil(batch / ranks) * pixels) * max(ranks - 1, 0),
         exchanges=2 * steps,
         iterations=settings.iterations,
         images=facts.train * pixels,
