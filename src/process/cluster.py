@@ -68,7 +68,7 @@ def connected(asked_address: str, patience: float) -> Any:
             "tornado",
         ):  # what they have to say of a lost link is said here, in words
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        dask.config.set({"distributed.comm.timeouts.tcp": f"{patience}s"})
+        dask.config.set({"distributed.comm.timeouts.tcp": f"{max(patience, CONNECT_SECONDS)}s"})
         client = Client(asked_address, timeout=CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError) as error:
         raise UserError(
