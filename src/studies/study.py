@@ -32,7 +32,6 @@ from src.studies.study_log import StudyLog
 DRAWS = 100  # of parameters that are all known already, before the search space counts as exhausted
 GRPC_PORT = 13000  # Optuna's own
 CONNECT_SECONDS = 30
-HEARTBEAT_SECONDS = 30  # for others that look on; whether a worker lives is told by its lock
 ATTEMPTS = 5  # processes that may be killed at one trial
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
@@ -78,7 +77,7 @@ class Study:
                 proxy = GrpcStorageProxy(host=parts.hostname or "localhost", port=parts.port or GRPC_PORT)
                 proxy.wait_server_ready(timeout=CONNECT_SECONDS)
                 return proxy
-            return RDBStorage(self.url, heartbeat_interval=HEARTBEAT_SECONDS)
+            return RDBStorage(self.url)  # without its heartbeats: a worker's lock tells at once whether it lives
         except Exception as error:  # a database's driver may fail in any way
             reason = str(error).strip().splitlines()[0]
             raise UserError(
