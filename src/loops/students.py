@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from src.ground.seeding import generator
 from src.loops.stored import Stored
-from src.maths import inner_loop, networks, protocol
+from src.maths import networks, protocol
 from src.maths.derivatives import Logits, Loss
 from src.maths.networks import FlatNetwork, Shape
 from src.maths.protocol import Gradients, ModuleStudent, Students, Way
@@ -91,7 +91,7 @@ class Points:
         rates = self._training.syn_lr
         if isinstance(rates, float):
             return rates
-        return inner_loop.spread(self._students.thetas.new_tensor(rates), self._parts)
+        return networks.spread(self._students.thetas.new_tensor(rates), self._parts)
 
     def _functions(self, thetas: Tensor) -> list[Predictor]:
         return [functools.partial(self._network, theta) for theta in thetas]

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from src.maths import augmentation
+from src.maths import augmentation, networks
 from src.maths.augmentation import Draw
 from src.maths.by_hand import Sweep
 from src.maths.derivatives import Derivatives
@@ -112,7 +112,7 @@ def matching_gradient(
     ended = Student(thetas[-1].clone(), update.moments)
     grad_images, grad_syn_lr = torch.zeros_like(images), torch.zeros_like(syn_lr)
     grad_labels = torch.zeros_like(labels) if labels.is_floating_point() else None
-    lam, alpha = torch.zeros_like(theta_start), spread(syn_lr, rule.parts)
+    lam, alpha = torch.zeros_like(theta_start), networks.spread(syn_lr, rule.parts)
     for t in reversed(range(max(one.step for one in reached))):
         for one in reached:
             if one.step == t + 1:
@@ -183,12 +183,9 @@ def _step(
     """theta_{t+1} (P,), and the step's sweep."""
     batch = augmentation.apply(step.draw, images[step.index])
     gradient, sweep = derivatives.sweep(theta, batch, labels[step.index])
-    return update.step(theta, rule.coefficient * gradient, rule.weight_decay * theta, spread(syn_lr, rule.parts)), sweep
-
-
-def spread(syn_lr: Tensor, parts: Sequence[int]) -> Tensor:
-    """The learning rate of each parameter (P,), or the one of all ()."""
-    return syn_lr.repeat_interleave(torch.tensor(parts, device=syn_lr.device)) if parts else syn_lr
+    return update.step(
+        theta, rule.coefficient * gradient, rule.weight_decay * theta, networks.spread(syn_lr, rule.parts)
+    ), sweep
 
 
 def _dot(one: Tensor, other: Tensor, parts: tuple[int, ...]) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -212,6 +213,11 @@ class FlatNetwork:
         """Views into theta, by parameter name."""
         parts = theta.split(self.sizes)
         return {n: part.view(shape) for n, part, shape in zip(self.names, parts, self.shapes, strict=True)}
+
+
+def spread(syn_lr: Tensor, parts: Sequence[int]) -> Tensor:
+    """The learning rate of each parameter (P,), or the one of all ()."""
+    return syn_lr.repeat_interleave(torch.tensor(parts, device=syn_lr.device)) if parts else syn_lr
 
 
 def flatten(network: nn.Module) -> Tensor:

@@ -27,8 +27,7 @@ def waves(pictures: Tensor, rate: int, samples: int) -> Tensor:
     hop, window = _hop(samples, size)
     frequencies = window // 2 + 1
     mel = 10 ** ((pictures[:, 0].clamp(0, 1) - 1) * DECIBELS / 10)
-    found = torch.linalg.lstsq(filters(rate, size, frequencies), mel, driver="gelsd").solution
-    magnitude = found.clamp_min(0).sqrt()
+    magnitude = (torch.linalg.pinv(filters(rate, size, frequencies)) @ mel).clamp_min(0).sqrt()
     phases = torch.zeros_like(magnitude)
     wave = torch.zeros(len(pictures), samples)
     for _ in range(ROUNDS):
