@@ -11,6 +11,7 @@ import torch
 
 from src.ground.errors import UserError
 from src.maths import contrast
+from src.process import progress
 from src.settings import resolved
 from src.settings.params import Params
 from src.stages import distill, report
@@ -124,7 +125,7 @@ def test_a_stopped_run_ends_in_the_same_bytes(params: Params, monkeypatch: pytes
         distill.run(STORE, run, stop)
     assert not any(path.exists() for path in before)
     said: list[str] = []
-    monkeypatch.setattr(distill.progress, "say", said.append)
+    monkeypatch.setattr(progress, "say", said.append)
     distill.run(STORE, run)
     assert any("resumed at iteration" in line for line in said)
     assert {path: path.read_bytes() for path in before} == before

@@ -68,7 +68,8 @@ def _is_karpathy(path: Path) -> bool:
 
 def _has_header(path: Path) -> bool:
     with path.open(encoding="utf-8-sig", errors="replace") as file:
-        return any(delimiter in file.readline() for delimiter in DELIMITERS)
+        header = file.readline()
+    return any(delimiter in header for delimiter in DELIMITERS)
 
 
 def _read(table: Path, source: Path) -> Iterator[Row]:

@@ -108,7 +108,7 @@ def _parts(tuples: Sequence[Tuple], settings: Dataset, state: int) -> Mapping[st
         units = list(dict.fromkeys(_key(one.values[0], one.row) for one in own["train"]))
         count = max(1, round(fraction * len(units)))
         if count >= len(units):
-            raise DataError(f"{counted(len(units), 'item')} are too few for a {split} split: add some")
+            raise DataError(f"a {split} split can't be cut off {counted(len(units), 'item')}: add some")
         drawn = np.random.default_rng([state, len(split)]).permutation(len(units))[:count]
         cut = {units[int(place)] for place in drawn}
         own[split] = [one for one in own["train"] if _key(one.values[0], one.row) in cut]
