@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from src.ground.errors import UserError
 from src.maths import contrast
 from src.process import progress
 from src.settings import resolved
 from src.settings.params import Params
-from src.stages import distill, report
+from src.stages import distill, export, report
 from src.store import files
 from src.store.values import SyntheticSet
 from tests import tuples
@@ -105,6 +106,22 @@ def test_report_shows_tuples(params: Params) -> None:
     assert "text to image" in page
     assert 'id="images"' not in page  # which is of classes
     assert "6 tuples" in STORE.report_file("md").read_text()
+
+
+def test_export_holds_what_can_be_used_seen_and_heard(params: Params, tmp_path: Path) -> None:
+    export.run(STORE, resolved.run(params, "proxy"), tmp_path / "out")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"tuples.safetensors", "tuples.csv", "set.json", "README.md", "image-005.png", "sound-005.wav"} <= names
+    found = load_file(tmp_path / "out" / "tuples.safetensors")
+    assert found["image"].shape == (6, 1, 8, 8)
+    assert found["text"].shape == (6, 4, 8)
+    assert found["similarity"].shape == (3, 6, 6)
+    assert torch.allclose(found["similarity"], found["similarity"].transpose(1, 2))
+    card = json.loads((tmp_path / "out" / "set.json").read_text())
+    assert card["loss"] == {"loss": "infonce", "temperature": 0.07}
+    assert card["recall"]["test_recall_mean"] > 0
+    with pytest.raises(UserError, match="leave --format out"):
+        export.run_as(STORE, [resolved.run(params, "proxy")], tmp_path / "other", "pt")
 
 
 def test_a_stopped_run_ends_in_the_same_bytes(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,12 @@ import torch
 from src.ground.errors import DataError
 from src.maths import retrieval, spectrograms
 from src.settings.datasets import Dataset
+from src.settings.params import load
 from src.sources.tuples import names, raw, reading, sounds, texts
 from src.sources.tuples.reading import TupleSource
+from src.stages import init, init_tuples
 from tests import tuples
+from tests.imports import ROOT
 
 COUNT = 20
 PAIR: dict[str, Any] = {
@@ -194,6 +198,14 @@ def test_no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, 
         read(Path(source))
 
 
+@pytest.mark.parametrize(
+    "kinds", [{"text": {"kind": "text"}, "image": {"kind": "image"}}, {"a": {"kind": "image"}, "text": {"kind": "text"}}]
+)
+def test_a_known_source_has_its_own_modalities(kinds: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match=r"has the modalities image \(image\), text \(text\): name these, .* in this order"):
+        read(Path("digits-seen-written"), kinds)
+
+
 def test_names_of_digits() -> None:
     """Forty languages, ten words each, and no word for two digits."""
     found = names.by_digit()
@@ -254,3 +266,22 @@ def test_recall_is_counted_by_hand() -> None:
     queries, gallery = torch.eye(3), torch.tensor([[1.0, 0.9, 0.0], [0.0, 0.8, 1.0]] * 6)
     groups, theirs = torch.tensor([5, 6, 7]), torch.tensor([5, 6] * 6)
     assert retrieval.recall(queries, groups, gallery, theirs).tolist() == [0.5, 0.5, 1.0]
+
+
+def test_init_adds_a_first_run_on_a_folder_of_captions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Found by its table, and valid; classes of images are still found where there is no caption."""
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "mine.csv", captions(tmp_path / "photos"))
+    (tmp_path / "mine.csv").rename(tmp_path / "photos" / "mine.csv")
+    init.run("photos", "photos", 16, 1)
+    params = load()
+    assert params.runs["photos-6-low-rank"].dataset == "photos"
+    assert list(params.prepare["photos"].modalities or {}) == ["image", "text"]
+    told = capsys.readouterr()
+    assert "train: 26 tuples of image 13, text 26" in told.out + told.err
+    assert not init_tuples.is_table(tmp_path / "photos" / "pictures")
+    with pytest.raises(DataError, match="--ipc 27 exceeds the 26 tuples"):
+        init.run("photos", "more", 16, 27)

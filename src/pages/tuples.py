@@ -54,6 +54,11 @@ def matrix(values: Tensor) -> str:
 
 
 def sound(samples: Tensor, rate: int) -> str:
+    """A wav file of samples (T,) in [-1, 1], as a data URI."""
+    return "data:audio/wav;base64," + base64.b64encode(wav(samples, rate)).decode()
+
+
+def wav(samples: Tensor, rate: int) -> bytes:
     """A wav file of samples (T,) in [-1, 1]."""
     file = io.BytesIO()
     with wave.open(file, "wb") as out:
@@ -61,7 +66,7 @@ def sound(samples: Tensor, rate: int) -> str:
         out.setsampwidth(2)
         out.setframerate(rate)
         out.writeframes((samples.clamp(-1, 1) * LOUDEST).round().to(torch.int16).numpy().tobytes())
-    return "data:audio/wav;base64," + base64.b64encode(file.getvalue()).decode()
+    return file.getvalue()
 
 
 def nearest(values: Tensor, real: Tensor, texts: Sequence[str]) -> list[str]:

@@ -60,7 +60,7 @@ def _check_known(settings: Dataset) -> None:
     """A known source has modalities of its own."""
     have = known.KNOWN.get(settings.source)
     told = {name: modality.kind for name, modality in (settings.modalities or {}).items()}
-    if have is not None and told != have:
+    if have is not None and list(told.items()) != list(have.items()):
         listed = ", ".join(f"{name} ({kind})" for name, kind in have.items())
         raise DataError(f"{settings.source} has the modalities {listed}: name these, with their kinds and in this order")
 
