@@ -108,6 +108,13 @@ def test_report_shows_tuples(params: Params) -> None:
     assert "6 tuples" in STORE.report_file("md").read_text()
 
 
+def test_mlflow_holds_them_too(params: Params) -> None:
+    artifacts = {path.name for path in Path("mlartifacts").rglob("*") if path.is_file()}
+    assert "tuples.html" in artifacts
+    assert any(name.startswith("synthetic-image") for name in artifacts)
+    assert any(name.startswith("synthetic-sound") for name in artifacts)
+
+
 def test_export_holds_what_can_be_used_seen_and_heard(params: Params, tmp_path: Path) -> None:
     export.run(STORE, resolved.run(params, "proxy"), tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}

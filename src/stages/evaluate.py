@@ -250,6 +250,7 @@ def _log(tracker: Tracker, store: Store, run: Run, summaries: Mapping[str, dict[
     _log_scores(tracker, run, summaries)
     run_log.log_cost(tracker, "evaluate", cost.lookup(store.metrics_file(run.name)))
     tracker.dataset(dataset, store.split_file(dataset, "test"), "testing")
+    run_log.log_tuples(tracker, store, run)
     made = (store.metrics_file, store.students_file, store.networks_file, store.predictions_file)
     for path in (file(run.name) for file in made):
         tracker.file(path, "evaluate")

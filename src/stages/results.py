@@ -11,7 +11,7 @@ from src.settings.resolved import Run
 from src.store import files
 from src.store.store import Store, remake
 
-SPLIT_SCORES = ("val", "test")  # of which there are mean and deviation
+SCORES = ("val_{}", "test_{}")  # of accuracy, or of what stands for it
 
 
 def groups(store: Store, runs: Mapping[str, Run]) -> tuple[Group, ...]:
@@ -50,12 +50,12 @@ def result_of(store: Store, run: Run) -> Result:
 
 def _scores(store: Store, name: str, figure: str) -> tuple[list[Accuracy], tuple[float, ...]]:
     """A run's accuracy, or other figure, on the validation and test split, and on the latter that of each of its students."""
-    remedy, last = remake("evaluate", name), f"{SPLIT_SCORES[-1]}_{figure}"
+    remedy, keys = remake("evaluate", name), [score.format(figure) for score in SCORES]
     metrics = files.read_json(store.metrics_file(name), remedy)
-    students = files.read_numbers(store.students_file(name), [last], remedy)
+    students = files.read_numbers(store.students_file(name), keys, remedy)
     with files.understood(store.metrics_file(name), remedy):
-        both = [Accuracy(float(metrics[f"{s}_{figure}_mean"]), float(metrics[f"{s}_{figure}_std"])) for s in SPLIT_SCORES]
-        return both, tuple(row[last] for row in students)
+        both = [Accuracy(float(metrics[f"{key}_mean"]), float(metrics[f"{key}_std"])) for key in keys]
+        return both, tuple(row[keys[-1]] for row in students)
 
 
 def matrix(store: Store, runs: Mapping[str, Run], order: Sequence[str], results: Sequence[Result]) -> Matrix | None:
@@ -73,7 +73,7 @@ def _network_scores(store: Store, run: Run) -> dict[str, Accuracy]:
     rows = files.read_csv(path, remedy)
     with files.understood(path, remedy):
         figure = "recall" if run.dataset.settings.modalities else "accuracy"
-        columns = [f"{SPLIT_SCORES[-1]}_{figure}_{of}" for of in ("mean", "std")]
+        columns = [f"{SCORES[-1].format(figure)}_{of}" for of in ("mean", "std")]
         found = {row["network"]: Accuracy(*(float(row[column]) for column in columns)) for row in rows}
     wanted = list(run.networks)
     if list(found) != wanted:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from src.maths.networks import TupleShape
-from src.pages import pictures
+from src.pages import page, pictures
 from src.settings.resolved import Run
+from src.stages import tuples
 from src.store import cost, files
 from src.store.store import Store, remake
 from src.tracking.tracker import Tracker
@@ -75,6 +76,12 @@ def log_outputs(tracker: Tracker, store: Store, run: Run) -> None:
     log_cost(tracker, "distill", cost.lookup(store.synthetic_file(name)))
     if run.buffer is not None:
         log_cost(tracker, "experts", cost.lookup(store.trajectories_folder(run.buffer.name)))
+
+
+def log_tuples(tracker: Tracker, store: Store, run: Run) -> None:
+    """A page of synthetic tuples, with what can be heard of them, and of recall; nothing of images in classes."""
+    if run.dataset.settings.modalities:
+        tracker.page("tuples.html", page.filled("tuples.html.j2", tuples=[tuples.shown(store, run)]))
 
 
 def log_cost(tracker: Tracker, what: str, spent: cost.Cost | None) -> None:
