@@ -52,7 +52,7 @@ def _scores(store: Store, name: str, figure: str) -> tuple[list[Accuracy], tuple
     """A run's accuracy, or other figure, on the validation and test split, and on the latter that of each of its students."""
     remedy, keys = remake("evaluate", name), [score.format(figure) for score in SCORES]
     metrics = files.read_json(store.metrics_file(name), remedy)
-    students = files.read_numbers(store.students_file(name), keys, remedy)
+    students = files.read_numbers(store.students_file(name), keys[-1:], remedy)
     with files.understood(store.metrics_file(name), remedy):
         both = [Accuracy(float(metrics[f"{key}_mean"]), float(metrics[f"{key}_std"])) for key in keys]
         return both, tuple(row[keys[-1]] for row in students)
