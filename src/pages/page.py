@@ -18,7 +18,7 @@ from src.pages.tuples import Shown
 from src.settings.resolved import Run
 from src.store.cost import Cost
 
-TEMPLATE, STYLE = "report.html.j2", "style.css.j2"
+TEMPLATE, STYLE, TUPLES = "report.html.j2", "style.css.j2", "tuples.html.j2"
 PARTS = (
     ("Clipping loss", "experts"),
     ("Gradient penalty", "experts"),
@@ -250,7 +250,7 @@ def filled(template: str, **values: object) -> str:
         keep_trailing_newline=True,
     )
     environment.filters.update(percent=percent, share=share, points=points, duration=duration, per_class=per_class)
-    return environment.get_template(template).render(style=STYLE, **values)
+    return environment.get_template(template).render(style=STYLE, tuples_of=TUPLES, **values)
 
 
 def score(accuracy: Accuracy) -> str:
