@@ -13,16 +13,19 @@ from torch import Tensor
 
 from src.ground.seeding import generator
 from src.loops.stored import Stored
-from src.maths import expert_training, experts_together, networks, scores, smoothness
-from src.maths.derivatives import Backend, Logits
+from src.maths import expert_training, experts_together, networks, smoothness, tasks
+from src.maths.derivatives import Backend, Logits, Loss
 from src.maths.expert_training import Gradient, State
-from src.maths.networks import FlatNetwork, ImageShape
+from src.maths.networks import FlatNetwork, ImageShape, Shape
+from src.maths.retrieval import Predictor
+from src.maths.tasks import Task
 from src.process import stopping
 from src.process.arrays import Array
 from src.settings.experts import Experts
 from src.settings.networks import Network
 
 Row = dict[str, Any]
+Differentiate = Callable[[FlatNetwork, Experts, bool, Backend, Loss], Gradient]
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,16 @@ class Training:
 
     settings: Experts
     spec: Network
-    shape: ImageShape
+    shape: Shape
     seed: int
     bfloat16: bool
     backend: Backend
-    train: tuple[Array, Array]  # images (N, C, H, W) as networks read them, labels (N,)
-    val: tuple[Array, Array]
+    train: tuple[Array, ...]  # images (N, C, H, W) as networks read them, labels (N,); or what the task takes
+    val: tuple[Array, ...]
+
+    @property
+    def task(self) -> Task:
+        return tasks.of(self.shape, self.settings.contrast)
 
 
 @dataclass(frozen=True)
@@ -64,10 +71,10 @@ def restored(stored: Stored, device: torch.device) -> Expert:
     return Expert(state, tensors["thetas"].unbind(), tuple(facts["rows"]))
 
 
-def flops(settings: Experts, spec: Network, shape: ImageShape, images: int) -> float:
+def flops(settings: Experts, spec: Network, shape: Shape, images: int) -> float:
     """Floating-point operations of training one expert."""
     network = networks.build(spec, shape, torch.Generator())
-    image = torch.zeros(1, shape.channels, shape.size, shape.size)
+    image = torch.zeros(1, *shape.batch)
     return expert_training.passes(settings, images) * networks.forward_flops(network, image)
 
 
@@ -80,15 +87,10 @@ def first(training: Training, index: int, device: torch.device) -> Expert:
 
 def steps(training: Training, index: int, expert: Expert, device: torch.device) -> Iterator[Expert]:
     """One expert after each further step; where an epoch ends, its accuracy on the validation split is taken."""
-    images, labels, val_images, val_labels = (torch.from_numpy(x).to(device) for x in (*training.train, *training.val))
-    network, gradient = _derivative(
-        expert_training.differentiate,
-        *(training.spec, training.shape, training.settings, device, training.bfloat16, training.backend),
-    )
-    logits, gradient = stopping.interruptible(network), stopping.interruptible(gradient)
-    chunk = expert_training.CHUNK if device.type == "cpu" else None
-    for state in expert_training.steps(expert.state, images, labels, training.settings, gradient, chunk):
-        expert = _after(index, expert, state, logits, val_images, val_labels)
+    train, val, logits, gradient = _at_work(training, expert_training.differentiate, device)
+    chunk = expert_training.CHUNK if device.type == "cpu" and training.task.splits_batches else None
+    for state in expert_training.steps(expert.state, train[0], train[1], training.settings, gradient, chunk):
+        expert = _after(index, expert, state, logits, training.task, val)
         yield expert
 
 
@@ -96,49 +98,65 @@ def steps_together(
     training: Training, indices: Sequence[int], experts: Sequence[Expert], device: torch.device
 ) -> Iterator[tuple[Expert, ...]]:
     """Several experts after each further step of some of them, on a GPU; otherwise as `steps`."""
-    images, labels, val_images, val_labels = (torch.from_numpy(x).to(device) for x in (*training.train, *training.val))
-    network, gradient = _derivative(
-        experts_together.differentiate,
-        *(training.spec, training.shape, training.settings, device, training.bfloat16, training.backend),
-    )
-    logits, gradient = stopping.interruptible(network), stopping.interruptible(gradient)
+    train, val, logits, gradient = _at_work(training, experts_together.differentiate, device)
     before = [expert.state for expert in experts]
-    for states in experts_together.steps(before, images, labels, training.settings, gradient):
+    for states in experts_together.steps(before, train[0], train[1], training.settings, gradient):
         experts = tuple(
-            expert if state is expert.state else _after(index, expert, state, logits, val_images, val_labels)
+            expert if state is expert.state else _after(index, expert, state, logits, training.task, val)
             for index, expert, state in zip(indices, experts, states, strict=True)
         )
         yield experts
 
 
-def _after(index: int, expert: Expert, state: State, logits: Logits, val_images: Tensor, val_labels: Tensor) -> Expert:
+def _at_work(
+    training: Training, differentiate: Differentiate, device: torch.device
+) -> tuple[list[Tensor], list[Tensor], Logits, Gradient]:
+    """Both splits on the device, the network as a function, and the derivative of its steps on what an index takes of them."""
+    train, val = ([torch.from_numpy(x).to(device) for x in split] for split in (training.train, training.val))
+    task, settings = training.task, training.settings
+    network, found = _derivative(
+        differentiate, training.spec, training.shape, settings, device, training.bfloat16, training.backend, task.loss
+    )
+
+    def gradient(theta: Tensor, augmented: Tensor, plain: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return found(theta, task.gathered(augmented, train), task.gathered(plain, train), *rest)
+
+    return train, val, stopping.interruptible(network), stopping.interruptible(gradient)
+
+
+def _after(index: int, expert: Expert, state: State, logits: Logits, task: Task, val: list[Tensor]) -> Expert:
     """The expert in its next state; where an epoch has ended, with its snapshot and row."""
     if not state.between_epochs:
         return replace(expert, state=state)
-    predicted = scores.predictions(functools.partial(logits, state.theta), val_images)
-    row = _row(index, state, scores.accuracy(predicted, val_labels))
+    row = _row(index, state, task, _figure(task, functools.partial(logits, state.theta), val))
     return Expert(state, (*expert.thetas, state.theta.cpu()), (*expert.rows, row))
 
 
-def _row(index: int, state: State, accuracy: float) -> Row:
+def _figure(task: Task, predict: Predictor, val: list[Tensor]) -> float:
+    """The one that counts, on the validation split."""
+    return task.figures(task.measured(predict, val), val[1])[task.headline]
+
+
+def _row(index: int, state: State, task: Task, figure: float) -> Row:
     epoch = expert_training.epoch_of(state)
-    figures = {"train_loss": epoch.train_loss, "gradient_penalty": epoch.penalty, "val_accuracy": accuracy}
+    figures = {"train_loss": epoch.train_loss, "gradient_penalty": epoch.penalty, f"val_{task.headline}": figure}
     return {"expert": index, "epoch": epoch.number, **figures}
 
 
 @functools.cache
 def _derivative(
-    differentiate: Callable[[FlatNetwork, Experts, bool, Backend], Gradient],
+    differentiate: Differentiate,
     spec: Network,
-    shape: ImageShape,
+    shape: Shape,
     settings: Experts,
     device: torch.device,
     bfloat16: bool,
     backend: Backend,
+    loss: Loss,
 ) -> tuple[FlatNetwork, Gradient]:
     """The network as a function and the derivative of its steps; a process makes it once for all experts it trains."""
     network = FlatNetwork(networks.build(spec, shape, torch.Generator()).to(device))
-    return network, differentiate(network, settings, bfloat16, backend)
+    return network, differentiate(network, settings, bfloat16, backend, loss)
 
 
 def forget() -> None:
@@ -153,10 +171,12 @@ def curves(training: Training, expert: Expert) -> tuple[Tensor, list[Row]]:
 
 
 def _with_steps(training: Training, trajectory: Tensor, found: Sequence[Row]) -> list[Row]:
-    network = FlatNetwork(networks.build(training.spec, training.shape, torch.Generator()))
-    steps = smoothness.parameter_steps(trajectory).tolist(), smoothness.common_logit_steps(trajectory, network).tolist()
-    rows = zip(found, *steps, strict=True)
-    return [{**row, "parameter_step": step, "common_logit_step": common} for row, step, common in rows]
+    """Encoders have no logits that could move alike."""
+    steps = {"parameter_step": smoothness.parameter_steps(trajectory).tolist()}
+    if isinstance(training.shape, ImageShape):
+        network = FlatNetwork(networks.build(training.spec, training.shape, torch.Generator()))
+        steps["common_logit_step"] = smoothness.common_logit_steps(trajectory, network).tolist()
+    return [{**row, **{name: values[place] for name, values in steps.items()}} for place, row in enumerate(found)]
 
 
 def curves_of(training: Training, index: int, trajectory: Tensor, device: torch.device) -> list[Row]:
@@ -164,12 +184,12 @@ def curves_of(training: Training, index: int, trajectory: Tensor, device: torch.
 
     What its training saw is not known: the loss is nan.
     """
-    images, labels = (torch.from_numpy(x).to(device) for x in training.val)
+    val, task = [torch.from_numpy(x).to(device) for x in training.val], training.task
     network = FlatNetwork(networks.build(training.spec, training.shape, torch.Generator()).to(device))
     rows = []
     for epoch, theta in enumerate(trajectory[1:].to(device), start=1):
-        predicted = scores.predictions(functools.partial(network, theta), images)
-        figures = {"train_loss": float("nan"), "gradient_penalty": 0.0, "val_accuracy": scores.accuracy(predicted, labels)}
+        figure = _figure(task, functools.partial(network, theta), val)
+        figures = {"train_loss": float("nan"), "gradient_penalty": 0.0, f"val_{task.headline}": figure}
         rows.append({"expert": index, "epoch": epoch, **figures})
     return _with_steps(training, trajectory, rows)
 

@@ -12,6 +12,7 @@ from src.ground.errors import DataError
 from src.ground.seeding import generator, seed_of
 from src.maths import initialisation, scores
 from src.maths.networks import FlatNetwork
+from src.maths.tasks import Real, Tuples
 
 CERTAINTY = 0.7  # a class as good as certain leaves its logits no gradient
 
@@ -48,6 +49,28 @@ def images(
         return real[initialisation.k_center_indices(points, real_labels, classes, ipc)], labels
     seed = seed_of(seed, "distill", "k-means")
     return real[initialisation.representative_indices(points, real_labels, classes, ipc, seed)], labels
+
+
+def tuples(
+    kind: str, count: int, seed: int, real: Real, task: Tuples, network: FlatNetwork, last: Callable[[], Tensor], who: str
+) -> Tensor:
+    """So many tuples (S, D) of a kind that the settings' `initialisation` names, of a split as the task has it.
+
+    Herding and k-center go by the directions of all their items, and take all tuples for one class. Raises DataError where the
+    split has fewer; `who` says whose number that is.
+    """
+    rows = real[0]
+    if count > len(rows):
+        raise DataError(f"{who}: {count} exceeds the {len(rows)} tuples of the training split: set it to {len(rows)} or less")
+    draws, alike = generator(seed, "distill", "initialisation"), torch.zeros(len(rows), dtype=torch.long)
+    if kind == "noise":
+        return torch.randn(count, *task.shape.batch, generator=draws)
+    if kind == "random":
+        return task.gathered(rows[initialisation.random_indices(alike, 1, count, draws)], real)
+    theta, choose = last(), initialisation.herding_indices if kind == "herding" else initialisation.k_center_indices
+    with torch.no_grad():
+        points = [network(theta, task.gathered(chunk, real)).flatten(1) for chunk in rows.split(scores.CHUNK)]
+    return task.gathered(rows[choose(torch.cat(points), alike, 1, count)], real)
 
 
 def logits(network: FlatNetwork, thetas: Iterable[Tensor], images: Tensor, labels: Tensor) -> Tensor:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from src.ground.errors import DataError, DivergenceError
 from src.ground.seeding import generator
 from src.loops.stored import Stored
 from src.maths import derivatives, distillation
-from src.maths.derivatives import PASSES, Backend, Derivatives
+from src.maths.derivatives import PASSES, Backend, Derivatives, Loss
 from src.maths.distillation import Figures, Real, Start, State
 from src.maths.inner_loop import MatchingGradient
-from src.maths.networks import FlatNetwork
+from src.maths.networks import FlatNetwork, TupleShape
 from src.maths.pixels import Space
 from src.process import progress, stopping
 from src.settings.distillation import Distillation
@@ -70,13 +71,31 @@ class Loop:
     labels: Tensor  # (S,) classes, or (S, K) probabilities, of the initial images
     space: Space
     logits: Tensor | None = None  # (S, K), that learned labels start from
-    syn_lr: float | None = None  # the initial run's, where the settings' lr_init is null
+    syn_lr: float | Sequence[float] | None = None  # the initial run's, where the settings' lr_init is null; that of tuples
     real: Real | None = None  # of the objective on real images
+    tuples: TupleShape | None = None
 
     @property
     def classes(self) -> Tensor:
         """(S,), the likeliest class of each image."""
         return self.labels.argmax(dim=1) if self.labels.is_floating_point() else self.labels
+
+    @property
+    def noun(self) -> str:
+        return "tuples" if self.tuples else "images"
+
+    @property
+    def similarity(self) -> Tensor | None:
+        """(S, q), that learned targets of tuples start from."""
+        return None if self.distil.similarity is None else self.labels
+
+    @property
+    def columns(self) -> Tensor | None:
+        """(D,), learning rates of tuples' numbers as shares of lr_img, where modalities have their own."""
+        rates = self.distil.lr_modalities
+        if rates is None or self.tuples is None:
+            return None
+        return torch.cat([torch.full((one.numbers,), rates[one.name]) for one in self.tuples.modalities]) / self.distil.lr_img
 
     @property
     def moments(self) -> frozenset[int]:
@@ -99,20 +118,25 @@ def check_batch(distil: Distillation, count: int, who: str) -> None:
 
 
 def differentiate(
-    distil: Distillation, asked: Runtime, spec: Network, network: FlatNetwork, images: Tensor
+    distil: Distillation,
+    asked: Runtime,
+    spec: Network,
+    network: FlatNetwork,
+    images: Tensor,
+    loss: Loss = F.cross_entropy,
 ) -> tuple[Derivatives, Backend, str]:
     """The derivatives of steps on these images with the network of `spec`, how they are taken, and what to say of it."""
     batch = min(distil.batch_syn or len(images), len(images))
     passes = PASSES * distil.iterations * distil.syn_steps * distil.trajectories_per_iteration * batch
     backend, note = derivatives.choose(asked, images.device, spec, passes * network.forward_flops(images[:1]))
-    found = Derivatives(network, asked.precision == "bfloat16", backend, asked.memory_mib)
+    found = Derivatives(network, asked.precision == "bfloat16", backend, asked.memory_mib, loss)
     found.sweep, found.second = stopping.interruptible(found.sweep), stopping.interruptible(found.second)  # type: ignore[method-assign]
     return found, backend, note
 
 
 def first(loop: Loop, images: Tensor, pixels: Tensor | None = None) -> Distilling:
     """The outer loop before its first iteration, at images (S, C, H, W) on the device; `pixels` where they were given so."""
-    state = distillation.start(images, loop.distil, loop.logits, loop.syn_lr)
+    state = distillation.start(images, loop.distil, loop.logits, loop.syn_lr, loop.similarity)
     return Distilling(state, state, (), {0: loop.space.to_pixels(images.cpu()) if pixels is None else pixels})
 
 
@@ -146,17 +170,22 @@ def iterate(loop: Loop, at: Distilling) -> Distilling:
     drawn, starts, draws = _drawn(loop, at.iteration)
     given = (loop.network, loop.derivatives, at.state, loop.labels, starts, settings, draws)
     try:
-        state, figures = distillation.iterate(*given, at.iteration, loop.real)
+        state, figures = distillation.iterate(*given, at.iteration, loop.real, _on(at.state.images, loop.columns))
     except DivergenceError as error:
         good = f"last good matching loss {at.rows[-1]['matching_loss']:g}" if at.rows else "no good iteration before it"
         of = f"expert {drawn['expert']}, start epoch {drawn['start_epoch']}, " if drawn else ""
         where = f"iteration {at.iteration} ({of}{good})"
         return _restored(loop, at, f"run {loop.name} diverged at {where}: {error}")
-    row = {"iteration": at.iteration, **drawn, **_row(figures, settings, at.iteration), "lr_img": settings.lr_img}
+    rates = {f"syn_lr_{name}": rate for name, rate in zip(loop.tuples.names if loop.tuples else (), figures.rates, strict=True)}
+    row = {"iteration": at.iteration, **drawn, **_row(figures, settings, at.iteration), **rates, "lr_img": settings.lr_img}
     done = replace(at, state=state, rows=(*at.rows, row))
     if done.iteration in loop.moments:
         done = replace(done, snapshots={**at.snapshots, done.iteration: _pixels(loop, state)})
     return replace(done, anchor=state) if done.iteration % ANCHOR_ITERATIONS == 0 else done
+
+
+def _on(like: Tensor, columns: Tensor | None) -> Tensor | None:
+    return None if columns is None else columns.to(like)
 
 
 def gradient(loop: Loop, at: Distilling, kind: Literal["exact", "tesla"]) -> MatchingGradient:

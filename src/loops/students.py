@@ -11,18 +11,19 @@ from torch import Tensor, nn
 
 from src.ground.seeding import generator
 from src.loops.stored import Stored
-from src.maths import networks, protocol, scores
-from src.maths.derivatives import Logits
-from src.maths.networks import FlatNetwork, ImageShape
+from src.maths import networks, protocol
+from src.maths.derivatives import Logits, Loss
+from src.maths.networks import FlatNetwork, Shape
 from src.maths.protocol import Gradients, ModuleStudent, Students, Way
+from src.maths.retrieval import Predictor
+from src.maths.tasks import CLASSES, Task
 from src.process import stopping
 from src.process.arrays import Array
 from src.settings.networks import Network
 from src.settings.protocols import Protocol
 
 State = Callable[[], Stored]
-Predictor = Callable[[Tensor], Tensor]  # images (B, C, H, W) -> logits (B, K)
-Read = Callable[[str], tuple[Tensor, Tensor]]  # split -> images and labels
+Read = Callable[[str], tuple[Tensor, ...]]  # split -> images and labels, or what the task takes
 
 
 @dataclass(frozen=True)
@@ -31,21 +32,22 @@ class Training:
 
     settings: Protocol
     spec: Network
-    shape: ImageShape
+    shape: Shape
     seed: int
     way: Way
-    images: Array  # (S, C, H, W), synthetic
-    labels: Array  # (S,) classes or (S, K) probabilities
-    syn_lr: float
+    images: Array  # (S, C, H, W), synthetic; or tuples (S, D)
+    labels: Array  # (S,) classes or (S, K) probabilities; or what the task takes
+    syn_lr: float | tuple[float, ...]  # of tuples one a modality
     splits: tuple[str, ...]  # to predict
     watched: str | None  # the split that chooses each student's best epoch; None keeps the last one
     read: Read  # a split's images as networks read them (N, C, H, W), and labels (N,)
+    task: Task = CLASSES
 
 
-def forward_flops(spec: Network, shape: ImageShape) -> int:
+def forward_flops(spec: Network, shape: Shape) -> int:
     """Floating-point operations of one image's forward pass."""
     network = networks.build(spec, shape, torch.Generator())
-    return networks.forward_flops(network, torch.zeros(1, shape.channels, shape.size, shape.size))
+    return networks.forward_flops(network, torch.zeros(1, *shape.batch))
 
 
 def start(training: Training, group: int, device: torch.device, stored: Stored | None = None) -> Points | Modules:
@@ -59,7 +61,9 @@ class Points:
 
     def __init__(self, training: Training, group: int, device: torch.device, stored: Stored | None):
         self._training, self._device = training, device
-        self._network, self._gradients = _derivative(training.spec, training.shape, device, training.way)
+        self._network, self._gradients, self._parts = _derivative(
+            training.spec, training.shape, device, training.way, training.task.loss
+        )
         self._students = _resumed(stored, device) if stored else _first(training, group, device)
 
     def epochs(self, until: int) -> Iterator[None]:
@@ -67,7 +71,7 @@ class Points:
         watch = _watch(training, self._device)
         score = None if watch is None else lambda thetas: watch(self._functions(thetas))
         images, labels = _synthetic(training, self._device)
-        given = (images, labels, training.syn_lr, training.settings, self._gradients, score)
+        given = (images, labels, self._rate(), training.settings, self._gradients, score)
         for students in protocol.epochs(self._students, *given, until):
             self._students = students
             yield
@@ -81,6 +85,13 @@ class Points:
     def result(self) -> Tensor:
         """Parameters (P,) of the last student."""
         return protocol.chosen(self._students)[-1].cpu()
+
+    def _rate(self) -> float | Tensor:
+        """The learning rate, of tuples one for each parameter (P,)."""
+        rates = self._training.syn_lr
+        if isinstance(rates, float):
+            return rates
+        return networks.spread(self._students.thetas.new_tensor(rates), self._parts)
 
     def _functions(self, thetas: Tensor) -> list[Predictor]:
         return [functools.partial(self._network, theta) for theta in thetas]
@@ -102,6 +113,7 @@ class Modules:
         watch = _watch(training, self._device)
         score = None if watch is None else lambda module: watch([module]).item()
         images, labels = _synthetic(training, self._device)
+        assert isinstance(training.syn_lr, float)  # encoders have no running statistics
         return self._student.epochs(images, labels, training.syn_lr, training.way.bfloat16, score, until)
 
     def state(self) -> State:
@@ -146,24 +158,27 @@ def _synthetic(training: Training, device: torch.device) -> tuple[Tensor, Tensor
 
 
 def _watch(training: Training, device: torch.device) -> Callable[[Sequence[Predictor]], Tensor] | None:
-    """Accuracies (g,) on the watched split, if there is one."""
+    """Accuracies (g,), or the task's figures that count, on the watched split, if there is one."""
     watched = training.watched
     if watched is None:
         return None
-    _, labels = training.read(watched)
+    (_, labels, *_), task = training.read(watched), training.task
 
-    def accuracies(predictors: Sequence[Predictor]) -> Tensor:
-        predicted = predict(training, watched, predictors, device).cpu()
-        return torch.tensor([scores.accuracy(one, labels) for one in predicted], dtype=torch.float64)
+    def figures(predictors: Sequence[Predictor]) -> Tensor:
+        measured = predict(training, watched, predictors, device).cpu()
+        return torch.tensor([task.figures(one, labels)[task.headline] for one in measured], dtype=torch.float64)
 
-    return accuracies
+    return figures
 
 
 @functools.cache
-def _derivative(spec: Network, shape: ImageShape, device: torch.device, way: Way) -> tuple[Logits, Gradients]:
-    """The network as a function and its derivative; a process compiles it once for all students it trains."""
+def _derivative(
+    spec: Network, shape: Shape, device: torch.device, way: Way, loss: Loss
+) -> tuple[Logits, Gradients, tuple[int, ...]]:
+    """The network as a function, its derivative and its parts; a process compiles it once for all students it trains."""
     network = FlatNetwork(networks.build(spec, shape, torch.Generator()).to(device))
-    return stopping.interruptible(network), stopping.interruptible(protocol.derivative(network, way))
+    gradients = protocol.derivative(network, way, loss)
+    return stopping.interruptible(network), stopping.interruptible(gradients), network.parts
 
 
 def forget() -> None:
@@ -172,6 +187,6 @@ def forget() -> None:
 
 
 def predict(training: Training, split: str, predictors: Sequence[Predictor], device: torch.device) -> Tensor:
-    """Predicted classes (g, N) of every student."""
-    images = training.read(split)[0].to(device)
-    return torch.stack([scores.predictions(predictor, images) for predictor in predictors])
+    """What the task makes its figures from, of every student: predicted classes (g, N)."""
+    real = [tensor.to(device) for tensor in training.read(split)]
+    return torch.stack([training.task.measured(predictor, real) for predictor in predictors])

@@ -1,6 +1,7 @@
-"""First and second derivatives of a network's cross-entropy on one batch: where all the time of the inner loop goes.
+"""First and second derivatives of a network's loss on one batch: where all the time of the inner loop goes.
 
-Both are functions of (theta, batch, labels), in the tensors' own precision or with bfloat16 between the layers.
+The loss is the cross-entropy of classes, which is the task where none is named, or any other function of outputs and labels.
+Both derivatives are functions of (theta, batch, labels), in the tensors' own precision or with bfloat16 between the layers.
 Augmentation, L2 decay and the balanced coefficient stay outside: they are linear in these, so that one function serves every
 step.
 """
@@ -24,6 +25,7 @@ from src.settings.networks import Network
 from src.settings.runtime import Runtime
 
 Logits = Callable[[Tensor, Tensor], Tensor]  # (theta (P,), images (B, C, H, W)) -> (B, K)
+Loss = Callable[[Tensor, Tensor], Tensor]  # (outputs (B, ...), labels (B, ...)) -> the batch's loss ()
 Backend = Literal["eager", "kernels", "compiled"]  # autograd; by hand on own kernels; autograd through torch.compile
 PASSES = 12  # work of one inner step, forward and backward, in forward passes: 3 for `first`, 9 for autograd's `second`
 
@@ -41,11 +43,19 @@ def choose(asked: Runtime, device: torch.device, spec: Network, flops: float) ->
 
 
 class Derivatives:
-    """Derivatives of CE(network(theta, batch), labels); labels are classes (B,) or probabilities (B, K)."""
+    """Derivatives of loss(network(theta, batch), labels); labels are classes (B,) or numbers, as probabilities (B, K)."""
 
-    def __init__(self, network: Logits, bfloat16: bool = False, backend: Backend = "eager", memory_mib: int = 0):
+    def __init__(
+        self,
+        network: Logits,
+        bfloat16: bool = False,
+        backend: Backend = "eager",
+        memory_mib: int = 0,
+        loss: Loss = F.cross_entropy,
+    ):
         """A loop may take `memory_mib`. Raises TypeError where the backend is 'kernels' and the network none that they know."""
         self._network = network
+        self._loss = loss
         self._bfloat16 = bfloat16
         self._memory = memory_mib * 2**20
         self._by_hand: ByHand | None = None
@@ -57,10 +67,10 @@ class Derivatives:
             self._first, self._second = runtime.compiled(self._first), runtime.compiled(self._second)  # type: ignore[method-assign]
 
     def loss(self, theta: Tensor, batch: Tensor, labels: Tensor) -> Tensor:
-        """The mean cross-entropy, a scalar in the precision of theta."""
+        """The batch's loss, a scalar in the precision of theta."""
         with self._autocast(theta.device.type):
-            logits = self._network(theta, batch)
-        return F.cross_entropy(logits.to(theta.dtype), labels)
+            outputs = self._network(theta, batch)
+        return self._loss(outputs.to(theta.dtype), labels)
 
     def first(self, theta: Tensor, batch: Tensor, labels: Tensor) -> Tensor:
         """The gradient with respect to theta, (P,)."""
@@ -73,7 +83,7 @@ class Derivatives:
         return self._first(theta, batch, labels), None
 
     def second(self, theta: Tensor, batch: Tensor, labels: Tensor, a: Tensor, sweep: Sweep | None = None) -> tuple[Tensor, ...]:
-        """The gradient of <first, a> with respect to theta (P,), batch (B, C, H, W) and, if probabilities, labels (B, K).
+        """The gradient of <first, a> with respect to theta (P,), batch (B, C, H, W) and, if real numbers, labels (B, K).
 
         `sweep` saves time and changes no bit.
         """

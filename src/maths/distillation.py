@@ -1,7 +1,10 @@
 """The outer loop: one iteration moves the synthetic images, syn_lr and learned labels down the gradient of the student's loss.
 
+Where the task is tuples, these stand for the images, as rows (S, D) of all modalities' numbers; syn_lr is one learning rate a
+modality, and the labels are their places, or what is learned of their similarity.
+
 Sources: MTT, algorithm 1; AST, section 3 for its parts; FTD for the running mean; TESLA and DATM for the labels; RaT-BPTT for
-the loss on real images.
+the loss on real images; LoRS for the similarity.
 """
 
 from __future__ import annotations
@@ -31,8 +34,8 @@ IMAGE_LIMIT = 1e4  # what networks read has a standard deviation of about 1
 class State:
     """What the outer loop carries from one iteration to the next; None of what the settings do not ask for."""
 
-    images: Tensor  # (S, C, H, W)
-    syn_lr: Tensor  # ()
+    images: Tensor  # (S, C, H, W), or tuples (S, D)
+    syn_lr: Tensor  # (), of tuples (M,)
     images_velocity: Tensor  # (S, C, H, W), outer momentum, or Adam's mean gradient
     syn_lr_velocity: Tensor  # ()
     images_square: Tensor | None = None  # (S, C, H, W), Adam's mean squared gradient
@@ -45,11 +48,14 @@ class State:
     students: Tensor | None = None  # (n, P), of the objective real
     students_moments: Tensor | None = None  # (n, 2, P), of their optimisers
     students_steps: Tensor | None = None  # (n,), that they have taken
+    similarity: Tensor | None = None  # (S, q), of tuples
+    similarity_velocity: Tensor | None = None  # (S, q)
+    similarity_square: Tensor | None = None  # (S, q)
 
     @property
     def labels(self) -> Tensor | None:
         """(S, K) as students learn them; None where they are as they were given."""
-        return None if self.logits is None else self.logits.softmax(1)
+        return self.similarity if self.logits is None else self.logits.softmax(1)
 
     @property
     def scored(self) -> tuple[Tensor, Tensor | None]:
@@ -84,25 +90,34 @@ class Figures:
     grad_norm_images: float
     grad_norm_syn_lr: float
     steps: tuple[float, ...] = ()  # at which each target was reached, the mean over the trajectories
+    rates: tuple[float, ...] = ()  # of tuples: syn_lr of each modality, whose mean is the one above
 
     @property
     def matching_loss(self) -> float:
         return sum(self.terms)
 
 
-def start(images: Tensor, settings: Distillation, logits: Tensor | None = None, syn_lr: float | None = None) -> State:
+def start(
+    images: Tensor,
+    settings: Distillation,
+    logits: Tensor | None = None,
+    syn_lr: float | Sequence[float] | None = None,
+    similarity: Tensor | None = None,
+) -> State:
     """The state before the first iteration.
 
-    `logits` (S, K) are those that learned labels start from; `syn_lr` is the initial run's, where lr_init is null.
+    `logits` (S, K) are those that learned labels start from, `similarity` (S, q) what is learned of tuples beside these;
+    `syn_lr` goes before lr_init: the initial run's, or that of each modality.
     """
     first = settings.lr_init if syn_lr is None else syn_lr
     rate = torch.tensor(first, dtype=images.dtype, device=images.device)
-    state = State(images, rate, torch.zeros_like(images), torch.zeros_like(rate), logits=logits)
-    if logits is not None:
-        state = replace(state, logits_velocity=torch.zeros_like(logits))
+    learned = {"logits": logits, "similarity": similarity}
+    moving = {name: value for name, value in learned.items() if value is not None}
+    state = State(images, rate, torch.zeros_like(images), torch.zeros_like(rate), **moving)
+    state = replace(state, **{f"{name}_velocity": torch.zeros_like(value) for name, value in moving.items()})
     if settings.outer_optimiser == "adam":
-        squares = {"images_square": torch.zeros_like(images), "syn_lr_square": torch.zeros_like(rate)}
-        state = replace(state, **squares, logits_square=None if logits is None else torch.zeros_like(logits))
+        squares = {"images": images, "syn_lr": rate, **moving}
+        state = replace(state, **{f"{name}_square": torch.zeros_like(value) for name, value in squares.items()})
     return state if settings.ema is None else replace(state, images_mean=images, labels_mean=state.labels)
 
 
@@ -131,21 +146,24 @@ def iterate(
     generator: torch.Generator,
     iteration: int = 0,
     real: Real | None = None,
+    columns: Tensor | None = None,
 ) -> tuple[State, Figures]:
     """One iteration against one or several expert trajectories, whose gradients are averaged; of objective real against none.
 
-    `labels` are those given with the images, (S,) or (S, K). Raises DivergenceError, leaving `state` good.
+    `labels` are those given with the images, (S,) or (S, K). `columns` (D,) are learning rates of tuples' numbers as shares of
+    lr_img. Raises DivergenceError, leaving `state` good.
     """
     state, gradients = differentiated(network, derivatives, state, labels, starts, settings, generator, real)
     gradient = mean(gradients)
     figures = Figures(
         gradient.terms.tolist(),
-        state.syn_lr.item(),
+        state.syn_lr.mean().item(),
         gradient.images.norm().item(),
-        gradient.syn_lr.abs().item(),
+        gradient.syn_lr.abs().max().item(),
         tuple(sum(steps) / len(steps) for steps in zip(*(one.steps for one in gradients), strict=True)),
+        tuple(state.syn_lr.tolist()) if state.syn_lr.dim() else (),
     )
-    new = _averaged(_descend(state, gradient, settings, iteration), settings)
+    new = _averaged(_descend(state, gradient, settings, iteration, columns), settings)
     _check(figures, new, settings)
     return new, figures
 
@@ -179,7 +197,7 @@ def mean(gradients: Sequence[MatchingGradient]) -> MatchingGradient:
     return MatchingGradient(
         terms=torch.stack([one.terms for one in gradients]).mean(dim=0),
         images=torch.stack([one.images for one in gradients]).mean(dim=0),
-        syn_lr=torch.stack([one.syn_lr for one in gradients]).mean(),
+        syn_lr=torch.stack([one.syn_lr for one in gradients]).mean(dim=0),
         labels=torch.stack(labels).mean(dim=0) if labels else None,
     )
 
@@ -205,7 +223,7 @@ def _match(
     steps = _steps(len(labels), settings.syn_steps, settings, generator, state.images)
     batch = None if real is None else _real_batch(real, settings, generator)
     first = sum(network.sizes[: int(settings.unmatched_depth * len(network.sizes))])
-    course = Course(theta_start, start.snapshots[1:], first, derivatives, batch, settings)
+    course = Course(theta_start, start.snapshots[1:], first, derivatives, batch, settings, network.parts)
     return inner_loop.matching_gradient(
         derivatives,
         state.images,
@@ -214,7 +232,7 @@ def _match(
         theta_start,
         steps,
         targets.made(settings.targets, course),
-        _rule(settings, matching.balance(start.epoch, settings)),
+        _rule(settings, matching.balance(start.epoch, settings), network.parts),
         exact=settings.gradient == "exact",
     )
 
@@ -252,8 +270,8 @@ def _learn(
     return _kept(state, students, chosen, found.ended), found
 
 
-def _rule(settings: Distillation, coefficient: float) -> InnerRule:
-    return InnerRule(settings.inner_momentum, settings.inner_weight_decay, coefficient, settings.inner_optimiser)
+def _rule(settings: Distillation, coefficient: float, parts: tuple[int, ...] = ()) -> InnerRule:
+    return InnerRule(settings.inner_momentum, settings.inner_weight_decay, coefficient, settings.inner_optimiser, parts)
 
 
 def _steps(count: int, steps: int, settings: Distillation, generator: torch.Generator, like: Tensor) -> list[InnerStep]:
@@ -293,11 +311,12 @@ def _kept(state: State, students: Students, number: int, student: Student) -> St
     return replace(state, students=thetas, students_moments=moments, students_steps=steps)
 
 
-def _descend(state: State, gradient: MatchingGradient, settings: Distillation, iteration: int) -> State:
+def _descend(state: State, gradient: MatchingGradient, settings: Distillation, iteration: int, columns: Tensor | None) -> State:
     """SGD with momentum or Adam, as torch.optim has them; syn_lr stops at its lower bound."""
     own, momentum = (settings, iteration), settings.outer_momentum
     of_images, of_rate = (state.images_velocity, state.images_square), (state.syn_lr_velocity, state.syn_lr_square)
-    images = _moved(state.images, gradient.images, of_images, settings.lr_img, momentum, *own)
+    lr_img = settings.lr_img if columns is None else settings.lr_img * columns
+    images = _moved(state.images, gradient.images, of_images, lr_img, momentum, *own)
     rate = _moved(state.syn_lr, gradient.syn_lr, of_rate, settings.lr_lr, momentum, *own)
     new = replace(
         state,
@@ -308,6 +327,8 @@ def _descend(state: State, gradient: MatchingGradient, settings: Distillation, i
         images_square=images[2],
         syn_lr_square=rate[2],
     )
+    if settings.similarity is not None:
+        return _with_similarity(new, state, gradient, settings, iteration)
     if settings.labels != "learned":
         return new
     p, g = state.labels, gradient.labels
@@ -318,11 +339,21 @@ def _descend(state: State, gradient: MatchingGradient, settings: Distillation, i
     return replace(new, logits=logits[0], logits_velocity=logits[1], logits_square=logits[2])
 
 
+def _with_similarity(new: State, state: State, gradient: MatchingGradient, settings: Distillation, iteration: int) -> State:
+    """The new state with the similarity of tuples, whose momentum is that of the images (LoRS)."""
+    assert settings.similarity is not None
+    assert state.similarity is not None and state.similarity_velocity is not None and gradient.labels is not None
+    kept = (state.similarity_velocity, state.similarity_square)
+    lr, momentum = settings.similarity.lr, settings.outer_momentum
+    found = _moved(state.similarity, gradient.labels, kept, lr, momentum, settings, iteration)
+    return replace(new, similarity=found[0], similarity_velocity=found[1], similarity_square=found[2])
+
+
 def _moved(
     value: Tensor,
     gradient: Tensor,
     kept: tuple[Tensor, Tensor | None],
-    lr: float,
+    lr: float | Tensor,
     momentum: float,
     settings: Distillation,
     iteration: int,
@@ -355,7 +386,7 @@ def _check(figures: Figures, new: State, settings: Distillation) -> None:
     """Raises DivergenceError where a number is not finite, or beyond all sense."""
     gradients = torch.tensor([figures.grad_norm_images, figures.grad_norm_syn_lr])
     largest = new.images.abs().max().item()
-    watched = (gradients, new.images, new.syn_lr, *(() if new.logits is None else (new.logits,)))
+    watched = [gradients, new.images, new.syn_lr, *(one for one in (new.logits, new.similarity) if one is not None)]
     finite = all(torch.isfinite(values).all() for values in watched)
     if finite and figures.matching_loss <= LOSS_LIMIT and largest <= IMAGE_LIMIT:
         return

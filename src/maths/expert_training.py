@@ -16,7 +16,7 @@ from src.ground.seeding import continued
 from src.maths import augmentation, networks, smoothness
 from src.maths.augmentation import Draw
 from src.maths.by_hand import ByHand
-from src.maths.derivatives import Backend
+from src.maths.derivatives import Backend, Loss
 from src.maths.networks import FlatNetwork
 from src.settings.experts import Experts
 
@@ -188,14 +188,20 @@ def _descend(state: State, gradient: Tensor, settings: Experts) -> tuple[Tensor,
     return state.theta - lr / (1 - beta**step) * first / scale, torch.stack((first, second))
 
 
-def differentiate(network: FlatNetwork, settings: Experts, bfloat16: bool = False, backend: Backend = "eager") -> Gradient:
-    """The derivative of one step's loss.
+def differentiate(
+    network: FlatNetwork,
+    settings: Experts,
+    bfloat16: bool = False,
+    backend: Backend = "eager",
+    task_loss: Loss = F.cross_entropy,
+) -> Gradient:
+    """The derivative of one step's loss; `task_loss` is what stands for the cross-entropy where classes are not the task.
 
     With `bfloat16`, convolutions and matrix products run in it; theta, losses and gradients keep their precision.
     """
     if backend == "kernels":
         return _by_hand(ByHand(network, bfloat16), settings)
-    found = _by_autograd(network, settings, bfloat16)
+    found = _by_autograd(network, settings, bfloat16, task_loss)
     return runtime.compiled(found) if backend == "compiled" else found
 
 
@@ -218,7 +224,7 @@ def _by_hand(network: ByHand, settings: Experts) -> Gradient:
     return gradient
 
 
-def _by_autograd(network: FlatNetwork, settings: Experts, bfloat16: bool) -> Gradient:
+def _by_autograd(network: FlatNetwork, settings: Experts, bfloat16: bool, task_loss: Loss) -> Gradient:
     """A pure function that compiles."""
 
     def gradient(
@@ -231,7 +237,7 @@ def _by_autograd(network: FlatNetwork, settings: Experts, bfloat16: bool) -> Gra
                 found = network(theta, batch)
             return found.to(theta.dtype)
 
-        loss = F.cross_entropy(logits(augmented), labels)
+        loss = task_loss(logits(augmented), labels)
         penalty = torch.zeros_like(loss)
         if settings.gradient_penalty:
             penalty = smoothness.gradient_penalty(logits, plain, labels, settings)

@@ -14,13 +14,19 @@ from torch.func import grad, vmap
 
 from src.ground import runtime
 from src.maths import expert_training, smoothness
-from src.maths.derivatives import Backend
+from src.maths.derivatives import Backend, Loss
 from src.maths.expert_training import Gradient, State
 from src.maths.networks import FlatNetwork
 from src.settings.experts import Experts
 
 
-def differentiate(network: FlatNetwork, settings: Experts, bfloat16: bool = False, backend: Backend = "eager") -> Gradient:
+def differentiate(
+    network: FlatNetwork,
+    settings: Experts,
+    bfloat16: bool = False,
+    backend: Backend = "eager",
+    task_loss: Loss = F.cross_entropy,
+) -> Gradient:
     """`expert_training.differentiate` for G experts, by autograd: all that it takes and gives is stacked, (G, ...)."""
 
     def loss(
@@ -31,7 +37,7 @@ def differentiate(network: FlatNetwork, settings: Experts, bfloat16: bool = Fals
                 found = network(theta, batch)
             return found.to(theta.dtype)
 
-        cross_entropy = F.cross_entropy(logits(augmented), labels)
+        cross_entropy = task_loss(logits(augmented), labels)
         penalty = torch.zeros_like(cross_entropy)
         if settings.gradient_penalty:
             u = grad(lambda images: smoothness.penalised(logits(images), labels, settings.gradient_penalty_of))(plain)

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from src.maths import augmentation
+from src.maths import augmentation, networks
 from src.maths.augmentation import Draw
 from src.maths.by_hand import Sweep
 from src.maths.derivatives import Derivatives
@@ -54,6 +54,7 @@ class InnerRule:
     weight_decay: float
     coefficient: float
     optimiser: Optimiser = "sgd"
+    parts: tuple[int, ...] = ()  # of tuples: parameters that each modality's learning rate moves
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,9 @@ class MatchingGradient:
     """The loss that the student ends with, and its gradient."""
 
     terms: Tensor  # (M,) one for each target, weights included; their sum is the loss
-    images: Tensor  # (S, C, H, W)
-    syn_lr: Tensor  # ()
-    labels: Tensor | None  # (S, K) where labels are probabilities
+    images: Tensor  # (S, C, H, W), or tuples (S, D)
+    syn_lr: Tensor  # (), of tuples (M,)
+    labels: Tensor | None  # (S, K) where labels are real numbers
     steps: tuple[int, ...] = ()  # at which the targets were reached
     ended: Student | None = None  # after the last step
 
@@ -101,7 +102,8 @@ def matching_gradient(
 ) -> MatchingGradient:
     """Run the student from theta_start (P,) and differentiate the targets' values; none gets a gradient from later steps.
 
-    Its optimiser goes on from the moments, or begins. Without `exact` the gradient is TESLA's.
+    Its optimiser goes on from the moments, or begins. Without `exact` the gradient is TESLA's. Images (S, C, H, W) may be
+    tuples (S, D), with a syn_lr (M,) of as many learning rates as the rule has parts.
     """
     images, labels, syn_lr, theta_start = (x.detach() for x in (images, labels, syn_lr, theta_start))
     update = update_of(rule.optimiser, rule.momentum, moments or rest(theta_start), len(steps))
@@ -110,14 +112,14 @@ def matching_gradient(
     ended = Student(thetas[-1].clone(), update.moments)
     grad_images, grad_syn_lr = torch.zeros_like(images), torch.zeros_like(syn_lr)
     grad_labels = torch.zeros_like(labels) if labels.is_floating_point() else None
-    lam = torch.zeros_like(theta_start)
+    lam, alpha = torch.zeros_like(theta_start), networks.spread(syn_lr, rule.parts)
     for t in reversed(range(max(one.step for one in reached))):
         for one in reached:
             if one.step == t + 1:
                 lam = lam + one.pull
         moved = thetas[t] - thetas[t + 1]
-        a = update.back(t, lam, moved, syn_lr)
-        grad_syn_lr -= lam.dot(moved) / syn_lr
+        a = update.back(t, lam, moved, alpha)
+        grad_syn_lr -= _dot(lam, moved, rule.parts) / syn_lr
         h, q, *r = _second_order(derivatives, thetas[t], images, labels, steps[t], rule, a, sweeps.pop(t, None))
         lam = lam + h if exact else lam
         grad_images += q
@@ -181,7 +183,16 @@ def _step(
     """theta_{t+1} (P,), and the step's sweep."""
     batch = augmentation.apply(step.draw, images[step.index])
     gradient, sweep = derivatives.sweep(theta, batch, labels[step.index])
-    return update.step(theta, rule.coefficient * gradient, rule.weight_decay * theta, syn_lr), sweep
+    return update.step(
+        theta, rule.coefficient * gradient, rule.weight_decay * theta, networks.spread(syn_lr, rule.parts)
+    ), sweep
+
+
+def _dot(one: Tensor, other: Tensor, parts: tuple[int, ...]) -> Tensor:
+    """The inner product (), or that of each part (M,)."""
+    if not parts:
+        return one.dot(other)
+    return torch.stack([a.dot(b) for a, b in zip(one.split(parts), other.split(parts), strict=True)])
 
 
 def _second_order(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from src.ground.errors import UserError
-from src.settings.networks import Network
+from src.settings.networks import Encoders, Network
 
 
 @dataclass(frozen=True)
@@ -21,8 +23,50 @@ class ImageShape:
     size: int
     classes: int
 
+    @property
+    def batch(self) -> tuple[int, ...]:
+        """(C, H, W), the shape of one image."""
+        return self.channels, self.size, self.size
 
-def build(spec: Network, shape: ImageShape, generator: torch.Generator) -> nn.Module:
+
+@dataclass(frozen=True)
+class Modality:
+    """One of a tuple: images and spectrograms (C, H, W), texts (numbers, characters), vectors (F,)."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def numbers(self) -> int:
+        """D_m, of one item."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class TupleShape:
+    """What encoders of tuples read: rows of all modalities' numbers, one after the other."""
+
+    modalities: tuple[Modality, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(one.name for one in self.modalities)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """D_1 .. D_M, numbers of each modality."""
+        return tuple(one.numbers for one in self.modalities)
+
+    @property
+    def batch(self) -> tuple[int, ...]:
+        """(D,), the shape of one tuple."""
+        return (sum(self.sizes),)
+
+
+Shape = ImageShape | TupleShape
+
+
+def build(spec: Network, shape: Shape, generator: torch.Generator) -> nn.Module:
     """The network of `spec` in float32, with parameters drawn from `generator` by torch's default rules.
 
     Raises UserError where the image is too small for it, or the width does not fit the norm.
@@ -34,13 +78,25 @@ def build(spec: Network, shape: ImageShape, generator: torch.Generator) -> nn.Mo
     return network
 
 
-def assembled(spec: Network, shape: ImageShape) -> nn.Sequential:
+def assembled(spec: Network, shape: Shape) -> nn.Module:
     """A network of `spec` with torch's own initialisation, built by the family's module: no other one is loaded.
 
     Raises UserError where the image is too small for it, or the width does not fit the norm.
     """
     family = importlib.import_module(f"src.maths.families.{spec.family.lower()}")
+    if isinstance(spec, Encoders):
+        assert isinstance(shape, TupleShape)
+        own = [assembled(spec.encoders[one.name], _read_by_encoder(one, spec.embedding)) for one in shape.modalities]
+        encoders: nn.Module = family.TupleEncoders(own, [one.shape for one in shape.modalities])
+        return encoders
+    assert isinstance(shape, ImageShape)
     return nn.Sequential(*family.layers(spec, shape.channels, shape.size, shape.classes))
+
+
+def _read_by_encoder(modality: Modality, embedding: int) -> ImageShape:
+    """As the families name shapes: a text's numbers are channels, a vector has one pixel, and classes are the embedding's."""
+    channels, size, *_ = (*modality.shape, 1)
+    return ImageShape(channels, size, embedding)
 
 
 def _allocate(network: nn.Module) -> None:
@@ -55,7 +111,7 @@ def _allocate(network: nn.Module) -> None:
 def _initialise(network: nn.Module, generator: torch.Generator) -> None:
     """torch's default initialisation, drawn from `generator` instead of the global state."""
     for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
+        if isinstance(module, nn.Conv2d | nn.Conv1d | nn.Linear):
             fan_in = module.weight[0].numel()
             bound = fan_in**-0.5  # kaiming_uniform_ with a = sqrt(5), and the bias's bound
             with torch.no_grad():
@@ -69,7 +125,7 @@ def _initialise(network: nn.Module, generator: torch.Generator) -> None:
 
 
 def forward_flops(network: nn.Module, images: Tensor) -> int:
-    """Floating-point operations of one forward pass of images (B, C, H, W): two for each multiplication of its layers.
+    """Floating-point operations of one forward pass of images (B, C, H, W) or tuples: two for each multiplication of layers.
 
     torch's own counter imports the compiler, two seconds, which the stages that do not compile would wait for.
     """
@@ -79,7 +135,7 @@ def forward_flops(network: nn.Module, images: Tensor) -> int:
         assert isinstance(layer.weight, Tensor)
         counted.append(2 * output.numel() * layer.weight[0].numel())
 
-    layers = [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    layers = [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Conv1d | nn.Linear)]
     hooks = [layer.register_forward_hook(count) for layer in layers]
     try:
         with torch.no_grad():
@@ -91,9 +147,10 @@ def forward_flops(network: nn.Module, images: Tensor) -> int:
 
 
 class FlatNetwork:
-    """A network as a function of one flat parameter vector theta (P,) and images (B, C, H, W).
+    """A network as a function of one flat parameter vector theta (P,) and images (B, C, H, W), or tuples (B, D).
 
-    Order and shapes of the parameters are `named_parameters()`'s; `convolutions` names the slices of convolution weights.
+    Order and shapes of the parameters are `named_parameters()`'s; `convolutions` names the slices of convolution weights,
+    `parts` is how many parameters the encoder of each modality has, () of a network that is not made of encoders.
     """
 
     def __init__(self, network: nn.Module):
@@ -107,16 +164,17 @@ class FlatNetwork:
         self.shapes = [parameter.shape for parameter in network.parameters()]
         self.sizes = [parameter.numel() for parameter in network.parameters()]
         self.dimension = sum(self.sizes)  # P
+        self.parts = tuple(sum(own.numel() for own in one.parameters()) for one in getattr(network, "encoders", ()))
         ends = torch.tensor(self.sizes).cumsum(0).tolist()
         weights = {f"{name}.weight" for name, module in network.named_modules() if isinstance(module, nn.Conv2d)}
         self.convolutions = [
             slice(end - size, end) for name, size, end in zip(self.names, self.sizes, ends, strict=True) if name in weights
         ]
 
-    def __call__(self, theta: Tensor, images: Tensor) -> Tensor:
-        """Logits (B, K)."""
-        logits: Tensor = functional_call(self._network, self.unflatten(theta), (images,))
-        return logits
+    def __call__(self, theta: Tensor, images: Tensor, **which: int) -> Tensor:
+        """Logits (B, K); of encoders directions (B, M, E), or (n, E) of the items (n, D_m) of one `modality`."""
+        outputs: Tensor = functional_call(self._network, self.unflatten(theta), (images,), which)
+        return outputs
 
     def forward_flops(self, images: Tensor) -> int:
         """Floating-point operations of one forward pass of images (B, C, H, W)."""
@@ -155,6 +213,11 @@ class FlatNetwork:
         """Views into theta, by parameter name."""
         parts = theta.split(self.sizes)
         return {n: part.view(shape) for n, part, shape in zip(self.names, parts, self.shapes, strict=True)}
+
+
+def spread(syn_lr: Tensor, parts: Sequence[int]) -> Tensor:
+    """The learning rate of each parameter (P,), or the one of all ()."""
+    return syn_lr.repeat_interleave(torch.tensor(parts, device=syn_lr.device)) if parts else syn_lr
 
 
 def flatten(network: nn.Module) -> Tensor:

@@ -16,7 +16,10 @@ WHITENED_MOST = 4096  # numbers of an image, D: 32x32 in colour, 64x64 in grey; 
 
 
 class Space(Protocol):
-    """What networks read instead of pixels (N, C, H, W); distilled images may leave [0, 1] when they come back."""
+    """What networks read instead of pixels (N, C, H, W), or of the numbers of tuples (N, D).
+
+    Distilled images may leave [0, 1] when they come back.
+    """
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Network input of pixels."""
@@ -27,7 +30,7 @@ class Space(Protocol):
 
 @dataclass(frozen=True)
 class Normalisation:
-    """Per-channel mean and standard deviation, both (C,)."""
+    """Per-channel mean and standard deviation, both (C,); of tuples those of each number (D,)."""
 
     mean: Tensor
     std: Tensor
@@ -40,7 +43,7 @@ class Normalisation:
 
     @staticmethod
     def _channels(values: Tensor, like: Tensor) -> Tensor:
-        return values.to(like).view(1, -1, 1, 1)
+        return values.to(like).view(1, -1, *(1,) * (like.dim() - 2))
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from src.ground import runtime
 from src.ground.errors import DivergenceError
 from src.ground.seeding import continued
 from src.maths import augmentation, derivatives, networks
-from src.maths.derivatives import Backend, Derivatives, Logits
+from src.maths.derivatives import Backend, Derivatives, Logits, Loss
 from src.settings.networks import Network
 from src.settings.protocols import Protocol
 from src.settings.runtime import Runtime
@@ -65,13 +65,13 @@ def choose(asked: Runtime, device: torch.device, settings: Protocol, images: int
     return Way(device.type != "cpu", backend, bfloat16, flops, note)
 
 
-def derivative(network: Logits, way: Way) -> Gradients:
+def derivative(network: Logits, way: Way, loss: Loss = F.cross_entropy) -> Gradients:
     """The students' first derivatives in this way; channels last is a tenth faster compiled, and slower eager."""
     if way.together:
-        gradients = side_by_side(Derivatives(network, way.bfloat16).loss)
+        gradients = side_by_side(Derivatives(network, way.bfloat16, loss=loss).loss)
         return runtime.compiled(gradients) if way.backend == "compiled" else gradients
-    layout = torch.channels_last if way.backend == "compiled" else torch.contiguous_format
-    return one_by_one(Derivatives(network, way.bfloat16, way.backend).first, layout)
+    layout = torch.channels_last if way.backend == "compiled" and loss is F.cross_entropy else torch.contiguous_format
+    return one_by_one(Derivatives(network, way.bfloat16, way.backend, loss=loss).first, layout)
 
 
 def side_by_side(loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Gradients:
@@ -136,13 +136,13 @@ def epochs(
     students: Students,
     images: Tensor,
     labels: Tensor,
-    syn_lr: float,
+    syn_lr: float | Tensor,
     settings: Protocol,
     gradients: Gradients,
     score: Callable[[Tensor], Tensor] | None = None,
     until: int | None = None,
 ) -> Iterator[Students]:
-    """The students after each further epoch, `until` so many or all are finished.
+    """The students after each further epoch, `until` so many or all are finished; syn_lr may be one for each parameter (P,).
 
     Raises DivergenceError where a student's parameters stop being finite.
     """
@@ -257,7 +257,7 @@ def _step(student: nn.Module, optimiser: torch.optim.Optimizer, batch: Tensor, l
     optimiser.step()
 
 
-def _lr(syn_lr: float, epoch: int, settings: Protocol) -> float:
+def _lr(syn_lr: float | Tensor, epoch: int, settings: Protocol) -> float | Tensor:
     return syn_lr * (settings.lr_drop_factor if epoch > settings.epochs // 2 else 1.0)
 
 
@@ -266,10 +266,11 @@ def _is_tested(epoch: int, settings: Protocol) -> bool:
     return (epoch + 1) % settings.test_every == 0 or epoch + 1 == settings.epochs
 
 
-def _check_finite(parameters: Tensor, epoch: int, syn_lr: float) -> None:
+def _check_finite(parameters: Tensor, epoch: int, syn_lr: float | Tensor) -> None:
     if not torch.isfinite(parameters).all():
+        largest = syn_lr.max().item() if isinstance(syn_lr, Tensor) else syn_lr
         raise DivergenceError(
-            f"students diverged in epoch {epoch + 1} with syn_lr {syn_lr:g}: lower the run's lr_init or lr_lr"
+            f"students diverged in epoch {epoch + 1} with syn_lr {largest:g}: lower the run's lr_init or lr_lr"
         )
 
 

@@ -19,6 +19,8 @@ def text(title: str, results: Sequence[Result], matrix: Matrix | None, beyond: S
         "Gain: points of test accuracy above real images, not distilled, of the same number.\n"
         f"Parts: {parts}.\n"
     )
+    if any(result.tuples for result in results):
+        notes += "Of tuples it is recall that stands for accuracy: at 1, 5 and 10, in all directions, the mean of all.\n"
     if any(result.selected for result in results):
         notes += f"{MARK} {SELECTED}.\n"
     others = f"\n{_standings(results, beyond)}" if beyond.notes else ""

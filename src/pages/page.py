@@ -14,10 +14,11 @@ from src.pages import standings
 from src.pages.charts import Chart, Scale
 from src.pages.sheets import Sheet
 from src.pages.standings import Standings
+from src.pages.tuples import Shown
 from src.settings.resolved import Run
 from src.store.cost import Cost
 
-TEMPLATE, STYLE = "report.html.j2", "style.css.j2"
+TEMPLATE, STYLE, TUPLES = "report.html.j2", "style.css.j2", "tuples.html.j2"
 PARTS = (
     ("Clipping loss", "experts"),
     ("Gradient penalty", "experts"),
@@ -52,6 +53,15 @@ REAL = {
 }
 
 
+REAL_TUPLES = {
+    "random": "random real tuples",
+    "noise": "noise",
+    "herding": "real tuples by herding",
+    "k_center": "real tuples by k-center",
+    "run": "tuples of another run",
+}
+
+
 @dataclass(frozen=True)
 class Result:
     """One run's row."""
@@ -73,6 +83,7 @@ class Result:
     pixels: str = ""  # digest of its images, equal for the same ones with other labels
     colour: int | None = None  # None where not distilled
     gain: float | None = None  # mean test accuracy above the baseline's; None without one
+    tuples: bool = False  # whether it is of tuples, whose mean recall stands for the accuracy
 
     @property
     def whole(self) -> bool:
@@ -81,6 +92,8 @@ class Result:
     @property
     def label(self) -> str:
         """The method, in words where the images are as they were found."""
+        if self.tuples:
+            return "all real tuples" if self.whole else self.method if self.distilled else f"{REAL_TUPLES[self.initialisation]}"
         return "all real images" if self.whole else self.method if self.distilled else REAL[self.initialisation]
 
     @property
@@ -193,6 +206,7 @@ class Page:
     experts_spent: tuple[Spent, ...]
     runs_spent: tuple[Spent, ...]
     learned_rates: dict[str, float]  # syn_lr of every run, as its students use it
+    tuples: tuple[Shown, ...] = ()  # of each run of tuples
     contrast: Contrast | None = None  # of a page that compares a few runs
 
     @property
@@ -236,7 +250,7 @@ def filled(template: str, **values: object) -> str:
         keep_trailing_newline=True,
     )
     environment.filters.update(percent=percent, share=share, points=points, duration=duration, per_class=per_class)
-    return environment.get_template(template).render(style=STYLE, **values)
+    return environment.get_template(template).render(style=STYLE, tuples_of=TUPLES, **values)
 
 
 def score(accuracy: Accuracy) -> str:
@@ -259,4 +273,6 @@ def points(fraction: float) -> str:
 
 
 def per_class(ipc: int | str) -> str:
+    if isinstance(ipc, str) and ipc != "all":  # of tuples, in words
+        return ipc
     return "whole training split" if ipc == "all" else f"{ipc} image{'s' if ipc != 1 else ''} per class"

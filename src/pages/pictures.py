@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -35,6 +37,12 @@ def grid(pixels: Tensor, labels: Tensor, square: bool = False) -> np.ndarray:
     row = columns if columns > 1 else min(len(members), math.ceil(len(members) ** 0.5) if square else MOST_COLUMNS)
     array: np.ndarray = (_laid_out(enlarged.clamp(0, 1), row) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     return array
+
+
+def save(image: Tensor, path: Path) -> None:
+    """A picture file of an image (C, H, W); pixels outside [0, 1] are cut off."""
+    levels = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    Image.fromarray(levels[..., 0] if levels.shape[2] == 1 else levels).save(path)
 
 
 def _laid_out(images: Tensor, columns: int) -> Tensor:

@@ -36,6 +36,11 @@ def sheets(pixels: Tensor, labels: Tensor, classes: Sequence[str], rows: int = M
     return tuple(found)
 
 
+def single(pixels: Tensor) -> str:
+    """One image (C, H, W) by itself."""
+    return _uri(_canvas([pixels[None]], 1))
+
+
 def out_of_range(pixels: Tensor) -> float:
     """Fraction of pixels outside [0, 1], which pictures cut off."""
     return ((pixels < -HALF_LEVEL) | (pixels > 1 + HALF_LEVEL)).double().mean().item()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -16,6 +17,58 @@ def _with_train(folders: dict[str, str]) -> dict[str, str]:
 
 
 SplitFolders = Literal["none"] | Annotated[dict[Literal["train", "val", "test"], str], AfterValidator(_with_train)]
+
+
+class ImageModality(Settings):
+    """Pictures."""
+
+    kind: Literal["image"]
+    """Which modality it is."""
+    column: str | None = None
+    """Of a table: the column of paths or bytes; null is one called as the modality."""
+    size: Positive | None = None
+    """Side of the square images, pixels; null keeps those of a known source."""
+    channels: Literal[1, 3] | None = None
+    """1 turns images grey, 3 makes them colour; null is 3, or what a known source has."""
+
+
+class TextModality(Settings):
+    """Texts, a column of numbers a character that is the same for each character in whatever data set: drawn once for all from
+    the character's number in Unicode. What is learned are such columns."""
+
+    kind: Literal["text"]
+    """Which modality it is."""
+    column: str | None = None
+    """Of a table: the column of texts, or of lists of several; null is one called as the modality."""
+    length: Positive = 16
+    """Characters that are read; longer texts are cut, shorter ones end in zeros."""
+    numbers: Positive = 16
+    """Numbers of each character."""
+
+
+class AudioModality(Settings):
+    """Sounds, as logarithmic mel spectrograms that are square pictures."""
+
+    kind: Literal["audio"]
+    """Which modality it is."""
+    column: str | None = None
+    """Of a table: the column of paths of wav files; null is one called as the modality."""
+    size: Positive = 32
+    """Mel bands, and moments in time."""
+    seconds: PositiveReal = 1.0
+    """That are heard: longer sounds are cut, shorter ones followed by silence."""
+
+
+class VectorModality(Settings):
+    """Vectors of numbers as they are, such as what a frozen encoder has made."""
+
+    kind: Literal["vector"]
+    """Which modality it is."""
+    column: str | None = None
+    """Of a table: the column of lists of numbers, or of paths of .npy files; null is one called as the modality."""
+
+
+Modality = Annotated[ImageModality | TextModality | AudioModality | VectorModality, Field(discriminator="kind")]
 
 
 class Dataset(Settings):
@@ -51,6 +104,23 @@ class Dataset(Settings):
     """What networks read: pixels normalised by each channel's mean and std (none), or decorrelated by ZCA (CIFAR's custom)."""
     zca_eps: PositiveReal = 0.1
     """Added to the eigenvalues of the covariance before their inverse root, so that noise is not blown up."""
+
+    modalities: Mapping[str, Modality] | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Of a source of tuples, whose parts belong together, such as a picture and its caption: each modality by a name. Null is a
+    source of images in classes."""
+
+    @model_validator(mode="after")
+    def _is_images_or_tuples(self) -> Dataset:
+        if self.modalities is None:
+            return self
+        if len(self.modalities) < 2:
+            raise ValueError(f"modalities name {len(self.modalities)}: a tuple has two or more")
+        of_images = {"size": self.size, "channels": self.channels, "splits": self.splits, "label_column": self.label_column}
+        told = [name for name, value in of_images.items() if value is not None]
+        told += ["whitening"] if self.whitening != "none" else []
+        if told:
+            raise ValueError(f"{', '.join(told)} are of images in classes: leave them out, and describe each of the modalities")
+        return self
 
     @model_validator(mode="after")
     def _leaves_training_images(self) -> Dataset:

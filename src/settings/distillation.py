@@ -1,17 +1,18 @@
 """The section `distill`: methods.
 
 Papers: MTT is arXiv 2203.11932, AST 2310.10541, FTD 2211.11004, TESLA 2211.10586, DATM 2310.05773, ATT 2407.14245, PAD
-2408.03360, RaT-BPTT 2311.07025, DSA 2102.08259.
+2408.03360, RaT-BPTT 2311.07025, DSA 2102.08259; of tuples MTT-VL 2308.07545, LoRS 2406.04292.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from src.settings.base import Augmentation, Momentum, NonNegativeReal, Positive, PositiveReal, Settings, Sha256
+from src.settings.contrast import Contrast, Similarity
 
 CHOOSERS = ("representative", "k_means_embeddings", "herding", "k_center", "classified")  # initialisations that ask experts
 
@@ -146,6 +147,17 @@ class Distillation(Settings):
     """Iterations from one moment at which the images are kept, for pictures and `evaluate --snapshots`, to the next; before the
     first iteration and after the last one they always are."""
 
+    contrast: Contrast | None = _off(None)
+    """Of tuples: the student's loss. Null is that of MTT-VL, infonce at a temperature of 0.07."""
+    similarity: Similarity | None = _off(None)
+    """Of tuples: the similarity that is learned with them as the target of the loss; null takes each tuple for similar to
+    itself alone (MTT-VL)."""
+    lr_modalities: Mapping[str, PositiveReal] | None = _off(None)
+    """Of tuples: the learning rate of each modality, by its name; null has lr_img for all."""
+    normalised: Literal["all", "modality"] = _off("all")
+    """Of tuples: what the matching loss divides by, the expert's way of all parameters together, or, as a sum over modalities,
+    that of each encoder (MTT-VL, LoRS)."""
+
     @property
     def last_epoch(self) -> int:
         """The last expert epoch that is matched: M epochs after the latest start."""
@@ -165,7 +177,8 @@ class Distillation(Settings):
     @property
     def targets(self) -> tuple[str, ...]:
         """The modules of src/maths/targets that iterations take."""
-        matched = ("nearest" if self.target == "nearest" else "snapshots",) if self.matches else ()
+        kind = "nearest" if self.target == "nearest" else "modalities" if self.normalised == "modality" else "snapshots"
+        matched = (kind,) if self.matches else ()
         return (*matched, "real") if self.iterations and self.objective != "matching" else matched
 
     @model_validator(mode="after")
@@ -231,6 +244,10 @@ def _rules(own: Distillation) -> Iterator[tuple[bool, str]]:
         (own.objective == "matching") != (own.real is None),
         "objective 'real' or 'both' and the settings `real` go together: set both, or none",
     )
+    yield (
+        own.normalised == "modality" and (own.target == "nearest" or own.unmatched_depth > 0),
+        "normalised 'modality' is of whole encoders matched at fixed steps: set target to end and unmatched_depth to 0",
+    )
     matching = {
         "target": own.target != "end",
         "intermediate_loss": own.intermediate_loss != "off",
@@ -239,6 +256,7 @@ def _rules(own: Distillation) -> Iterator[tuple[bool, str]]:
         "unmatched_depth": own.unmatched_depth > 0,
         "min_start_epoch": own.min_start_epoch > 0,
         "start_growth": growth is not None,
+        "normalised": own.normalised != "all",
         "trajectories_per_iteration": own.trajectories_per_iteration > 1,
     }
     used = ", ".join(name for name, is_on in matching.items() if is_on)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from src.settings.base import Augmentation, Momentum, NonNegativeReal, Positive, PositiveReal, Settings, Sha256
+from src.settings.contrast import Contrast
 
 PenaltyOf = Literal["sum", "centred", "loss"]
 
@@ -58,6 +59,9 @@ class Experts(Settings):
     sharpness: NonNegativeReal = Field(default=0.0, exclude_if=lambda value: value == 0)
     """rho of sharpness-aware minimisation (SAM): each step takes its gradient uphill, at theta + rho g / ||g||. Twice the
     work. FTD 0.01; 0 is off."""
+
+    contrast: Contrast | None = Field(default=None, exclude_if=lambda value: value is None)  # so that older records hold
+    """Of tuples: the loss. Null is that of MTT-VL, infonce at a temperature of 0.07."""
 
     imported: Sha256 | None = Field(default=None, exclude_if=lambda value: value is None)  # so that older records hold
     """Digest of trajectories that other code trained and `import experts` brought: they are not trained here, and what the

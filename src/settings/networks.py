@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
 
 from src.settings.base import Positive, Settings
 
@@ -17,6 +19,11 @@ class Architecture(Settings):
     def keeps_statistics(self) -> bool:
         """Whether its outputs rest on running statistics beside its parameters: it then can be evaluated, not matched."""
         return getattr(self, "norm", "none") == "batch"
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Modules of src/maths/families that it is built by, in capitals as the settings have them."""
+        return (getattr(self, "family", "ConvNet"),)
 
 
 class ConvNet(Architecture):
@@ -89,12 +96,79 @@ class ResNet18(Architecture):
     """Normalisation after each convolution, as ConvNet's."""
 
 
-Network = ConvNet | MLP | LeNet | AlexNet | VGG11 | ResNet18
+class TextNet(Architecture):
+    """Of texts, a column of numbers a character: convolutions along the characters with ReLU, the largest value of each channel
+    over them, one linear layer."""
+
+    family: Literal["TextNet"]
+    """The family this specification belongs to."""
+    depth: Positive = 2
+    """Convolutions."""
+    width: Positive = 64
+    """Channels of every convolution."""
+    kernel: Positive = 3
+    """Characters that a convolution sees at once; odd, so that it has a middle."""
+
+    @model_validator(mode="after")
+    def _has_a_middle(self) -> TextNet:
+        if self.kernel % 2 == 0:
+            raise ValueError(f"kernel {self.kernel} has no character in its middle: take an odd number")
+        return self
+
+
+class Linear(Architecture):
+    """One linear layer on all numbers at once: the projection of what a frozen encoder has made, such as BERT's embeddings."""
+
+    family: Literal["Linear"]
+    """The family this specification belongs to."""
+
+
+def _convnet(value: Any) -> Any:
+    """The family that is meant where none is named."""
+    return {"family": "ConvNet", **value} if isinstance(value, dict) else value
+
+
+Encoder = Annotated[
+    ConvNet | MLP | LeNet | AlexNet | VGG11 | ResNet18 | TextNet | Linear,
+    Field(discriminator="family"),
+    BeforeValidator(_convnet),
+]
+
+
+class Encoders(Architecture):
+    """Of tuples: an encoder for each modality, whose last linear layer projects into one space of directions. All their
+    parameters together are the network's."""
+
+    family: Literal["Encoders"]
+    """The family this specification belongs to."""
+    embedding: Positive = 64
+    """E, dimensions of the common space."""
+    encoders: Mapping[str, Encoder]
+    """The encoder of each modality, by its name in the data set and in its order."""
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        return ("Encoders", *(encoder.family for encoder in self.encoders.values()))
+
+    @model_validator(mode="after")
+    def _is_of_tuples(self) -> Encoders:
+        if len(self.encoders) < 2:
+            raise ValueError(f"encoders name {len(self.encoders)} modality: a tuple has two or more")
+        if any(encoder.keeps_statistics for encoder in self.encoders.values()):
+            raise ValueError("an encoder keeps running statistics (norm batch), which no trajectory holds: use norm instance")
+        return self
+
+
+Network = ConvNet | MLP | LeNet | AlexNet | VGG11 | ResNet18 | TextNet | Linear | Encoders
 FAMILIES: Mapping[str, type[Network]] = {
+    "Encoders": Encoders,
     "ConvNet": ConvNet,
     "MLP": MLP,
     "LeNet": LeNet,
     "AlexNet": AlexNet,
     "VGG11": VGG11,
     "ResNet18": ResNet18,
-}
+}  # of the section; those that read no images are encoders alone

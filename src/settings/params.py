@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from src.ground.errors import ParamsError, UnknownNameError, UserError
+from src.settings import tuples
 from src.settings.base import MISSING, Problems, Settings, describe
 from src.settings.datasets import Dataset
 from src.settings.distillation import Distillation
@@ -268,6 +269,7 @@ def _check_references(raw: Mapping[str, Any], named: Mapping[str, Mapping[str, A
 def _check_runs(named: Mapping[str, Mapping[str, Any]], distillations: Mapping[str, Distillation], problems: Problems) -> None:
     """Contradictions between sections."""
     problems += _statistics_problems(named)
+    problems += tuples.problems(named, distillations)
     for name, run in named["runs"].items():
         experts: Experts | None = named["experts"].get(run.experts or "")
         settings = distillations.get(name)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from src.settings.base import Augmentation, Momentum, NonNegativeReal, Positive, Settings
+from src.settings.contrast import Contrast
 
 SCORES: Mapping[str, str] = {"last": "last epoch", "best_test": "best epoch on the test split"}
 
@@ -38,6 +39,9 @@ class Protocol(Settings):
     the test split. That selects on the test split and reports more than an honest choice would find: for comparison only."""
     test_every: Positive = 100
     """Epochs from one test to the next, with best_test; the last epoch is always tested."""
+
+    contrast: Contrast | None = Field(default=None, exclude_if=lambda value: value is None)  # so that older records hold
+    """Of tuples: the students' loss. Null is that of MTT-VL, infonce at a temperature of 0.07."""
 
     @property
     def scored(self) -> str:

@@ -27,6 +27,8 @@ ARCHIVES = {
         f"https://s3.amazonaws.com/fast-ai-imageclas/{imagenet.archive_of('imagewoof')}",
         "3d200a7be99704a0d7509be2a9fbfe15",
     ),
+    # GitHub packs a tag anew at any time, so that it has no lasting digest; each wav file is checked when it is read
+    "fsdd": ("https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/tags/v1.0.10.zip", None),
 }
 SPLIT_KEYWORDS = {"SVHN": ({"split": "train"}, {"split": "test"})}  # torchvision downloads SVHN split by split
 CLASSES: Mapping[str, str] = {
@@ -80,11 +82,13 @@ def unpack(name: str, folder: Path) -> None:
 def _download(name: str, folder: Path) -> None:
     """As torchvision does it, which checks the digest of each file."""
     from torchvision import datasets
-    from torchvision.datasets.utils import download_url
+    from torchvision.datasets.utils import download_url, extract_archive
 
     if name in ARCHIVES:
         url, md5 = ARCHIVES[name]
         download_url(url, str(folder), md5=md5)
+        if name == "fsdd":
+            extract_archive(str(folder / url.rsplit("/", 1)[1]), str(folder))
         return
     for keywords in SPLIT_KEYWORDS.get(CLASSES[name], ({},)):
         getattr(datasets, CLASSES[name])(str(folder), download=True, **keywords)

@@ -10,14 +10,16 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from src.ground.errors import ArtifactError
+from src.ground.errors import ArtifactError, UserError
+from src.ground.seeding import generator
 from src.loops import initial, outer
 from src.loops.outer import Distilling, Loop
 from src.loops.stored import Stored
-from src.maths import networks
+from src.maths import contrast, networks, tasks
 from src.maths.derivatives import Backend
 from src.maths.distillation import Real
-from src.maths.networks import FlatNetwork, ImageShape
+from src.maths.networks import FlatNetwork, Shape
+from src.maths.tasks import Task, Tuples
 from src.process import progress, ranks, stopping
 from src.process.ranks import Ranks
 from src.settings.networks import Network
@@ -111,25 +113,42 @@ def _run(store: Store, run: Run, watch: Watch, group: Ranks | None) -> None:
         run_log.log_outputs(tracker, store, run)
     if ended.iteration:
         checkpoint.save(*ended.stored())
-    progress.say(f"{name}: {len(labels)} synthetic images, syn_lr {ended.state.syn_lr.item():.4g}, in {spent.seconds:.0f} s")
+    progress.say(
+        f"{name}: {len(labels)} synthetic {loop.noun}, syn_lr {ended.state.syn_lr.mean().item():.4g}, in {spent.seconds:.0f} s"
+    )
 
 
 def initial_images(store: Store, run: Run, statistics: Statistics, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Images (S, C, H, W) and labels (S,) before the first iteration, on the device."""
-    real, real_labels = store.load_inputs(run.dataset.name, "train")
-    found = _given(store, run)
+    """Images (S, C, H, W) or tuples (S, D), and labels (S,), before the first iteration, on the device."""
+    real, found = store.load_real(run.dataset.name, "train"), _given(store, run)
     if found is not None:
         return store.load_space(run.dataset.name).normalise(found.pixels).to(device), found.labels.to(device)
+    task = task_of(run, statistics)
     if run.ipc == "all":
-        return real.to(device), real_labels.to(device)
+        return task.gathered(real[0], real).to(device), real[1].to(device)
 
     def last() -> Tensor:
         epoch = run.experts.settings.last_epoch
         return store.read_snapshots(run.experts.name, 0, epoch, epoch + 1)[0]
 
-    given = (run.distillation.initialisation, run.ipc, run.seed, real, real_labels, statistics.counts["train"])
-    images, labels = initial.images(*given, _network(run, statistics, torch.device("cpu")), last, f"runs.{run.name}.ipc")
+    kind, who, network = run.distillation.initialisation, f"runs.{run.name}.ipc", _network(run, statistics, torch.device("cpu"))
+    if isinstance(task, Tuples):
+        images = initial.tuples(kind, run.ipc, run.seed, real, task, network, last, who)
+        return images.to(device), _places(run, len(task.shape.modalities)).to(device)
+    given = (kind, run.ipc, run.seed, real[0], real[1], statistics.counts["train"])
+    images, labels = initial.images(*given, network, last, who)
     return images.to(device), labels.to(device)
+
+
+def task_of(run: Run, statistics: Statistics) -> Task:
+    """What the student learns of the synthetic set."""
+    return tasks.of(statistics.shape, run.distillation.contrast, run.distillation.similarity)
+
+
+def _places(run: Run, modalities: int) -> Tensor:
+    """The labels of tuples before the first iteration: their places, or the numbers of their similarity."""
+    assert run.ipc != "all"
+    return contrast.first(run.distillation.similarity, run.ipc, modalities, generator(run.seed, "distill", "similarity"))
 
 
 def _given(store: Store, run: Run) -> SyntheticSet | None:
@@ -140,7 +159,7 @@ def _given(store: Store, run: Run) -> SyntheticSet | None:
     if given is None:
         return None
     path, remedy = store.imported_file(given.file), "bring it again with `python -m src.cli import synthetic`"
-    found, shape = read_synthetic(path, remedy), store.load_statistics(run.dataset.name).shape
+    found, shape = read_synthetic(path, remedy), store.load_statistics(run.dataset.name).image_shape
     if found.sha256() != given.sha256:
         raise ArtifactError(f"{path} is not the set that runs.{run.name}.distill.given names: {remedy}")
     if found.pixels.shape[1:] != (shape.channels, shape.size, shape.size) or int(found.classes.max()) >= shape.classes:
@@ -158,14 +177,18 @@ def loop_of(
 ) -> tuple[Loop, Backend, str]:
     """What every iteration takes, how its derivatives are taken, and what a user should know of that."""
     network, buffer = _network(run, statistics, images.device), run.buffer
-    derivatives, backend, note = outer.differentiate(run.distillation, run.runtime, run.spec, network, images)
+    task = task_of(run, statistics)
+    derivatives, backend, note = outer.differentiate(run.distillation, run.runtime, run.spec, network, images, task.loss)
+    if group is not None and isinstance(task, Tuples):
+        raise UserError(f"{run.name}: the loss of tuples is no sum over them that processes could share out: run it in one")
     if group is not None:
         derivatives = group.shared_out(derivatives)
     count, called = (0, "") if buffer is None else (buffer.settings.count, buffer.name)
     read, space = functools.partial(store.read_snapshots, called), store.load_space(run.dataset.name)
     loop = Loop(
         run.name, run.seed, run.distillation, count, read, network, derivatives, labels, space,
-        _logits(store, run, images, labels), _syn_lr(store, run), _real(store, run, images.device),
+        _logits(store, run, images, labels), _syn_lr(store, run, task), _real(store, run, images.device),
+        task.shape if isinstance(task, Tuples) else None,
     )  # fmt: skip
     return loop, backend, note
 
@@ -176,7 +199,7 @@ def _logits(store: Store, run: Run, images: Tensor, labels: Tensor) -> Tensor | 
         return None
     statistics = store.load_statistics(run.dataset.name)
     if run.buffer is None or labels.is_floating_point():
-        return initial.softened(labels, statistics.shape.classes)
+        return initial.softened(labels, statistics.image_shape.classes)
     name, settings, where = run.experts.name, run.experts.settings, torch.device("cpu")
     last = (settings.last_epoch, settings.last_epoch + 1)
     thetas = (store.read_snapshots(name, index, *last)[0] for index in range(settings.count))
@@ -184,11 +207,13 @@ def _logits(store: Store, run: Run, images: Tensor, labels: Tensor) -> Tensor | 
     return initial.logits(network, thetas, images.to(where), labels.to(where)).to(images.device)
 
 
-def _syn_lr(store: Store, run: Run) -> float | None:
-    """The initial run's, where it is asked for."""
-    if run.distillation.lr_init is not None or run.initial is None:
-        return None
-    return store.load_synthetic(run.initial.name).syn_lr.item()
+def _syn_lr(store: Store, run: Run, task: Task) -> float | list[float] | None:
+    """The initial run's, where it is asked for; of tuples that of each modality."""
+    first = run.distillation.lr_init
+    if first is None and run.initial is not None:
+        found: float | list[float] = store.load_synthetic(run.initial.name).syn_lr.tolist()
+        return found
+    return [first or 0.0] * len(task.shape.modalities) if isinstance(task, Tuples) else None
 
 
 def _real(store: Store, run: Run, device: torch.device) -> Real | None:
@@ -200,8 +225,8 @@ def _real(store: Store, run: Run, device: torch.device) -> Real | None:
     return Real(images.to(device), labels.to(device), fresh)
 
 
-def _fresh(spec: Network, shape: ImageShape, generator: torch.Generator) -> Tensor:
-    return networks.flatten(networks.build(spec, shape, generator))
+def _fresh(spec: Network, shape: Shape, draws: torch.Generator) -> Tensor:
+    return networks.flatten(networks.build(spec, shape, draws))
 
 
 def work_of(run: Run, record: Record, backend: Backend) -> Work:
@@ -243,7 +268,7 @@ def _iterate(loop: Loop, at: Distilling, checkpoint: Checkpoint, tracker: Tracke
     for row in at.rows:
         run_log.log_row(tracker, row)
     for iteration, pixels in at.snapshots.items():
-        run_log.log_images(tracker, pixels, loop.classes, iteration)
+        run_log.log_images(tracker, pixels, loop.classes, iteration, loop.tuples)
     furthest, total = at.iteration, loop.distil.iterations
     with progress.progress(f"distill {loop.name}", total, furthest) as advance, checkpoint.kept() as keep:
         while at.iteration < total:
@@ -253,7 +278,7 @@ def _iterate(loop: Loop, at: Distilling, checkpoint: Checkpoint, tracker: Tracke
                 furthest, row = at.iteration, at.rows[-1]
                 run_log.log_row(tracker, row)
                 if furthest in at.snapshots:
-                    run_log.log_images(tracker, at.snapshots[furthest], loop.classes, furthest)
+                    run_log.log_images(tracker, at.snapshots[furthest], loop.classes, furthest, loop.tuples)
                     labels = outer.labels(loop, at.state).cpu()
                     watch(furthest, SyntheticSet(at.snapshots[furthest], labels, at.state.syn_lr.cpu()))
                 advance(f"matching loss {row['matching_loss']:.4f}, syn_lr {row['syn_lr']:.4f}")

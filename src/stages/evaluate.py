@@ -18,7 +18,8 @@ from torch import Tensor
 from src.ground.errors import ArtifactError
 from src.loops import students as loops
 from src.loops.students import Training
-from src.maths import protocol, scores
+from src.maths import protocol, scores, tasks
+from src.maths.tasks import Task
 from src.pages.tables import Table
 from src.process import progress, workers
 from src.settings.networks import Network
@@ -28,15 +29,15 @@ from src.stages.records import prepared, students_record, synthetic_settings
 from src.store import checkpoints, cost, files, tensors
 from src.store.cost import Cost
 from src.store.store import Store, read_synthetic, remake
-from src.store.values import Statistics, SyntheticSet
+from src.store.values import Statistics, SyntheticSet, TupleStatistics
 from src.tracking import tracker as tracking
 from src.tracking.tracker import Tracker
 
 SPLITS = ("val", "test")
 
 Networks = Mapping[str, Network]  # by name
-Rows = list[dict[str, Any]]  # a student each: its number, and its accuracy on every split
-Predicted = dict[str, Tensor]  # split -> classes (G, N)
+Rows = list[dict[str, Any]]  # a student each: its number, and its figures on every split, accuracy or what the task has
+Predicted = dict[str, Tensor]  # split -> classes (G, N), or what else the task makes its figures from
 
 
 def run(store: Store, run: Run) -> None:
@@ -57,7 +58,7 @@ def _run(store: Store, run: Run) -> None:
             }
         for _, elsewhere in found.values():
             spent.add(elsewhere)
-        rows = _accuracies(store, run, {network: predicted for network, (predicted, _) in found.items()})
+        rows = _figures(store, run, {network: predicted for network, (predicted, _) in found.items()})
         summaries = {network: _summary(own) for network, own in rows.items()}
         _save(store, run, rows, summaries, found[run.network][0], statistics)
         cost.keep(store.metrics_file(name), spent)
@@ -78,7 +79,7 @@ def score_networks(store: Store, run: Run, networks: Networks) -> None:
         statistics, synthetic = inputs(store, run)
         with tracked(store, run, networks, statistics) as tracker:
             found = {one[0]: predict_all(store, run, one, synthetic, statistics, device)[0] for one in networks.items()}
-            summaries = {network: _summary(own) for network, own in _accuracies(store, run, found).items()}
+            summaries = {network: _summary(own) for network, own in _figures(store, run, found).items()}
             _log_scores(tracker, run, summaries)
     _show(run, summaries)
 
@@ -92,12 +93,12 @@ def score_file(store: Store, run: Run, networks: Networks, path: Path) -> None:
     with checkpoints.at_work("evaluate", place):
         found = {one[0]: predict_all(store, run, one, synthetic, statistics, device, place)[0] for one in chosen.items()}
         forget(place, chosen)
-    _show(run, {network: _summary(own) for network, own in _accuracies(store, run, found).items()})
+    _show(run, {network: _summary(own) for network, own in _figures(store, run, found).items()})
 
 
 def _check_fit(path: Path, synthetic: SyntheticSet, statistics: Statistics) -> None:
     """Raises ArtifactError where the set's images or classes are not the data set's."""
-    wanted = (statistics.channels, statistics.size, statistics.size)
+    wanted = statistics.image_shape.batch
     classes, highest = len(statistics.classes), int(synthetic.classes.max()) + 1
     if synthetic.pixels.shape[1:] != wanted or len(synthetic.labels) != len(synthetic.pixels) or highest > classes:
         shape = "x".join(str(side) for side in synthetic.pixels.shape[1:])
@@ -174,44 +175,52 @@ def training_of(
     way = protocol.choose(run.runtime, device, settings, len(synthetic.labels), forward, spec)
     way = replace(way, together=way.together and _fit(run, spec, len(synthetic.labels), statistics, device))
     images = store.load_space(run.dataset.name).normalise(synthetic.pixels)
+    rates = synthetic.syn_lr.tolist()
     return Training(
         settings, spec, statistics.shape, run.seed, way,
-        images.numpy(), synthetic.labels.numpy(), synthetic.syn_lr.item(),
+        images.numpy(), synthetic.labels.numpy(), tuple(rates) if isinstance(rates, list) else rates,
         splits, "test" if settings.selects_on_test else None,
-        functools.partial(store.load_inputs, run.dataset.name),
+        functools.partial(store.load_real, run.dataset.name), task_of(run, statistics),
     )  # fmt: skip
+
+
+def task_of(run: Run, statistics: Statistics) -> Task:
+    """What students learn of the synthetic set. All real tuples are like none but themselves."""
+    similarity = None if run.ipc == "all" else run.distillation.similarity
+    return tasks.of(statistics.shape, run.evaluation.contrast, similarity)
 
 
 def _fit(run: Run, spec: Network, count: int, statistics: Statistics, device: torch.device) -> bool:
     """Whether the GPU's memory, whatever others have taken of it just now, holds all students on `count` images at once."""
-    if device.type != "cuda":
+    if device.type != "cuda" or isinstance(statistics, TupleStatistics):  # of tuples it is not known: a few, and small
         return True
-    from src.loops import student_memory
-    from src.loops.counted import Task
+    from src.loops import counted, student_memory
 
-    task = Task(spec, statistics.shape, run.runtime.precision == "bfloat16")
+    task = counted.Task(spec, statistics.image_shape, run.runtime.precision == "bfloat16")
     _, memory = torch.cuda.mem_get_info(device)
     return student_memory.fit(task, run.evaluation, count, max(sum(statistics.counts[s].values()) for s in SPLITS), memory)
 
 
-def _accuracies(store: Store, run: Run, predicted: Mapping[str, Predicted]) -> dict[str, Rows]:
+def _figures(store: Store, run: Run, predicted: Mapping[str, Predicted]) -> dict[str, Rows]:
     """Each network's students."""
-    labels = {split: store.load_split(run.dataset.name, split).labels for split in SPLITS}
+    labels = {split: store.load_labels(run.dataset.name, split) for split in SPLITS}
+    task = task_of(run, store.load_statistics(run.dataset.name))
+
+    def row(student: int, measured: Predicted) -> dict[str, Any]:
+        each = {split: task.figures(measured[split][student], labels[split]) for split in SPLITS}
+        return {"student": student, **{f"{split}_{name}": value for split in SPLITS for name, value in each[split].items()}}
+
     return {
-        network: [
-            {"student": student, **{f"{s}_accuracy": scores.accuracy(classes[s][student], labels[s]) for s in SPLITS}}
-            for student in range(len(classes["test"]))
-        ]
-        for network, classes in predicted.items()
+        network: [row(student, measured) for student in range(len(measured["test"]))] for network, measured in predicted.items()
     }
 
 
 def _summary(rows: Rows) -> dict[str, float]:
     """Mean and standard deviation over the students, as fractions."""
     summary: dict[str, float] = {}
-    for split in SPLITS:
-        mean, std = scores.mean_and_std([row[f"{split}_accuracy"] for row in rows])
-        summary |= {f"{split}_accuracy_mean": mean, f"{split}_accuracy_std": std}
+    for name in [name for name in rows[0] if name != "student"]:
+        mean, std = scores.mean_and_std([row[name] for row in rows])
+        summary |= {f"{name}_mean": mean, f"{name}_std": std}
     return summary
 
 
@@ -225,9 +234,12 @@ def _save(
 ) -> None:
     """Students, metrics and predictions are the own network's; predictions its first student's, for DVC's confusion plot."""
     name, classes = run.name, statistics.classes
-    labels = store.load_split(run.dataset.name, "test").labels
-    pairs = zip(labels.tolist(), predicted["test"][0].tolist(), strict=True)
-    files.write_csv(store.predictions_file(name), [{"actual": classes[a], "predicted": classes[p]} for a, p in pairs])
+    pairs: Iterable[tuple[int, int]] = ()  # tuples have no classes to confuse
+    if not isinstance(statistics, TupleStatistics):
+        labels = store.load_split(run.dataset.name, "test").labels
+        pairs = zip(labels.tolist(), predicted["test"][0].tolist(), strict=True)
+    confused = [{"actual": classes[a], "predicted": classes[p]} for a, p in pairs]
+    files.write_csv(store.predictions_file(name), confused, ("actual", "predicted"))
     files.write_csv(store.students_file(name), rows[run.network])
     files.write_csv(store.networks_file(name), [{"network": network, **summaries[network]} for network in summaries])
     files.write_json(store.metrics_file(name), summaries[run.network])
@@ -239,6 +251,7 @@ def _log(tracker: Tracker, store: Store, run: Run, summaries: Mapping[str, dict[
     _log_scores(tracker, run, summaries)
     run_log.log_cost(tracker, "evaluate", cost.lookup(store.metrics_file(run.name)))
     tracker.dataset(dataset, store.split_file(dataset, "test"), "testing")
+    run_log.log_tuples(tracker, store, run)
     made = (store.metrics_file, store.students_file, store.networks_file, store.predictions_file)
     for path in (file(run.name) for file in made):
         tracker.file(path, "evaluate")
@@ -255,9 +268,10 @@ def _log_scores(tracker: Tracker, run: Run, summaries: Mapping[str, dict[str, fl
 def _show(run: Run, summaries: Mapping[str, dict[str, float]]) -> None:
     """A row a network."""
     settings = run.evaluation
+    headline = "recall" if run.dataset.settings.modalities else "accuracy"
     table = Table("network", "validation, %", "test, %", title=run.name)
     for network, summary in summaries.items():
-        cells = (f"{100 * summary[f'{s}_accuracy_mean']:.1f} ± {100 * summary[f'{s}_accuracy_std']:.1f}" for s in SPLITS)
+        cells = (f"{100 * summary[f'{s}_{headline}_mean']:.1f} ± {100 * summary[f'{s}_{headline}_std']:.1f}" for s in SPLITS)
         table.add_row(network, *cells)
     progress.console.print(table)
     if settings.selects_on_test:

@@ -28,7 +28,7 @@ from src.store import checkpoints, cost, files, removed, tensors, values
 from src.store.checkpoints import Checkpoint, Work
 from src.store.cost import Cost
 from src.store.store import Store
-from src.store.values import Record, Statistics
+from src.store.values import Record, Statistics, TupleStatistics
 from src.tracking import tracker as tracking
 
 
@@ -86,8 +86,9 @@ def _run(store: Store, buffer: Buffer) -> None:
         _forget_others(store, name, settings.count)
         cost.keep(store.trajectories_folder(name), spent)
         run_log.log_experts(tracker, store, name, rows, spent)
-    final = [row["val_accuracy"] for row in rows if row["epoch"] == settings.last_epoch]
-    progress.say(f"{name}: {settings.count} experts, validation accuracy {numbers.mean(final):.1%}")
+    headline = run_log.headline(rows)
+    final = [row[f"val_{headline}"] for row in rows if row["epoch"] == settings.last_epoch]
+    progress.say(f"{name}: {settings.count} experts, validation {headline} {numbers.mean(final):.1%}")
 
 
 def imported(store: Store, buffer: Buffer, statistics: Statistics, record: Record, device: torch.device) -> list[Row]:
@@ -150,14 +151,15 @@ def _kept(job: Job, groups: Sequence[range], index: int) -> list[Path]:
 def _groups(buffer: Buffer, statistics: Statistics, device: torch.device) -> list[range]:
     """Experts that are trained at once: on a CPU each alone, on a GPU as many as its memory holds, or `runtime.workers` wants.
 
-    It is the memory that the GPU has, not what is free just now: the same parameters are to give the same groups.
+    It is the memory that the GPU has, not what is free just now: the same parameters are to give the same groups. Of tuples
+    each is trained alone.
     """
     count, asked, size = buffer.settings.count, buffer.runtime, 1
-    if device.type == "cuda":
+    if device.type == "cuda" and not isinstance(statistics, TupleStatistics):
         from src.loops import counted, expert_memory
 
         _, total = torch.cuda.mem_get_info(device)
-        task = counted.Task(buffer.spec, statistics.shape, asked.precision == "bfloat16")
+        task = counted.Task(buffer.spec, statistics.image_shape, asked.precision == "bfloat16")
         train, val = (sum(statistics.counts[split].values()) for split in ("train", "val"))
         most = min(count, asked.workers or count)
         size = expert_memory.side_by_side(task, buffer.settings, train, val, most, total)
@@ -178,9 +180,8 @@ def _flops(buffer: Buffer, statistics: Statistics) -> float:
     return buffer.settings.count * expert.flops(buffer.settings, buffer.spec, statistics.shape, images)
 
 
-def _arrays(store: Store, dataset: str, split: str) -> tuple[Array, Array]:
-    images, labels = store.load_inputs(dataset, split)
-    return images.numpy(), labels.numpy()
+def _arrays(store: Store, dataset: str, split: str) -> tuple[Array, ...]:
+    return tuple(tensor.numpy() for tensor in store.load_real(dataset, split))
 
 
 def _train_group(job: Job, groups: Sequence[range], index: int, device: torch.device, advance: Advance) -> list[list[Row]]:
@@ -241,7 +242,7 @@ def _trained(
                         continue
                     keeps[index](functools.partial(one.stored, training.settings))
                     if one.state.between_epochs:
-                        advance(f"validation {one.rows[-1]['val_accuracy']:.1%}")
+                        advance(f"validation {one.rows[-1][f'val_{training.task.headline}']:.1%}")
     except DivergenceError as error:
         raise DivergenceError(f"{job.name}, {_called(at)}: {error}; {_last_good(at)}") from None
     return at

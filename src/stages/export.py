@@ -17,10 +17,12 @@ from src.exchange import words, writing
 from src.exchange.exported import Exported, record_of, target
 from src.exchange.formats.images import save_pictures
 from src.exchange.formats.safetensors import WHAT
+from src.ground.errors import UserError
 from src.maths.pixels import Whitening
 from src.pages import pictures
 from src.process import progress
 from src.settings.resolved import Run
+from src.stages import export_tuples
 from src.stages.records import synthetic_settings
 from src.store import files, tensors
 from src.store.store import Store, remake
@@ -32,6 +34,9 @@ def run(store: Store, run: Run, folder: Path, half: bool = False) -> None:
 
     With `half` the pixels are float16, half the size: from 0 to 1 they are off by a sixteenth of a step of 8 bits at most.
     """
+    if run.dataset.settings.modalities:
+        export_tuples.run(store, run, folder)
+        return
     exported, synthetic = gathered(store, run, half), store.load_synthetic(run.name)
     with target(folder) as place:
         store.copy_synthetic(run.name, synthetic, place / "synthetic.safetensors", half)
@@ -45,6 +50,9 @@ def run(store: Store, run: Run, folder: Path, half: bool = False) -> None:
 def run_as(store: Store, runs: Sequence[Run], folder: Path, form: str, half: bool = False) -> None:
     """Write one run, or several where the format holds several, to `folder` in a format of src/exchange/formats."""
     writing.check(form)
+    of_tuples = [one.name for one in runs if one.dataset.settings.modalities]
+    if of_tuples:
+        raise UserError(f"--format {form} holds images in classes, and {of_tuples[0]} is of tuples: leave --format out")
     sets = [gathered(store, one, half) for one in runs]
     if len(sets) == 1:
         writing.write(form, sets[0], folder)

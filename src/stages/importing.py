@@ -63,16 +63,16 @@ def experts(
     data = resolved.data_set(params, dataset)
     statistics, paths = prepared(store, data, "train", "val"), buffers.files_of(path)
     called, spec = _network(params, network, buffers.shapes_of(paths[0]), statistics)
-    digest, found, epochs = _digest(paths, (spec, statistics.shape), count)
+    digest, found, epochs = _digest(paths, (spec, statistics.image_shape), count)
     settings: dict[str, Any] = {"dataset": dataset, "network": called, "count": found, "epochs": epochs, "lr": lr}
     settings["imported"] = digest
     networks = {} if called in params.networks else {called: _entry(spec)}
     added = params_edit.add({"networks": networks, "experts": {name: settings}})  # refuses other experts of this name
     buffer = Buffer(name, data, spec, Experts(**settings), params.seed, params.runtime)
     record = work.whole(experts_record(store, buffer), params.runtime, "experts", torch.device("cpu"))
-    for index, trajectory in enumerate(islice(buffers.read(paths, (spec, statistics.shape)), found)):
+    for index, trajectory in enumerate(islice(buffers.read(paths, (spec, statistics.image_shape)), found)):
         store.save_trajectory(name, index, trajectory.theta, replace(record, kind=values.trajectory_kind(index)))
-    for doubt in recognition.doubts(spec, statistics.shape):
+    for doubt in recognition.doubts(spec, statistics.image_shape):
         say(f"{name}: {doubt}")
     say(f"{name}: {found} trajectories of {epochs} epochs, of {called}{_told(added)}")
     print(f"next: dvc repro experts@{name}")
@@ -94,7 +94,7 @@ def _network(params: Params, name: str | None, shapes: recognition.Shapes, stati
     if name is not None:
         return name, params.network(name)
     spec, candidates = recognition.network_of(shapes)
-    shape = statistics.shape
+    shape = statistics.image_shape
     if shape not in candidates:
         sizes = " or ".join(f"{one.channels}x{one.size}x{one.size} and {one.classes} classes" for one in candidates)
         raise UserError(f"the experts are of images of {sizes}, not {_said(shape)}: name their data set")
@@ -129,7 +129,7 @@ def synthetic(
     if protocol not in params.evaluate:
         raise UserError(f"no protocol is named '{protocol}': choose one of {', '.join(params.evaluate)}")
     statistics = prepared(store, resolved.data_set(params, dataset))
-    found = sets.read(path, statistics.shape, _options(store, dataset, statistics, told))
+    found = sets.read(path, statistics.image_shape, _options(store, dataset, statistics, told))
     value = found.value
     for note in found.notes:
         say(f"{name}: {note}")
@@ -137,7 +137,7 @@ def synthetic(
         "dataset": dataset,
         "network": network,
         "experts": None,
-        "ipc": max(1, len(value.pixels) // statistics.shape.classes),
+        "ipc": max(1, len(value.pixels) // statistics.image_shape.classes),
     }
     given = {"file": name, "sha256": value.sha256()}
     own = {"method": METHOD, "lr_init": float(f"{value.syn_lr.item():.9g}"), "given": given}

@@ -25,6 +25,7 @@ from src.sources.named import KNOWN
 from src.sources.parts import divided, fractions
 from src.sources.reading import Source
 from src.sources.sentences import shown
+from src.stages import init_tuples
 from src.stages.presets import report_added
 
 DEPTHS = ((15, 2), (48, 3), (95, 4), (191, 5))  # largest side in pixels, blocks: pooling ends at 2x2 to 6x6; then 6
@@ -60,6 +61,9 @@ def run(
     Raises UserError, before anything is written, where the images don't allow it or params.yaml has other settings.
     """
     params = load()
+    if path is None and init_tuples.is_table(Path(data)):
+        init_tuples.run(data, _place(data), name, size, ipc, skip_broken)
+        return
     asked = Dataset(
         source=_place(data),
         size=size,

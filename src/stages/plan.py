@@ -99,7 +99,7 @@ def _batches(subject: Subject) -> float:
 def _table(subject: Subject, plan: Plan) -> Table:
     """The plan in words and units."""
     distil, experts, students = subject.distil, subject.experts, subject.evaluate
-    shape, fresh = subject.statistics.shape, students.students * (1 + len(subject.cross))
+    shape, fresh = subject.statistics.image_shape, students.students * (1 + len(subject.cross))
     table = Table(f"plan of {subject.name}", "")
     table.add_row("synthetic images", f"{subject.count:,} of {shape.channels}x{shape.size}x{shape.size}")
     table.add_row("parameters, P", f"{plan.parameters:,}")

@@ -253,7 +253,7 @@ def facts_of(store: Store, dataset: DataSet) -> Facts:
         return facts_known(dataset.settings)
     sizes = {split: sum(own.values()) for split, own in found.counts.items()}
     train, val = sizes.pop("train"), sizes["val"]
-    return Facts(found.shape, train, val, max(sizes.values()))
+    return Facts(found.image_shape, train, val, max(sizes.values()))
 
 
 def facts_known(settings: Dataset) -> Facts:

@@ -94,11 +94,11 @@ class Subject:
         return networks.forward_flops(self.module(), self.noise(1)[0])
 
     def module(self) -> nn.Module:
-        return networks.build(self.spec, self.statistics.shape, torch.Generator().manual_seed(0)).to(self.device)
+        return networks.build(self.spec, self.statistics.image_shape, torch.Generator().manual_seed(0)).to(self.device)
 
     def noise(self, count: int) -> tuple[Tensor, Tensor]:
         """Images (count, C, H, W) and labels (count,)."""
-        shape = self.statistics.shape
+        shape = self.statistics.image_shape
         images = torch.randn(count, shape.channels, shape.size, shape.size, generator=torch.Generator().manual_seed(0))
         return images.to(self.device), (torch.arange(count) % shape.classes).to(self.device)
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 
+from src.ground.errors import DataError
 from src.maths import initialisation, pixels
 from src.maths.pixels import Space
 from src.process import progress
@@ -18,11 +19,14 @@ from src.sources.reading import Source
 from src.stages.records import prepared_record
 from src.store import provenance
 from src.store.store import Store
-from src.store.values import Split, Statistics
+from src.store.values import Split, Statistics, TupleSplit
 
 
 def run(store: Store, dataset: DataSet) -> None:
     """Prepare a data set."""
+    if dataset.settings.modalities is not None:
+        _run_tuples(store, dataset)
+        return
     name, settings = dataset.name, dataset.settings
     source = reading.read(settings, name)
     parts = divided(source, settings, name, dataset.seed)
@@ -30,14 +34,44 @@ def run(store: Store, dataset: DataSet) -> None:
     statistics = _statistics(source, splits)
     _check_runs(dataset, statistics)
     space = _space(settings, splits["train"], source.pixel_max)
-    record = replace(prepared_record(dataset, statistics.source_sha256), provenance={"packages": provenance.packages()})
-    for split, value in splits.items():
-        store.save_split(name, split, value, record)
-    store.save_space(name, space, record)
-    store.save_statistics(name, statistics, record)
+    _save(store, dataset, splits, space, statistics)
     _say(name, statistics, source, dataset.seed)
     for problem in flaws.problems(source, parts):
         progress.say(f"{name}: warning: {problem}")
+
+
+def _run_tuples(store: Store, dataset: DataSet) -> None:
+    from src.sources.tuples import reading as tuples  # reads what images in classes have no use for
+
+    name = dataset.name
+    source = tuples.read(dataset.settings, name, dataset.seed)
+    statistics = tuples.statistics(source, dataset.settings)
+    count = statistics.counts["train"]["tuples"]
+    for run, asked in dataset.asked.items():
+        if asked > count:
+            raise DataError(
+                f"runs.{run}.ipc: {asked} exceeds the {count} tuples of the training split: set it to {count} or less"
+            )
+    _save(store, dataset, source.splits, tuples.space(source), statistics)
+    for split, value in source.splits.items():
+        items = ", ".join(f"{modality} {len(own.groups):,}" for modality, own in value.items.items())
+        progress.say(f"{name}: {split}: {len(value.rows):,} tuples of items: {items}")
+    for line in source.notes:
+        progress.say(f"{name}: {line}")
+
+
+def _save(
+    store: Store,
+    dataset: DataSet,
+    splits: Mapping[str, Split] | Mapping[str, TupleSplit],
+    space: Space,
+    statistics: Statistics,
+) -> None:
+    record = replace(prepared_record(dataset, statistics.source_sha256), provenance={"packages": provenance.packages()})
+    for split, value in splits.items():
+        store.save_split(dataset.name, split, value, record)
+    store.save_space(dataset.name, space, record)
+    store.save_statistics(dataset.name, statistics, record)
 
 
 def _space(settings: Dataset, train: Split, pixel_max: int) -> Space:

@@ -10,9 +10,10 @@ from textwrap import wrap
 from rich import box
 from rich.console import Console
 
-from src.editing import groups, params_edit, presets
+from src.editing import groups, params_edit, presets, tuples
 from src.editing.groups import Group
 from src.editing.presets import Preset, Sections
+from src.editing.tuples import TuplePreset
 from src.ground.errors import UserError
 from src.pages.tables import Table
 
@@ -36,12 +37,15 @@ def show_all(dataset: str | None, method: str | None) -> None:
     console.print(table)
     console.print("epochs: those that are matched, max_start_epoch - 1 + expert_epochs", style="dim")
     console.print(f"groups of runs for one table of methods: {', '.join(groups.load())}", style="dim", soft_wrap=True)
+    console.print(f"of tuples: {', '.join(tuples.load())}", style="dim", soft_wrap=True)
 
 
 def show(name: str) -> None:
     """Print where a preset or a group comes from and what it would add, as YAML."""
     found = _find(name)
-    about = _about_group(found) if isinstance(found, Group) else _about(found)
+    about = (
+        found.about if isinstance(found, TuplePreset) else _about_group(found) if isinstance(found, Group) else _about(found)
+    )
     print("\n".join(f"# {line}" for text in about for line in wrap(text, 110, subsequent_indent="  ", break_on_hyphens=False)))
     print(params_edit.text_of(found.sections), end="")
 
@@ -52,6 +56,8 @@ def add(name: str, experts: int | None) -> None:
     added = params_edit.add(found.sections if experts is None else _with_experts(found, experts))
     if isinstance(found, Group):
         _say(added, name, *commands(found))
+    elif isinstance(found, TuplePreset):
+        _say(added, name, *(f"dvc repro evaluate@{run}" for run in found.runs))
     else:
         report_added(added, name)
 
@@ -74,8 +80,8 @@ def _say(added: list[str], name: str, *following: str) -> None:
         print(f"next: {command}")
 
 
-def _find(name: str) -> Preset | Group:
-    known: Mapping[str, Preset | Group] = {**presets.load(), **groups.load()}
+def _find(name: str) -> Preset | Group | TuplePreset:
+    known: Mapping[str, Preset | Group | TuplePreset] = {**presets.load(), **groups.load(), **tuples.load()}
     if name not in known:
         near = get_close_matches(name, known, n=3, cutoff=0.5)
         meant = f"did you mean {', '.join(near)}? " if near else ""
@@ -113,7 +119,7 @@ def _about_group(group: Group) -> list[str]:
     ]
 
 
-def _with_experts(found: Preset | Group, count: int) -> Sections:
+def _with_experts(found: Preset | Group | TuplePreset, count: int) -> Sections:
     if isinstance(found, Preset) and not found.experts:
         raise UserError(f"{found.name} matches no experts: leave --experts out")
     experts = {name: {**settings, "count": count} for name, settings in found.sections["experts"].items()}

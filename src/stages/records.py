@@ -31,7 +31,7 @@ def prepared(store: Store, dataset: DataSet, *splits: str) -> Statistics:
 def experts_record(store: Store, buffer: Buffer) -> Record:
     """The record of each expert under today's settings and training split; it does not depend on how many there are."""
     train = store.split_file(buffer.dataset.name, "train")
-    store.load_split(buffer.dataset.name, "train")  # a missing or damaged split is said in its own words
+    store.load_labels(buffer.dataset.name, "train")  # a missing or damaged split is said in its own words
     experts, network = buffer.settings.model_dump(mode="json", exclude={"count"}), buffer.spec.model_dump()
     return Record(
         "trajectory", {"seed": buffer.seed, "experts": experts, "network": network}, {store.key(train): files.digest(train)}

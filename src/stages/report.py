@@ -12,7 +12,7 @@ from src.pages.sheets import out_of_range, sheets
 from src.pages.tables import Table
 from src.process import progress
 from src.settings.resolved import Buffer, Pipeline, Run
-from src.stages import beyond, results
+from src.stages import beyond, results, tuples
 from src.stages.beyond import Evaluated
 from src.stages.records import experts_record, prepared, synthetic_settings
 from src.store import cost, files, removed, tensors, values
@@ -56,7 +56,8 @@ def page_of(
     """The page about these runs, which are checked; networks in this order. Scores set them beside the pool, or each other."""
     groups = results.groups(store, runs)
     evaluated = [Evaluated(runs[result.run], result) for group in groups for result in group.results]
-    galleries = tuple(Gallery(group, tuple(_pictures(store, result) for result in group.results)) for group in groups)
+    of_images = [group for group in groups if not group.best.tuples]
+    galleries = tuple(Gallery(group, tuple(_pictures(store, result) for result in group.results)) for group in of_images)
     used = list({run.buffer.name: run.buffer for run in runs.values() if run.buffer is not None}.values())
     matched = [group for group in groups if group.distilled]
     return Page(
@@ -65,14 +66,18 @@ def page_of(
         groups=groups,
         panels=_panels(groups),
         matrix=results.matrix(store, runs, networks, [one.result for one in evaluated]),
-        standings=beyond.standings(evaluated, evaluated if pool is None else pool),
+        standings=beyond.standings(
+            [one for one in evaluated if not one.result.tuples],
+            [one for one in (evaluated if pool is None else pool) if not one.result.tuples],
+        ),
         galleries=galleries,
-        films=tuple(_film(store, result) for group in matched for result in group.distilled),
+        films=tuple(_film(store, result) for group in matched for result in group.distilled if not result.tuples),
         matching=tuple(_matching(store, group) for group in matched),
         experts=_experts(store, used),
         experts_spent=tuple(_experts_spent(store, one) for one in used),
         runs_spent=tuple(_run_spent(store, one) for one in runs.values()),
-        learned_rates={name: store.load_synthetic(name).syn_lr.item() for name in runs},
+        learned_rates={name: store.load_synthetic(name).syn_lr.mean().item() for name in runs},
+        tuples=tuple(tuples.shown(store, runs[one.result.run]) for one in evaluated if one.result.tuples),
     )
 
 
@@ -152,7 +157,8 @@ def _experts(store: Store, used: Sequence[Buffer]) -> tuple[Curves, ...]:
     for dataset in dict.fromkeys(one.dataset.name for one in used):
         names = [one.name for one in used if one.dataset.name == dataset]
         step = _expert_chart(store, "Squared parameter step of an epoch", "parameter_step", names, log=True)
-        accuracy = _expert_chart(store, "Validation accuracy, %", "val_accuracy", names, percent=True)
+        figure = "recall" if any(one.dataset.settings.modalities for one in used if one.dataset.name == dataset) else "accuracy"
+        accuracy = _expert_chart(store, f"Validation {figure}, %", f"val_{figure}", names, percent=True)
         found.append(Curves(dataset, (step, accuracy)))
     return tuple(found)
 

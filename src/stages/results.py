@@ -11,7 +11,7 @@ from src.settings.resolved import Run
 from src.store import files
 from src.store.store import Store, remake
 
-METRICS = ("val_accuracy_mean", "val_accuracy_std", "test_accuracy_mean", "test_accuracy_std")
+SCORES = ("val_{}", "test_{}")  # of accuracy, or of what stands for it
 
 
 def groups(store: Store, runs: Mapping[str, Run]) -> tuple[Group, ...]:
@@ -24,35 +24,38 @@ def groups(store: Store, runs: Mapping[str, Run]) -> tuple[Group, ...]:
 def result_of(store: Store, run: Run) -> Result:
     """One run's row, by itself; raises ArtifactError where it is not made."""
     name, dataset, distil = run.name, run.dataset.name, run.distillation
-    metrics, students = _scores(store, name)
+    tuples = run.dataset.settings.modalities is not None
+    (val, test), students = _scores(store, name, "recall" if tuples else "accuracy")
     synthetic = store.load_synthetic(name)
     images = len(synthetic.labels)
     return Result(
         run=name,
         dataset=dataset,
-        ipc=run.ipc,
+        ipc=f"{run.ipc} tuples" if tuples and run.ipc != "all" else run.ipc,
         images=images,
         share=images / sum(store.load_statistics(dataset).counts["train"].values()),
         method=run.method,
         initialisation=distil.initialisation,
         distilled=distil.iterations > 0,
         parts=() if run.ipc == "all" else _parts(run),
-        val=Accuracy(metrics["val_accuracy_mean"], metrics["val_accuracy_std"]),
-        test=Accuracy(metrics["test_accuracy_mean"], metrics["test_accuracy_std"]),
+        val=val,
+        test=test,
         students=students,
         selected=run.evaluation.selects_on_test,
-        soft=synthetic.labels.is_floating_point(),
+        soft=synthetic.labels.is_floating_point() and not tuples,
+        tuples=tuples,
         pixels="" if run.ipc == "all" else files.checksum({}, {"pixels": synthetic.pixels}),
     )
 
 
-def _scores(store: Store, name: str) -> tuple[dict[str, float], tuple[float, ...]]:
-    """A run's metrics, and the test accuracy of each of its students."""
-    remedy = remake("evaluate", name)
+def _scores(store: Store, name: str, figure: str) -> tuple[list[Accuracy], tuple[float, ...]]:
+    """A run's accuracy, or other figure, on the validation and test split, and on the latter that of each of its students."""
+    remedy, keys = remake("evaluate", name), [score.format(figure) for score in SCORES]
     metrics = files.read_json(store.metrics_file(name), remedy)
-    students = files.read_numbers(store.students_file(name), ["test_accuracy"], remedy)
+    students = files.read_numbers(store.students_file(name), keys[-1:], remedy)
     with files.understood(store.metrics_file(name), remedy):
-        return {key: float(metrics[key]) for key in METRICS}, tuple(row["test_accuracy"] for row in students)
+        both = [Accuracy(float(metrics[f"{key}_mean"]), float(metrics[f"{key}_std"])) for key in keys]
+        return both, tuple(row[keys[-1]] for row in students)
 
 
 def matrix(store: Store, runs: Mapping[str, Run], order: Sequence[str], results: Sequence[Result]) -> Matrix | None:
@@ -69,7 +72,9 @@ def _network_scores(store: Store, run: Run) -> dict[str, Accuracy]:
     path, remedy = store.networks_file(run.name), remake("evaluate", run.name)
     rows = files.read_csv(path, remedy)
     with files.understood(path, remedy):
-        found = {row["network"]: Accuracy(float(row["test_accuracy_mean"]), float(row["test_accuracy_std"])) for row in rows}
+        figure = "recall" if run.dataset.settings.modalities else "accuracy"
+        columns = [f"{SCORES[-1].format(figure)}_{of}" for of in ("mean", "std")]
+        found = {row["network"]: Accuracy(*(float(row[column]) for column in columns)) for row in rows}
     wanted = list(run.networks)
     if list(found) != wanted:
         raise ArtifactError(f"{path} holds the networks {', '.join(found)}, not {', '.join(wanted)}: {remedy}")

@@ -10,16 +10,19 @@ import math
 import statistics
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from src.pages import pictures
+from src.maths.networks import TupleShape
+from src.pages import page, pictures
 from src.settings.resolved import Run
+from src.stages import tuples
 from src.store import cost, files
 from src.store.store import Store, remake
 from src.tracking.tracker import Tracker
 
 NOT_CURVES = ("iteration", "expert", "start_epoch")
-EXPERT_CURVES = ("train_loss", "gradient_penalty", "val_accuracy", "parameter_step", "common_logit_step")
+PICTURE = 3  # dimensions of an item that can be shown: channels, height, width
 
 
 def describe(tracker: Tracker, store: Store, run: Run) -> None:
@@ -40,9 +43,15 @@ def log_row(tracker: Tracker, row: dict[str, Any]) -> None:
     tracker.metrics(figures, int(row["iteration"]))
 
 
-def log_images(tracker: Tracker, pixels: Tensor, labels: Tensor, iteration: int) -> None:
-    """The synthetic images (S, C, H, W) of one iteration."""
-    tracker.image("synthetic", pictures.grid(pixels, labels.cpu(), square=True), iteration)
+def log_images(tracker: Tracker, pixels: Tensor, labels: Tensor, iteration: int, tuples: TupleShape | None = None) -> None:
+    """The synthetic images (S, C, H, W) of one iteration; of tuples (S, D) the images and spectrograms."""
+    if tuples is None:
+        tracker.image("synthetic", pictures.grid(pixels, labels.cpu(), square=True), iteration)
+        return
+    for one, own in zip(tuples.modalities, pixels.split(tuples.sizes, dim=1), strict=True):
+        if len(one.shape) == PICTURE:
+            shown = pictures.grid(own.unflatten(1, one.shape), torch.arange(len(own)), square=True)
+            tracker.image(f"synthetic-{one.name}", shown, iteration)
 
 
 def log_outputs(tracker: Tracker, store: Store, run: Run) -> None:
@@ -55,8 +64,9 @@ def log_outputs(tracker: Tracker, store: Store, run: Run) -> None:
             log_row(tracker, row)
     snapshots, synthetic = store.load_snapshots(name), store.load_synthetic(name)
     moments = list(zip(snapshots.iterations.tolist(), snapshots.pixels, strict=True))
+    shape = store.load_statistics(run.dataset.name).shape
     for iteration, pixels in moments or [(0, synthetic.pixels)]:
-        log_images(tracker, pixels, synthetic.classes, iteration)
+        log_images(tracker, pixels, synthetic.classes, iteration, shape if isinstance(shape, TupleShape) else None)
     if rows:
         _log_figure(tracker, rows)
     for path in (store.synthetic_file(name), store.snapshots_file(name), store.history_file(name)):
@@ -66,6 +76,12 @@ def log_outputs(tracker: Tracker, store: Store, run: Run) -> None:
     log_cost(tracker, "distill", cost.lookup(store.synthetic_file(name)))
     if run.buffer is not None:
         log_cost(tracker, "experts", cost.lookup(store.trajectories_folder(run.buffer.name)))
+
+
+def log_tuples(tracker: Tracker, store: Store, run: Run) -> None:
+    """A page of synthetic tuples, with what can be heard of them, and of recall; nothing of images in classes."""
+    if run.dataset.settings.modalities:
+        tracker.page("tuples.html", page.filled(page.TUPLES, tuples=[tuples.shown(store, run)]))
 
 
 def log_cost(tracker: Tracker, what: str, spent: cost.Cost | None) -> None:
@@ -84,16 +100,19 @@ def _known(figures: dict[str, float]) -> dict[str, float]:
     return {key: value for key, value in figures.items() if math.isfinite(value)}
 
 
+def headline(rows: list[dict[str, Any]]) -> str:
+    """The figure that an expert's rows tell of the validation split: accuracy, or what its task has instead."""
+    return next(key.removeprefix("val_") for key in rows[0] if key.startswith("val_"))
+
+
 def log_experts(tracker: Tracker, store: Store, name: str, rows: list[dict[str, Any]], spent: cost.Cost) -> None:
     """Curves of every expert and of their mean, the smoothness figure, the buffer's digest, cost."""
-    epochs = sorted({row["epoch"] for row in rows})
-    means = {
-        key: [statistics.mean(row[key] for row in rows if row["epoch"] == epoch) for epoch in epochs] for key in EXPERT_CURVES
-    }
+    epochs, curves = sorted({row["epoch"] for row in rows}), [key for key in rows[0] if key not in ("expert", "epoch")]
+    means = {key: [statistics.mean(row[key] for row in rows if row["epoch"] == epoch) for epoch in epochs] for key in curves}
     for position, epoch in enumerate(epochs):
         tracker.metrics(_known({key: values[position] for key, values in means.items()}), epoch)
     for row in rows:
-        figures = {f"{key}/expert-{row['expert']:03d}": row[key] for key in EXPERT_CURVES}
+        figures = {f"{key}/expert-{row['expert']:03d}": row[key] for key in curves}
         tracker.metrics(_known(figures), row["epoch"])
     lines = {"mean": means["parameter_step"]}
     tracker.curve("figures/smoothness.png", epochs, lines, ("epoch", "squared parameter step"), log=True)

@@ -59,7 +59,8 @@ NEVER_IN_BYTES = frozenset(
 
 def digest(stage: str, specs: Iterable[Network] = (), root: Path = ROOT, targets: Iterable[str] = ()) -> str:
     """Of all code that a stage's bytes rest on, where it builds networks of these specifications and takes these targets."""
-    named = {f"{FAMILIES}{spec.family.lower()}.py" for spec in specs} | {f"{TARGETS}{kind}.py" for kind in targets}
+    families = {family for spec in specs for family in spec.families}
+    named = {f"{FAMILIES}{family.lower()}.py" for family in families} | {f"{TARGETS}{kind}.py" for kind in targets}
     modules = closure(ENTRIES[stage], *sorted(named), root=root)
     beside = sorted({path for module in modules for path in templates(module, root)})
     parts = [(path, meaning(path, root)) for path in sorted(modules)] + [(path, _bytes(path, root)) for path in beside]

@@ -13,7 +13,7 @@ from src.ground.errors import UserError
 from src.maths import pixels
 from src.maths.pixels import Normalisation, Space, Whitening
 from src.store import files, tensors, values
-from src.store.values import Record, Snapshots, Split, Statistics, SyntheticSet
+from src.store.values import Record, Snapshots, Split, Statistics, SyntheticSet, TupleSplit, TupleStatistics
 
 STAGES = {"prepare": "dataset", "experts": "experts", "distill": "run", "evaluate": "run"}  # each with its option
 
@@ -102,9 +102,8 @@ class Store:
 
     # -- real images
 
-    def save_split(self, dataset: str, split: str, value: Split, record: Record) -> None:
-        found = {"images": value.images, "labels": value.labels}
-        tensors.save(self.split_file(dataset, split), found, replace(record, kind=values.split_kind(split)))
+    def save_split(self, dataset: str, split: str, value: Split | TupleSplit, record: Record) -> None:
+        tensors.save(self.split_file(dataset, split), value.tensors(), replace(record, kind=values.split_kind(split)))
 
     def load_split(self, dataset: str, split: str) -> Split:
         found = tensors.load(
@@ -114,6 +113,17 @@ class Store:
             {"images": torch.uint8, "labels": torch.int64},
         )
         return Split(found["images"], found["labels"])
+
+    def load_tuples(self, dataset: str, split: str) -> TupleSplit:
+        """Of a data set of tuples."""
+        dtypes: dict[str, torch.dtype | tuple[torch.dtype, ...]] = {"rows": torch.int64}
+        for name, kind in self.load_tuple_statistics(dataset).kinds.items():
+            dtypes |= {values.VALUES + name: (torch.float32, torch.uint8), values.GROUPS + name: torch.int64}
+            dtypes |= {values.TEXTS + name: torch.uint8} if kind == "text" else {}
+            dtypes |= {values.WAVES + name: torch.int16} if kind == "audio" else {}
+        path, remedy = self.split_file(dataset, split), remake("prepare", dataset)
+        found = tensors.load(path, values.split_kind(split), remedy, dtypes)
+        return TupleSplit.of(found, list(self.load_tuple_statistics(dataset).kinds))
 
     def save_statistics(self, dataset: str, value: Statistics, record: Record) -> None:
         files.write_json(
@@ -127,7 +137,17 @@ class Store:
         with files.understood(path, remedy):
             del found[tensors.RECORD]
             tuples = {name: tuple(found[name]) for name in ("classes", "mean", "std", "source_mean", "source_std", "skipped")}
+            if "modalities" in found:
+                tuples["modalities"] = tuple((name, kind, tuple(shape)) for name, kind, shape in found["modalities"])
+                return TupleStatistics(**{**found, **tuples})
             return Statistics(**{**found, **tuples})
+
+    def load_tuple_statistics(self, dataset: str) -> TupleStatistics:
+        """Of a data set of tuples; raises UserError where it is one of images in classes."""
+        found = self.load_statistics(dataset)
+        if not isinstance(found, TupleStatistics):
+            raise UserError(f"{dataset} has images in classes, not tuples: name a data set with modalities")
+        return found
 
     def save_space(self, dataset: str, value: Space, record: Record) -> None:
         tensors.save(self.space_file(dataset), dict(vars(value)), replace(record, kind=values.SPACE))
@@ -144,6 +164,27 @@ class Store:
         """Network input (N, C, H, W) and labels (N,) of a split."""
         found, pixel_max = self.load_split(dataset, split), self.load_statistics(dataset).pixel_max
         return pixels.inputs(self.load_space(dataset), found.images, pixel_max), found.labels
+
+    def load_labels(self, dataset: str, split: str) -> Tensor:
+        """(N,), of tuples their numbers."""
+        if isinstance(self.load_statistics(dataset), TupleStatistics):
+            return torch.arange(len(self.load_tuples(dataset, split).rows))
+        return self.load_split(dataset, split).labels
+
+    def load_real(self, dataset: str, split: str) -> tuple[Tensor, ...]:
+        """A split as the task has it: what `load_inputs` gives, or rows, numbers, items and groups of tuples."""
+        statistics = self.load_statistics(dataset)
+        if not isinstance(statistics, TupleStatistics):
+            return self.load_inputs(dataset, split)
+        found, space = self.load_tuples(dataset, split), self.load_space(dataset)
+        assert isinstance(space, Normalisation)
+        fitted = zip(*(values.split(statistics.shape.sizes) for values in (space.mean, space.std)), strict=True)
+        own = [
+            Normalisation(*numbers).normalise(statistics.natural(items.values))
+            for items, numbers in zip(found.items.values(), fitted, strict=True)
+        ]
+        groups = [items.groups for items in found.items.values()]
+        return found.rows, torch.arange(len(found.rows)), *own, *groups
 
     # -- experts
 

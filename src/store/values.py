@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from src.maths.networks import ImageShape
+from src.ground.errors import UserError
+from src.maths.networks import ImageShape, Modality, Shape, TupleShape
 from src.store import files
 
 
@@ -37,6 +39,58 @@ class Split:
     images: Tensor  # uint8
     labels: Tensor  # int64
 
+    def tensors(self) -> dict[str, Tensor]:
+        return {"images": self.images, "labels": self.labels}
+
+
+@dataclass(frozen=True)
+class Items:
+    """What a split has of one modality: items (n, ...), each once, and the group (n,) of each, which is the same for items of
+    other modalities that belong to it. Texts have their words beside their numbers, sounds their waves (n, T).
+    """
+
+    values: Tensor  # float32, or uint8 pixels
+    groups: Tensor  # int64
+    texts: tuple[str, ...] = ()
+    waves: Tensor | None = None  # int16
+
+
+@dataclass(frozen=True)
+class TupleSplit:
+    """Real tuples of one split: rows (N, M) of places among the items of each modality."""
+
+    items: Mapping[str, Items]
+    rows: Tensor  # int64
+
+    def tensors(self) -> dict[str, Tensor]:
+        found = {"rows": self.rows}
+        for name, own in self.items.items():
+            found |= {f"{VALUES}{name}": own.values, f"{GROUPS}{name}": own.groups}
+            found |= {f"{TEXTS}{name}": _bytes(own.texts)} if own.texts else {}
+            found |= {} if own.waves is None else {f"{WAVES}{name}": own.waves}
+        return found
+
+    @staticmethod
+    def of(found: Mapping[str, Tensor], names: Sequence[str]) -> TupleSplit:
+        """Of tensors as `tensors` has them; raises KeyError where one is missing."""
+        items = {
+            name: Items(found[VALUES + name], found[GROUPS + name], _texts(found.get(TEXTS + name)), found.get(WAVES + name))
+            for name in names
+        }
+        return TupleSplit(items, found["rows"])
+
+
+VALUES, GROUPS, TEXTS, WAVES = "items.", "groups.", "texts.", "waves."  # before the names of modalities
+
+
+def _bytes(texts: Sequence[str]) -> Tensor:
+    """Lines of UTF-8."""
+    return torch.frombuffer(bytearray("\n".join(texts).encode()), dtype=torch.uint8)
+
+
+def _texts(lines: Tensor | None) -> tuple[str, ...]:
+    return () if lines is None else tuple(lines.numpy().tobytes().decode().split("\n"))
+
 
 @dataclass(frozen=True)
 class Statistics:
@@ -55,17 +109,51 @@ class Statistics:
     skipped: tuple[str, ...]  # images that can't be read
 
     @property
-    def shape(self) -> ImageShape:
+    def shape(self) -> Shape:
+        """What networks read."""
+        return self.image_shape
+
+    @property
+    def image_shape(self) -> ImageShape:
         return ImageShape(self.channels, self.size, len(self.classes))
+
+
+@dataclass(frozen=True)
+class TupleStatistics(Statistics):
+    """What `prepare` found out about a data set of tuples: it has no classes, and counts are of tuples."""
+
+    modalities: tuple[tuple[str, str, tuple[int, ...]], ...]  # name, kind, shape of an item
+
+    @property
+    def shape(self) -> TupleShape:
+        return TupleShape(tuple(Modality(name, shape) for name, _, shape in self.modalities))
+
+    @property
+    def image_shape(self) -> ImageShape:
+        names = ", ".join(self.kinds)
+        raise UserError(
+            f"this command works on images in classes, and the data set holds tuples of {names}: choose another one"
+        )
+
+    @property
+    def kinds(self) -> Mapping[str, str]:
+        """Image, text, audio or vector, by name."""
+        return {name: kind for name, kind, _ in self.modalities}
+
+    def natural(self, values: Tensor) -> Tensor:
+        """Items (n, ...) as rows of real numbers (n, D_m)."""
+        return values.flatten(1).float() / (self.pixel_max if values.dtype == torch.uint8 else 1)
 
 
 @dataclass(frozen=True)
 class SyntheticSet:
     """All that training a student takes. In pixels, so that it means the same to whoever normalises them."""
 
-    pixels: Tensor  # (S, C, H, W), not bound to [0, 1]
-    labels: Tensor  # (S,) classes, or (S, K) probabilities in float32
-    syn_lr: Tensor  # ()
+    pixels: Tensor  # (S, C, H, W), not bound to [0, 1]; of tuples (S, D)
+    labels: (
+        Tensor  # (S,) classes, or (S, K) probabilities in float32; of tuples their places, or the numbers of their similarity
+    )
+    syn_lr: Tensor  # (), of tuples (M,)
 
     @property
     def classes(self) -> Tensor:

@@ -153,6 +153,10 @@ class Tracker:
         folder, _, file = name.rpartition("/")
         self._put_made({"do": "file", "folder": folder or None}, file, figure.savefig)
 
+    def page(self, name: str, html: str) -> None:
+        """A page that needs nothing else."""
+        self._put_made({"do": "file", "folder": None}, name, lambda path: path.write_text(html, encoding="utf-8"))
+
     def curve(
         self, name: str, x: Sequence[float], lines: Mapping[str, Sequence[float]], labels: tuple[str, str], log: bool = False
     ) -> None:

@@ -40,6 +40,7 @@ class Course:
     derivatives: Derivatives
     real: tuple[Tensor, Tensor] | None  # images (R, C, H, W) and labels (R,), where their loss is asked for
     settings: Distillation
+    parts: tuple[int, ...] = ()  # of tuples: parameters of each modality's encoder
 
 
 def made(kinds: Sequence[str], course: Course) -> list[Target]:

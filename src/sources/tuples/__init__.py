@@ -1,0 +1,1 @@
+"""Sources of tuples, whose parts belong together: pictures, texts, sounds, vectors."""

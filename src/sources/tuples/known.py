@@ -1,0 +1,114 @@
+"""Known sources of tuples: scikit-learn's digits with their names in many languages, and with recordings of spoken digits."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from src.ground.errors import DataError
+from src.maths import splitting
+from src.settings.datasets import Dataset
+from src.sources import downloads, named
+from src.sources.raw import Plain
+from src.sources.tuples import names
+from src.sources.tuples.raw import RawItems, RawSplit, RawTuples, paired
+
+KNOWN: Mapping[str, Mapping[str, str]] = {
+    "digits-seen-written": {"image": "image", "text": "text"},
+    "digits-seen-written-spoken": {"image": "image", "text": "text", "sound": "audio"},
+}  # name -> modalities and their kinds
+SPLITS = ("train", "val", "test")
+FSDD = "fsdd"
+RECORDING = re.compile(r"(\d)_([^_]+)_(\d+)\.wav")
+TEST_TAKES = 5  # takes 0 to 4 of each speaker and digit are the test split, as the authors of FSDD have it
+DIGITS = tuple(str(digit) for digit in range(10))
+
+Places = NDArray[np.int64]
+
+
+def read(settings: Dataset, state: int) -> RawTuples:
+    """The known source of the settings, split and paired by draws of `state`. Raises DataError."""
+    found = {"image": _seen(settings, state), "text": _written()}
+    if "sound" in KNOWN[settings.source]:
+        found["sound"] = _spoken(settings, state)
+    draws = np.random.default_rng(state)
+    splits = {}
+    for split in SPLITS:
+        items = {name: own[split] for name, own in found.items()}
+        splits[split] = RawSplit(items, paired([np.array(own.groups) for own in items.values()], draws))
+    return RawTuples(splits, pixel_max=16)
+
+
+def _seen(settings: Dataset, state: int) -> dict[str, RawItems]:
+    (raw,) = named.read_digits().splits.values()
+    assert isinstance(raw, Plain)
+    labels = raw.labels
+    cut = splitting.split(
+        labels, DIGITS, {"val": settings.val_fraction, "test": settings.test_fraction}, settings.train_images, state
+    )
+    return {split: RawItems(list(raw.images[cut[split]]), labels[cut[split]].tolist()) for split in SPLITS}
+
+
+def _written() -> dict[str, RawItems]:
+    """The same in all splits: what is new in the others are pictures and voices."""
+    words = names.by_digit()
+    own = RawItems([word for same in words for word in same], [digit for digit, same in enumerate(words) for _ in same])
+    return dict.fromkeys(SPLITS, own)
+
+
+def _spoken(settings: Dataset, state: int) -> dict[str, RawItems]:
+    """Recordings by digit; those that are no test takes of the authors are cut into training and validation split."""
+    paths = recordings(_folder(settings))
+    told = [(path, *_order(path)) for path in paths]
+    test = [(path, digit) for path, digit, _, take in told if take < TEST_TAKES]
+    rest = [(path, digit) for path, digit, _, take in told if take >= TEST_TAKES]
+    labels = np.array([digit for _, digit in rest])
+    cut = splitting.split(labels, DIGITS, {"val": settings.val_fraction}, None, state)
+    parts = {split: [rest[place] for place in cut[split]] for split in ("train", "val")} | {"test": test}
+    return {split: _heard(own) for split, own in parts.items()}
+
+
+def _heard(told: Sequence[tuple[Path, int]]) -> RawItems:
+    return RawItems([path.read_bytes() for path, _ in told], [digit for _, digit in told], [path.name for path, _ in told])
+
+
+def recordings(folder: Path) -> list[Path]:
+    """All of FSDD below a folder, by digit, speaker and take. Raises DataError where there are none, or too few to be split."""
+    found = [path for path in sorted(folder.rglob("*.wav")) if RECORDING.fullmatch(path.name)]
+    digits = {path.name[0] for path in found}
+    if digits != set(DIGITS):
+        text = f"{folder} holds no recordings of the digits {', '.join(sorted(set(DIGITS) - digits))}"
+        raise DataError(f"{text}: it needs files as FSDD calls them, DIGIT_SPEAKER_TAKE.wav")
+    return sorted(found, key=_order)
+
+
+def _order(path: Path) -> tuple[int, str, int]:
+    """Digit, speaker, take."""
+    match = RECORDING.fullmatch(path.name)
+    assert match is not None
+    return int(match[1]), match[2], int(match[3])
+
+
+def _folder(settings: Dataset) -> Path:
+    """Where FSDD lies: as the settings say, among the sources, or downloaded to them."""
+    if settings.path is not None:
+        folder = Path(settings.path).expanduser()
+        if not folder.is_dir():
+            raise DataError(f"the path {folder} is no folder: name the one that holds FSDD's recordings")
+        return folder
+    own = named.FOLDER / FSDD
+    places = [own, *([Path(os.environ[named.VARIABLE]).expanduser() / FSDD] if os.environ.get(named.VARIABLE) else [])]
+    for place in places:
+        if place.is_dir() and any(place.rglob("*.wav")):
+            return place
+    try:
+        downloads.fetch(FSDD, own)
+    except DataError as error:
+        told = f"put its recordings into {own}, or name their folder as prepare's path"
+        raise DataError(f"{error}: {told}") from None
+    return own

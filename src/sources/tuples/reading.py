@@ -1,0 +1,152 @@
+"""A source of tuples read whole: its items as numbers, its rows, and what there is to say of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from src.ground.errors import DataError
+from src.ground.seeding import seed_of
+from src.maths import spectrograms
+from src.maths.pixels import Normalisation
+from src.settings.datasets import AudioModality, Dataset, ImageModality, Modality, TextModality
+from src.sources import images, reading
+from src.sources.images import BrokenImageError, Shape
+from src.sources.tuples import known, sounds, tables, texts
+from src.sources.tuples.raw import RawItems, RawTuples
+from src.store.values import Items, TupleSplit, TupleStatistics
+
+FULL_SCALE = 32768.0  # of samples of 16 bits
+
+
+@dataclass(frozen=True)
+class TupleSource:
+    """A data set of tuples."""
+
+    splits: Mapping[str, TupleSplit]
+    pixel_max: int
+    notes: tuple[str, ...]
+
+    def sha256(self) -> str:
+        """Digest of all items and rows."""
+        digest = hashlib.sha256()
+        for split, value in sorted(self.splits.items()):
+            for name, tensor in sorted(value.tensors().items()):
+                digest.update(json.dumps([split, name, list(tensor.shape)]).encode())
+                digest.update(tensor.contiguous().numpy().data)
+        return digest.hexdigest()
+
+
+def read(settings: Dataset, name: str, seed: int) -> TupleSource:
+    """The source of the data set `name` of the section prepare, where `seed` is the root seed. Raises DataError."""
+    assert settings.modalities is not None
+    with reading.naming(name):
+        _check_known(settings)
+        state = seed_of(seed, "prepare", name) % 2**32
+        found = known.read(settings, state) if settings.source in known.KNOWN else tables.read(settings, state)
+        source = _made(found, settings.modalities)
+    if settings.sha256 is not None and settings.sha256 != source.sha256():
+        text = f"prepare.{name}: the source {settings.path or settings.source} has the sha256 {source.sha256()}"
+        raise DataError(f"{text}, not prepare.{name}.sha256: restore its items, or change the setting")
+    return source
+
+
+def _check_known(settings: Dataset) -> None:
+    """A known source has modalities of its own."""
+    have = known.KNOWN.get(settings.source)
+    told = {name: modality.kind for name, modality in (settings.modalities or {}).items()}
+    if have is not None and list(told.items()) != list(have.items()):
+        listed = ", ".join(f"{name} ({kind})" for name, kind in have.items())
+        raise DataError(f"{settings.source} has the modalities {listed}: name these, with their kinds and in this order")
+
+
+def _made(found: RawTuples, modalities: Mapping[str, Modality]) -> TupleSource:
+    splits = {}
+    for split, raw in found.splits.items():
+        items = {name: _items(raw.items[name], modality, found.pixel_max) for name, modality in modalities.items()}
+        splits[split] = TupleSplit(items, torch.from_numpy(raw.rows))
+    for name in modalities:
+        shapes = {tuple(value.items[name].values.shape[1:]) for value in splits.values()}
+        if len(shapes) > 1:
+            raise DataError(f"{name} has items of different shapes, {shapes}: bring all to one")
+    return TupleSource(splits, found.pixel_max, found.notes)
+
+
+def _items(raw: RawItems, modality: Modality, pixel_max: int) -> Items:
+    groups = torch.tensor(raw.groups, dtype=torch.int64)
+    if isinstance(modality, ImageModality):
+        return Items(_pictures(raw, modality), groups)
+    if isinstance(modality, TextModality):
+        words = tuple(" ".join(text.split()) for text in raw.values)
+        return Items(torch.from_numpy(texts.columns(words, modality.length, modality.numbers)), groups, words)
+    if isinstance(modality, AudioModality):
+        heard = [sounds.decoded(content, name) for content, name in zip(raw.values, raw.names, strict=True)]
+        waves, rate = sounds.of_one_length(heard, raw.names, modality.seconds)
+        shown = spectrograms.spectrograms(torch.from_numpy(waves).float() / FULL_SCALE, rate, modality.size)
+        return Items(shown, groups, waves=torch.from_numpy(waves))
+    return Items(torch.from_numpy(np.stack(raw.values).astype(np.float32)), groups)
+
+
+def _pictures(raw: RawItems, modality: ImageModality) -> torch.Tensor:
+    """(n, C, H, W)."""
+    if isinstance(raw.values[0], np.ndarray):
+        if modality.size is not None or modality.channels is not None:
+            raise DataError("the images of a known source have their own size and channels: leave both out")
+        return torch.from_numpy(np.stack(raw.values)).permute(0, 3, 1, 2).contiguous()
+    if modality.size is None:
+        raise DataError("images of a table have no common size: set the modality's size")
+    shape, found = Shape(modality.channels or 3, modality.size), []
+    for content, name in zip(raw.values, raw.names, strict=True):
+        try:
+            found.append(images.decode(content, shape, name))
+        except BrokenImageError as error:
+            raise DataError(
+                f"{name} can't be read as an image ({error}): repair it, or take its row out of the table"
+            ) from None
+    return torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2).contiguous()
+
+
+def statistics(source: TupleSource, settings: Dataset) -> TupleStatistics:
+    """Counts of tuples by split, and what an item of each modality is."""
+    assert settings.modalities is not None
+    counts = {split: {"tuples": len(value.rows)} for split, value in source.splits.items()}
+    items = source.splits["train"].items
+    return TupleStatistics(
+        classes=(),
+        channels=0,
+        size=0,
+        pixel_max=source.pixel_max,
+        mean=(),
+        std=(),
+        source_mean=(),
+        source_std=(),
+        counts=counts,
+        source_sha256=source.sha256(),
+        skipped=(),
+        modalities=tuple(
+            (name, modality.kind, tuple(items[name].values.shape[1:])) for name, modality in settings.modalities.items()
+        ),
+    )
+
+
+def space(source: TupleSource) -> Normalisation:
+    """Mean and standard deviation of each number of a tuple (D,): of a picture's channel, or of all of a modality's numbers.
+
+    Texts stay as they are: their characters have the deviation 1, and what is behind a text is 0.
+    """
+    means, deviations = [], []
+    for own in source.splits["train"].items.values():
+        values = own.values.float() / (source.pixel_max if own.values.dtype == torch.uint8 else 1)
+        axes = (0, 2, 3) if values.dim() == 4 else tuple(range(values.dim()))
+        std, mean = torch.std_mean(values.double(), dim=axes, correction=0, keepdim=True)
+        if own.texts:
+            std, mean = torch.ones_like(std), torch.zeros_like(mean)
+        shape = values.shape[1:]
+        means.append(mean[0].expand(shape).flatten())
+        deviations.append(torch.where(std > 0, std, torch.ones_like(std))[0].expand(shape).flatten())
+    return Normalisation(torch.cat(means).float(), torch.cat(deviations).float())

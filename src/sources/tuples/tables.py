@@ -1,0 +1,218 @@
+"""Tuples from a table: which column each modality is, which rows share an item, and which split each is of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from src.ground.counting import counted
+from src.ground.errors import DataError
+from src.settings.datasets import Dataset, Modality
+from src.sources import sentences
+from src.sources.tuples import layouts
+from src.sources.tuples.layouts import Row
+from src.sources.tuples.raw import RawItems, RawSplit, RawTuples
+
+USUAL: Mapping[str, tuple[str, ...]] = {
+    "image": ("image", "img", "file_name", "filename", "image_name", "image_path", "path"),
+    "text": ("caption", "captions", "text", "sentence", "sentences", "comment"),
+    "audio": ("audio", "sound", "wav", "file_name", "filename", "path"),
+    "vector": ("embedding", "vector", "features"),
+}
+SPLITS = ("train", "val", "test")
+LANGUAGES = ("language", "lang", "locale")
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+NAMED = 3  # rows or files that a sentence names
+
+
+def read(settings: Dataset, state: int) -> RawTuples:
+    """The table that settings name, split by draws of `state` where it is not split. Raises DataError."""
+    assert settings.modalities is not None
+    path = Path(settings.path or settings.source).expanduser()
+    rows = layouts.rows(path)
+    chosen = chosen_columns(rows, settings.modalities)
+    folder = path if path.is_dir() else path.parent
+    tuples, empty = _tuples(rows, settings.modalities, chosen)
+    if empty and not settings.skip_broken:
+        text = f"{counted(len(empty), 'row')} without a value, {sentences.first(empty, NAMED)}"
+        raise DataError(f"{text}: fill them in, or leave them out with skip_broken: true")
+    files = Files(folder)
+    missing = files.missing(tuples, settings.modalities)
+    if missing:
+        text = f"{counted(len(missing), 'file')} that the table names can't be found below {folder}"
+        raise DataError(f"{text}, {sentences.first(missing, NAMED)}: put them there, or take their rows out")
+    parts = _parts(tuples, settings, state)
+    splits = {split: _split(own, settings.modalities, files) for split, own in parts.items()}
+    return RawTuples(splits, notes=tuple(_notes(rows, chosen, empty, files, settings.modalities)))
+
+
+def chosen_columns(rows: Sequence[Row], modalities: Mapping[str, Modality]) -> dict[str, str]:
+    """The column of each modality: the one that is named, one called as the modality, or one with a usual name of its kind."""
+    have, found = layouts.columns(rows), dict[str, str]()
+    for name, modality in modalities.items():
+        likely = (modality.column,) if modality.column else (name, *USUAL[modality.kind])
+        column = next((one for one in likely if one in have and one not in found.values()), None)
+        if column is None:
+            wanted = f"no column {modality.column}" if modality.column else f"no column that is known for {modality.kind}"
+            raise DataError(f"the table has {wanted}, but {', '.join(have)}: name one of these as the modality's column")
+        found[name] = column
+    return found
+
+
+@dataclass(frozen=True)
+class Tuple:
+    """One tuple of the table."""
+
+    row: Row
+    values: tuple[Any, ...]  # a modality each
+
+
+def _tuples(
+    rows: Sequence[Row], modalities: Mapping[str, Modality], chosen: Mapping[str, str]
+) -> tuple[list[Tuple], list[str]]:
+    """A tuple for each text of a row that has several, and the rows, and texts, that lack a value."""
+    found, empty = [], []
+    for row in rows:
+        each: list[tuple[Any, ...]] = [()]
+        for name in modalities:
+            value = row.values.get(chosen[name])
+            several = value if isinstance(value, list) and modalities[name].kind == "text" else [value]
+            filled = [one for one in several if not _is_empty(one)]
+            empty += [f"{row.name} ({chosen[name]})"] * (len(several) - len(filled) or not filled)
+            each = [(*before, one) for before in each for one in filled]
+        found += [Tuple(row, values) for values in each]
+    if not found:
+        raise DataError(f"the table has no whole row: fill in its columns {', '.join(chosen.values())}")
+    return found, empty
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _parts(tuples: Sequence[Tuple], settings: Dataset, state: int) -> Mapping[str, list[Tuple]]:
+    """By split: those that the table names, and the rest cut so that all tuples of an item of the first modality stay together.
+
+    Raises DataError where there are too few.
+    """
+    own = {split: [one for one in tuples if one.row.split == split] for split in SPLITS}
+    rest = [one for one in tuples if one.row.split is None]
+    own["train"] = own["train"] + rest
+    for split, fraction in (("test", settings.test_fraction), ("val", settings.val_fraction)):
+        if own[split]:
+            continue
+        units = list(dict.fromkeys(_key(one.values[0], one.row) for one in own["train"]))
+        count = max(1, round(fraction * len(units)))
+        if count >= len(units):
+            raise DataError(f"a {split} split can't be cut off {counted(len(units), 'item')}: add some")
+        drawn = np.random.default_rng([state, len(split)]).permutation(len(units))[:count]
+        cut = {units[int(place)] for place in drawn}
+        own[split] = [one for one in own["train"] if _key(one.values[0], one.row) in cut]
+        own["train"] = [one for one in own["train"] if _key(one.values[0], one.row) not in cut]
+    if settings.train_images is not None:
+        kept = set(list(dict.fromkeys(_key(one.values[0], one.row) for one in own["train"]))[: settings.train_images])
+        own["train"] = [one for one in own["train"] if _key(one.values[0], one.row) in kept]
+    return own
+
+
+def _key(value: Any, row: Row) -> Any:
+    """What makes two values the same item: a path or text; else each row has its own."""
+    return value if isinstance(value, str) else (str(row.table), row.number)
+
+
+def _split(tuples: Sequence[Tuple], modalities: Mapping[str, Modality], files: Files) -> RawSplit:
+    """Items are told apart within the group of the first modality's item, as the same words may be said of two pictures."""
+    group_of: dict[Any, int] = {}
+    places: list[dict[Any, int]] = [{} for _ in modalities]
+    values: list[list[Any]] = [[] for _ in modalities]
+    groups: list[list[int]] = [[] for _ in modalities]
+    names: list[list[str]] = [[] for _ in modalities]
+    rows = np.zeros((len(tuples), len(modalities)), dtype=np.int64)
+    for number, one in enumerate(tuples):
+        group = group_of.setdefault(_key(one.values[0], one.row), len(group_of))
+        for place, (modality, value) in enumerate(zip(modalities.values(), one.values, strict=True)):
+            key = (group, _key(value, one.row))
+            if key not in places[place]:
+                places[place][key] = len(values[place])
+                values[place].append(files.content(modality.kind, value, one.row))
+                groups[place].append(group)
+                names[place].append(value if isinstance(value, str) else one.row.name)
+            rows[number, place] = places[place][key]
+    items = {name: RawItems(*own) for name, own in zip(modalities, zip(values, groups, names, strict=True), strict=True)}
+    return RawSplit(items, rows)
+
+
+@dataclass
+class Files:
+    """The files below the folder of a table."""
+
+    folder: Path
+    _by_name: dict[str, list[Path]] = field(default_factory=dict)
+
+    def find(self, told: str) -> Path | None:
+        """By its path below the folder, or by its name where one file alone has it."""
+        own = self.folder / told
+        if own.is_file():
+            return own
+        if not self._by_name:
+            for path in self.folder.rglob("*"):
+                self._by_name.setdefault(path.name, []).append(path)
+        named = self._by_name.get(Path(told).name, [])
+        return named[0] if len(named) == 1 and named[0].is_file() else None
+
+    def missing(self, tuples: Sequence[Tuple], modalities: Mapping[str, Modality]) -> list[str]:
+        """Paths that tuples name and that are not there."""
+        kinds = [modality.kind for modality in modalities.values()]
+        told = dict.fromkeys(
+            value
+            for one in tuples
+            for kind, value in zip(kinds, one.values, strict=True)
+            if kind != "text" and isinstance(value, str)
+        )
+        return [path for path in told if self.find(path) is None]
+
+    def content(self, kind: str, value: Any, row: Row) -> Any:
+        """What an item is made of. Raises DataError."""
+        if kind == "text":
+            return str(value)
+        if isinstance(value, Mapping):  # of the Hugging Face hub
+            value = value.get("bytes") or value.get("path")
+        if isinstance(value, str):
+            path = self.find(value)
+            assert path is not None
+            return np.load(path, allow_pickle=False).reshape(-1) if kind == "vector" else path.read_bytes()
+        if kind == "vector":
+            return np.asarray(value, dtype=np.float32).reshape(-1)
+        if not isinstance(value, bytes):
+            raise DataError(f"{row.name} holds neither bytes nor a path for its {kind}: write one of these")
+        return value
+
+    def pictures(self) -> list[Path]:
+        return [path for path in sorted(self.folder.rglob("*")) if path.suffix.lower() in PICTURES]
+
+
+def _notes(
+    rows: Sequence[Row], chosen: Mapping[str, str], empty: Sequence[str], files: Files, modalities: Mapping[str, Modality]
+) -> Iterator[str]:
+    """What was decided, and what is left out."""
+    yield f"columns: {', '.join(f'{name} is {column}' for name, column in chosen.items())}"
+    other = [name for name in layouts.columns(rows) if name not in chosen.values()]
+    languages = [name for name in other if name.casefold() in LANGUAGES]
+    if languages:
+        yield f"the column {languages[0]} is not read: captions of all languages are taken alike"
+    if set(other) - set(languages):
+        yield f"columns that are not read: {sentences.first([name for name in other if name not in languages], NAMED)}"
+    if empty:
+        yield f"left out: {counted(len(empty), 'row')} without a value, {sentences.first(empty, NAMED)}"
+    kind, column = next(((m.kind, chosen[name]) for name, m in modalities.items() if m.kind == "image"), ("", ""))
+    if kind:
+        listed = {
+            found for row in rows if isinstance(row.values.get(column), str) and (found := files.find(row.values[column]))
+        }
+        alone = [path.name for path in files.pictures() if path not in listed] if listed else []
+        if alone:
+            yield f"left out: {counted(len(alone), 'picture')} without a row in the table, {sentences.first(alone, NAMED)}"

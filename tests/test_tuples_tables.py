@@ -1,0 +1,287 @@
+"""Tables of tuples: captions in CSV, Parquet, the hub's folders and Karpathy's files; what is missing is told in sentences."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from src.ground.errors import DataError
+from src.maths import retrieval, spectrograms
+from src.settings.datasets import Dataset
+from src.settings.params import load
+from src.sources.tuples import names, raw, reading, sounds, texts
+from src.sources.tuples.reading import TupleSource
+from src.stages import init, init_tuples
+from tests import tuples
+from tests.imports import ROOT
+
+COUNT = 20
+PAIR: dict[str, Any] = {
+    "picture": {"kind": "image", "size": 8},
+    "words": {"kind": "text", "length": 12, "numbers": 4, "column": "caption"},
+}
+
+
+def read(source: Path, modalities: dict[str, Any] | None = None, **settings: Any) -> TupleSource:
+    return reading.read(Dataset(source=str(source), modalities=modalities or PAIR, **settings), "mine", 0)
+
+
+def write(path: Path, rows: list[dict[str, Any]], delimiter: str = ",") -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def captions(folder: Path, each: int = 2) -> list[dict[str, Any]]:
+    """Rows of several captions a picture, whose files are written."""
+    found = tuples.write_pictures(folder / "pictures", COUNT)
+    return [{"image": name, "caption": f"{name[8:10]} said {k}"} for name in found for k in range(each)]
+
+
+def check(source: TupleSource, each: int = 2) -> None:
+    """All pictures and captions are there, a picture once, with its own captions, in one split."""
+    seen: dict[str, str] = {}
+    for split, value in source.splits.items():
+        pictures, words = value.items["picture"], value.items["words"]
+        assert len(pictures.groups) * each == len(words.groups) == len(value.rows)
+        for picture, caption in value.rows.tolist():
+            assert pictures.groups[picture] == words.groups[caption]
+            number = int(words.texts[caption][:2])
+            assert abs(int(pictures.values[picture][0].float().mean()) - number * 7) <= 1
+            assert seen.setdefault(words.texts[caption][:2], split) == split
+    assert len(seen) == COUNT
+    assert {split: len(value.items["picture"].groups) for split, value in source.splits.items()} == {
+        "train": 13,
+        "val": 3,
+        "test": 4,
+    }
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_csv(tmp_path: Path, delimiter: str) -> None:
+    write(tmp_path / "captions.csv", captions(tmp_path), delimiter)
+    from_folder, from_file = read(tmp_path), read(tmp_path / "captions.csv")
+    check(from_folder)
+    assert from_folder.sha256() == from_file.sha256()
+    assert "columns: picture is image, words is caption" in from_folder.notes
+
+
+def test_parquet_with_bytes_and_lists(tmp_path: Path) -> None:
+    """As the Hugging Face hub stores pictures, and several captions of each in a list."""
+    rows = captions(tmp_path / "elsewhere")
+    found = list(dict.fromkeys(row["image"] for row in rows))
+    table = {
+        "image": [{"bytes": (tmp_path / "elsewhere/pictures" / name).read_bytes(), "path": name} for name in found],
+        "caption": [[row["caption"] for row in rows if row["image"] == name] for name in found],
+    }
+    (tmp_path / "hub").mkdir()
+    pq.write_table(pa.table(table), tmp_path / "hub" / "train-00000-of-00001.parquet")
+    check(read(tmp_path / "hub"))
+
+
+def test_folders_of_the_hub_with_metadata(tmp_path: Path) -> None:
+    rows = captions(tmp_path / "old", each=1)
+    for split, own in (("train", rows[:14]), ("validation", rows[14:17]), ("test", rows[17:])):
+        folder = tmp_path / "new" / split
+        folder.mkdir(parents=True)
+        for row in own:
+            (tmp_path / "old/pictures" / row["image"]).rename(folder / row["image"])
+        write(folder / "metadata.csv", [{"file_name": row["image"], "caption": row["caption"]} for row in own])
+    found = read(tmp_path / "new")
+    assert {split: len(value.rows) for split, value in found.splits.items()} == {"train": 14, "val": 3, "test": 3}
+    assert found.splits["test"].items["words"].texts == tuple(row["caption"] for row in rows[17:])
+
+
+def test_karpathys_split(tmp_path: Path) -> None:
+    """Flickr8k, Flickr30k and COCO alike: pictures in a folder beside it, more training pictures called restval."""
+    rows = captions(tmp_path, each=5)
+    found = list(dict.fromkeys(row["image"] for row in rows))
+    splits = ["train"] * 10 + ["restval"] * 4 + ["val"] * 3 + ["test"] * 3
+    images = [
+        {
+            "filepath": "val2014",
+            "filename": name,
+            "split": split,
+            "sentences": [{"raw": row["caption"], "tokens": []} for row in rows if row["image"] == name],
+        }
+        for name, split in zip(found, splits, strict=True)
+    ]
+    (tmp_path / "dataset_coco.json").write_text(json.dumps({"images": images, "dataset": "coco"}))
+    modalities = {"image": {"kind": "image", "size": 8}, "text": {"kind": "text"}}
+    found_source = read(tmp_path, modalities)
+    assert {split: len(value.rows) for split, value in found_source.splits.items()} == {"train": 70, "val": 15, "test": 15}
+    assert [len(value.items["image"].groups) for value in found_source.splits.values()] == [14, 3, 3]
+
+
+def test_sounds_and_vectors(tmp_path: Path) -> None:
+    rows = captions(tmp_path, each=1)
+    rng = np.random.default_rng(0)
+    for number, row in enumerate(rows):
+        (tmp_path / f"{number}.wav").write_bytes(tuples.wav(rng.integers(-9000, 9000, 50 + number).astype(np.int16)))
+        np.save(tmp_path / f"{number}.npy", rng.standard_normal(6))
+        row |= {"audio": f"{number}.wav", "embedding": f"{number}.npy"}
+    write(tmp_path / "table.csv", rows)
+    more = {"heard": {"kind": "audio", "size": 8, "seconds": 0.1}, "known": {"kind": "vector"}}
+    found = read(tmp_path, {**PAIR, **more}).splits["train"].items
+    assert found["heard"].values.shape[1:] == (1, 8, 8)
+    assert found["heard"].waves is not None
+    assert found["heard"].waves.shape[1] == 80
+    assert found["known"].values.shape[1:] == (6,)
+
+
+def lacking_file(folder: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    (folder / "pictures" / rows[0]["image"]).unlink()
+    return rows
+
+
+def not_a_picture(folder: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    (folder / "pictures" / rows[0]["image"]).write_bytes(b"words")
+    return rows
+
+
+WRONG: list[tuple[Callable[[Path, list[dict[str, Any]]], list[dict[str, Any]]], str]] = [
+    (lacking_file, r"prepare\.mine: 1 file that the table names can't be found below .*picture-00\.png: put them there"),
+    (not_a_picture, r"picture-00\.png can't be read as an image .*repair it"),
+    (
+        lambda _, rows: [{**rows[0], "caption": " "}, *rows[1:]],
+        r"1 row without a value, .*row 1 \(caption\): fill them in, or leave",
+    ),
+    (lambda _, rows: [{**row, "split": "holdout"} for row in rows], r"row 1 has the split 'holdout': use train, val and test"),
+    (
+        lambda _, rows: [{"image": row["image"], "title": row["caption"]} for row in rows],
+        r"no column caption, but image, title",
+    ),
+    (lambda _, rows: rows[:1], r"a test split can't be cut off 1 item: add some"),
+]
+
+
+@pytest.mark.parametrize(("change", "sentence"), WRONG)
+def test_what_is_wrong_is_a_sentence(
+    tmp_path: Path, change: Callable[[Path, list[dict[str, Any]]], list[dict[str, Any]]], sentence: str
+) -> None:
+    rows = change(tmp_path, captions(tmp_path))
+    write(tmp_path / "captions.csv", rows)
+    with pytest.raises(DataError, match=sentence):
+        read(tmp_path)
+
+
+def test_what_is_left_out_is_told(tmp_path: Path) -> None:
+    """A row without caption where that is wanted, a picture without a row, a column of languages."""
+    rows = [{**row, "language": "en", "rating": 3} for row in captions(tmp_path)]
+    rows[0]["caption"] = ""
+    write(tmp_path / "captions.csv", rows[:-2])
+    told = "\n".join(read(tmp_path, skip_broken=True).notes)
+    assert "left out: 1 row without a value" in told
+    assert "left out: 1 picture without a row in the table, picture-19.png" in told
+    assert "the column language is not read: captions of all languages are taken alike" in told
+    assert "columns that are not read: rating" in told
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [("nowhere", "nowhere does not exist: give the path"), (".", "holds no table with captions: add one")],
+)
+def test_no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, sentence: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=sentence):
+        read(Path(source))
+
+
+@pytest.mark.parametrize(
+    "kinds", [{"text": {"kind": "text"}, "image": {"kind": "image"}}, {"a": {"kind": "image"}, "text": {"kind": "text"}}]
+)
+def test_a_known_source_has_its_own_modalities(kinds: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match=r"has the modalities image \(image\), text \(text\): name these, .* in this order"):
+        read(Path("digits-seen-written"), kinds)
+
+
+def test_names_of_digits() -> None:
+    """Forty languages, ten words each, and no word for two digits."""
+    found = names.by_digit()
+    assert len(names.WORDS) == 40
+    assert all(len(words.split()) == 10 for words in names.WORDS.values())
+    assert len({name for own in found for name in own}) == sum(map(len, found))
+    assert {own[0] for own in found} > {"صفر"}
+    assert all("eight" not in own for digit, own in enumerate(found) if digit != 8)
+
+
+def test_characters_are_the_same_everywhere() -> None:
+    one, other = texts.columns(["Ab", "ba"], 4, 8), texts.columns(["a"], 4, 8)
+    assert (one[0, :, 0] == other[0, :, 0]).all()
+    assert (one[0, :, 0] == one[1, :, 1]).all()
+    assert (one[:, :, 2:] == 0).all()
+    assert np.abs(one[0, :, 0] - one[0, :, 1]).max() > 0.1
+
+
+def test_rows_pair_each_item_as_often_as_its_group_needs() -> None:
+    groups = [np.array([0, 0, 0, 1]), np.array([1, 0, 1])]
+    rows = raw.paired(groups, np.random.default_rng(0))
+    assert (groups[0][rows[:, 0]] == groups[1][rows[:, 1]]).all()
+    assert sorted(rows[:, 0].tolist()) == [0, 1, 2, 3, 3]
+    assert sorted(rows[:, 1].tolist()) == [0, 1, 1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [(b"RIFF", "can't be read as a wav file"), (tuples.wav(np.zeros(0, dtype=np.int16)), "holds no sound")],
+)
+def test_broken_sounds(content: bytes, sentence: str) -> None:
+    with pytest.raises(DataError, match=sentence):
+        sounds.decoded(content, "a.wav")
+
+
+def test_channels_and_widths_of_samples() -> None:
+    stereo = np.array([[1000, 3000], [-200, 0]], dtype=np.int16)
+    assert sounds.decoded(tuples.wav(stereo, channels=2), "a.wav")[0].tolist() == [2000, -100]
+    assert sounds.decoded(tuples.wav(np.array([128, 255], dtype=np.uint8)), "a.wav")[0].tolist() == [0, 32512]
+    with pytest.raises(DataError, match=r"b\.wav has 400 samples a second, a\.wav 800: bring all"):
+        sounds.of_one_length([(stereo[0], 800), (stereo[1], 400)], ["a.wav", "b.wav"], 1.0)
+
+
+def test_a_spectrogram_shows_pitch_and_can_be_heard_again() -> None:
+    seconds = torch.arange(4000) / 8000
+    tones = torch.stack([torch.sin(2 * torch.pi * pitch * seconds) for pitch in (300.0, 1200.0)])
+    found = spectrograms.spectrograms(tones, 8000, 16)
+    assert found.shape == (2, 1, 16, 16)
+    assert (found.min() >= 0) & (found.max() == 1)
+    low, high = found.mean(dim=(1, 3)).argmax(dim=1).tolist()
+    assert low < high
+    again = spectrograms.spectrograms(spectrograms.waves(found, 8000, 4000), 8000, 16)
+    assert again.mean(dim=(1, 3)).argmax(dim=1).tolist() == [low, high]
+
+
+def test_recall_is_counted_by_hand() -> None:
+    """Queries 0 and 1 find their group first and second; query 2 has none in the gallery, and does not count."""
+    queries, gallery = torch.eye(3), torch.tensor([[1.0, 0.9, 0.0], [0.0, 0.8, 1.0]] * 6)
+    groups, theirs = torch.tensor([5, 6, 7]), torch.tensor([5, 6] * 6)
+    assert retrieval.recall(queries, groups, gallery, theirs).tolist() == [0.5, 0.5, 1.0]
+
+
+def test_init_adds_a_first_run_on_a_folder_of_captions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Found by its table, and valid; classes of images are still found where there is no caption."""
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "mine.csv", captions(tmp_path / "photos"))
+    (tmp_path / "mine.csv").rename(tmp_path / "photos" / "mine.csv")
+    init.run("photos", "photos", 16, 1)
+    params = load()
+    assert params.runs["photos-6-low-rank"].dataset == "photos"
+    assert list(params.prepare["photos"].modalities or {}) == ["image", "text"]
+    told = capsys.readouterr()
+    assert "train: 26 tuples of image 13, text 26" in told.out + told.err
+    assert not init_tuples.is_table(tmp_path / "photos" / "pictures")
+    with pytest.raises(DataError, match="--ipc 27 exceeds the 26 tuples"):
+        init.run("photos", "more", 16, 27)
