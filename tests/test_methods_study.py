@@ -6,7 +6,8 @@ import json
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -22,7 +23,8 @@ from src.settings.params import Params, load, parse
 from src.settings.studies import Range, Ranges
 from src.studies import methods, repeated, space
 from src.studies.methods import Tuned
-from src.studies.variants import Changes, Variant
+from src.studies.variants import Changes, Variant, Workspace
+from src.tracking.tracker import Nest
 from tests import studying
 from tests.imports import ROOT
 from tests.small_run import STORE
@@ -117,7 +119,17 @@ def test_a_lost_beginning_is_told_of_what_begins_with_it(params: Params, monkeyp
     }  # fmt: skip
 
 
-def test_experts_that_fail_cost_their_own_variants_alone(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+class Threads:
+    """A pool of tasks in this process."""
+
+    def submit(self, name: str, function: Callable[..., Any], *args: Any, inputs: Sequence[Path] = ()) -> Future[Any]:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(function, *args)
+
+
+def test_experts_that_fail_cost_their_own_variants_alone(
+    params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = [
         line[-1] for name in (0, 2) for line in methods._of_seeds(methods.chosen(params, RUNS, None)[name], params.tune, {}, 2)
     ]
@@ -127,8 +139,8 @@ def test_experts_that_fail_cost_their_own_variants_alone(params: Params, monkeyp
             raise UserError("diverged")
 
     monkeypatch.setattr(repeated.trials, "ready", ready)
-    with ThreadPoolExecutor(1) as pool:
-        assert repeated._ready(pool, made, None, None) == {made[0].name: "diverged"}  # type: ignore[arg-type]
+    workspace, nest = Workspace(tmp_path / "work", tmp_path), Nest("digits-studies", {})
+    assert repeated._ready(Threads(), made, workspace, nest) == {made[0].name: "diverged"}
 
 
 def test_figures_of_a_table(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:

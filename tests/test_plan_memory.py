@@ -188,7 +188,7 @@ def test_students_are_trained_one_by_one_where_they_do_not_fit_together() -> Non
 def test_every_preset_is_of_a_data_set_whose_size_is_known() -> None:
     for preset in presets.load().values():
         run = resolved.run(parse({"seed": 0, "report": {"title": "x"}, **preset.sections}), preset.name)
-        facts = plan_memory._known(run.dataset.settings)
+        facts = plan_memory.facts_known(run.dataset.settings)
         assert facts.shape.size >= 28
         assert facts.train > facts.val > 0
 

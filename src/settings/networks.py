@@ -164,11 +164,11 @@ class Encoders(Architecture):
 
 Network = ConvNet | MLP | LeNet | AlexNet | VGG11 | ResNet18 | TextNet | Linear | Encoders
 FAMILIES: Mapping[str, type[Network]] = {
-    "Encoders": Encoders,
     "ConvNet": ConvNet,
     "MLP": MLP,
     "LeNet": LeNet,
     "AlexNet": AlexNet,
     "VGG11": VGG11,
     "ResNet18": ResNet18,
+    "Encoders": Encoders,
 }  # of the section; those that read no images are encoders alone
