@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from src.ground.errors import UserError
 from src.maths import contrast
 from src.process import progress
+from src.process.ranks import Ranks
 from src.settings import resolved
 from src.settings.params import Params
 from src.stages import distill, export, report
@@ -106,6 +107,15 @@ def test_report_shows_tuples(params: Params) -> None:
     assert "text to image" in page
     assert 'id="images"' not in page  # which is of classes
     assert "6 tuples" in STORE.report_file("md").read_text()
+    assert "6 tuples, " in page and "6 images, " not in page
+
+
+def test_several_processes_do_not_share_out_tuples(params: Params) -> None:
+    run = next(run for run in resolved.pipeline(params).runs.values() if run.distillation.iterations)
+    statistics = STORE.load_statistics(run.dataset.name)
+    images, labels = distill.initial_images(STORE, run, statistics, torch.device("cpu"))
+    with pytest.raises(UserError, match="the loss of tuples is no sum over them that processes could share out: run it in one"):
+        distill.loop_of(STORE, run, statistics, images, labels, Ranks(0, 2, None))
 
 
 def test_mlflow_holds_them_too(params: Params) -> None:

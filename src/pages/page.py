@@ -90,6 +90,10 @@ class Result:
         return self.ipc == "all"
 
     @property
+    def noun(self) -> str:
+        return "tuples" if self.tuples else "images"
+
+    @property
     def label(self) -> str:
         """The method, in words where the images are as they were found."""
         if self.tuples:
