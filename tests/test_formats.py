@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -226,7 +227,12 @@ def test_the_scripts_train_students_from_their_folders_alone(tmp_path: Path) -> 
         np.savez_compressed(tmp_path / f"{form}.npz", images=levels, labels=labels.numpy())
         assert "from src" not in scripts.assembled(form)
     found = subprocess.run(
-        [sys.executable, "-I", "-c", ALL, *READERS], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-I", "-c", ALL, *READERS],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # other tests run beside it
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert found.returncode == 0, found.stderr
     means = [line.removeprefix("test accuracy ") for line in found.stdout.splitlines() if line.startswith("test")]

@@ -79,7 +79,12 @@ def test_other_sections_are_asked_for(section: str, valid_params: Raw) -> None:
         ("networks/D2/dept", 1, "networks.D2.dept", "unknown key.*depth"),
         ("networks/D2/depth", "two", "networks.D2.depth", "'two'"),
         ("networks/D2", None, "networks.D2", "None"),
-        ("networks/D2/family", "VGG", "networks.D2.family", "ConvNet, MLP, LeNet, AlexNet, VGG11, ResNet18; got 'VGG'"),
+        (
+            "networks/D2/family",
+            "VGG",
+            "networks.D2.family",
+            "ConvNet, MLP, LeNet, AlexNet, VGG11, ResNet18, Encoders; got 'VGG'",
+        ),
         ("networks/D2/family", ["VGG11"], "networks.D2.family", "must be one of"),
         ("networks/D2/family", "VGG11", "networks.D2.depth", "unknown key: choose from family, width, norm$"),
         ("networks/D2/family", "LeNet", "networks.D2.width", "unknown key: choose from family$"),
