@@ -13,11 +13,12 @@ repro: $(BIN)/.installed
 	  echo 'dvc.lock and data/metrics hold the bytes of this machine now, as processors round differently:' \
 	    'commit them, or put the recorded ones back with `git restore dvc.lock data/metrics`'
 
+# a thread each: the workers fill the cores
 test: $(BIN)/.installed
-	python -m pytest -m "not slow" --numprocesses auto --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 python -m pytest -m "not slow" --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 test-all: $(BIN)/.installed
-	python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 check: lint test
 
