@@ -109,7 +109,10 @@ def test_only_tracking_studies_and_figures_take_the_extra() -> None:
 
 def test_commands_that_track_nothing_start_without_the_extra() -> None:
     """Those that docs/api.md names."""
-    stages = ("clean", "export", "importing", "init", "plan", "prepare", "presets", "report", "repro", "resolve", "verify")
+    stages = (
+        *("clean", "export", "importing", "init", "plan", "plan_cells", "plan_cluster", "prepare", "presets", "report"),
+        *("repro", "resolve", "verify"),
+    )
     benches = ("comparison", "limits", "process", "training", "worker")
     needed = ", ".join([*(f"src.stages.{name}" for name in stages), *(f"src.bench.{name}" for name in benches), "src.cli.app"])
     code = "import sys; sys.modules.update(dict.fromkeys(('mlflow', 'dvc', 'optuna', 'matplotlib', 'psutil', 'pynvml')))\n"

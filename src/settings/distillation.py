@@ -189,9 +189,21 @@ class Distillation(Settings):
         return self
 
 
-def _rules(own: Distillation) -> Iterator[tuple[bool, str]]:
-    """What contradicts itself, and what to do then."""
-    growth, real = own.start_growth, own.objective == "real"
+Rule = tuple[bool, str]  # what contradicts itself, and what to do then
+
+
+def _rules(own: Distillation) -> Iterator[Rule]:
+    yield from _of_window(own)
+    yield from _of_labels(own)
+    yield from _of_beginning(own)
+    yield from _of_matching(own)
+    yield from _of_student(own)
+    yield from _of_real(own)
+
+
+def _of_window(own: Distillation) -> Iterator[Rule]:
+    """Of the start epochs."""
+    growth = own.start_growth
     window = f"the window of start epochs ends before it starts: max_start_epoch {own.max_start_epoch}"
     yield (
         own.min_start_epoch >= own.max_start_epoch,
@@ -203,6 +215,10 @@ def _rules(own: Distillation) -> Iterator[tuple[bool, str]]:
             f"start_growth.max_start_epoch {growth.max_start_epoch} must lie above min_start_epoch {own.min_start_epoch} "
             f"and not above max_start_epoch {own.max_start_epoch}, to which it grows",
         )
+
+
+def _of_labels(own: Distillation) -> Iterator[Rule]:
+    """Of what is kept and learned beside the images."""
     yield (
         own.ema is not None and not own.iterations,
         "ema averages over iterations, which are 0: set iterations, or ema to null",
@@ -216,6 +232,10 @@ def _rules(own: Distillation) -> Iterator[tuple[bool, str]]:
         f"lr_label and label_momentum move labels that are learned, and these are '{own.labels}': set labels to learned, or "
         "both to 0",
     )
+
+
+def _of_beginning(own: Distillation) -> Iterator[Rule]:
+    """Of the set that another run ended with."""
     yield (
         (own.initialisation == "run") != (own.initial_run is not None),
         "initialisation 'run' and initial_run go together: set both, or none",
@@ -224,6 +244,10 @@ def _rules(own: Distillation) -> Iterator[tuple[bool, str]]:
         own.lr_init is None and own.initialisation != "run",
         "lr_init null takes the syn_lr of an initial run, and initialisation is no run: give a number",
     )
+
+
+def _of_matching(own: Distillation) -> Iterator[Rule]:
+    """Of the student's steps that are matched."""
     yield (
         own.target == "nearest" and own.intermediate_loss != "off",
         "target 'nearest' matches a step that the student chooses, intermediate_loss those at fixed ones: use one of the two",
@@ -233,6 +257,14 @@ def _rules(own: Distillation) -> Iterator[tuple[bool, str]]:
         "nearest_by chooses the step of target 'nearest': set that, or leave it out",
     )
     yield (
+        own.normalised == "modality" and (own.target == "nearest" or own.unmatched_depth > 0),
+        "normalised 'modality' is of whole encoders matched at fixed steps: set target to end and unmatched_depth to 0",
+    )
+
+
+def _of_student(own: Distillation) -> Iterator[Rule]:
+    """Of how the student learns."""
+    yield (
         own.inner_optimiser == "adam" and own.inner_momentum > 0,
         f"inner_momentum {own.inner_momentum:g} is of SGD, and inner_optimiser is adam: set it to 0",
     )
@@ -240,13 +272,13 @@ def _rules(own: Distillation) -> Iterator[tuple[bool, str]]:
         own.gradient == "tesla" and own.inner_optimiser == "adam",
         "gradient 'tesla' holds for students that learn by SGD: set inner_optimiser to sgd, or gradient to exact",
     )
+
+
+def _of_real(own: Distillation) -> Iterator[Rule]:
+    """Of the loss on real images."""
     yield (
         (own.objective == "matching") != (own.real is None),
         "objective 'real' or 'both' and the settings `real` go together: set both, or none",
-    )
-    yield (
-        own.normalised == "modality" and (own.target == "nearest" or own.unmatched_depth > 0),
-        "normalised 'modality' is of whole encoders matched at fixed steps: set target to end and unmatched_depth to 0",
     )
     matching = {
         "target": own.target != "end",
@@ -255,12 +287,12 @@ def _rules(own: Distillation) -> Iterator[tuple[bool, str]]:
         "weight_perturbation": own.weight_perturbation > 0,
         "unmatched_depth": own.unmatched_depth > 0,
         "min_start_epoch": own.min_start_epoch > 0,
-        "start_growth": growth is not None,
+        "start_growth": own.start_growth is not None,
         "normalised": own.normalised != "all",
         "trajectories_per_iteration": own.trajectories_per_iteration > 1,
     }
     used = ", ".join(name for name, is_on in matching.items() if is_on)
     yield (
-        real and bool(used),
+        own.objective == "real" and bool(used),
         f"objective 'real' matches no expert, which {used} is about: leave it out, or use objective both",
     )

@@ -179,7 +179,7 @@ def loop_of(
     network, buffer = _network(run, statistics, images.device), run.buffer
     task = task_of(run, statistics)
     derivatives, backend, note = outer.differentiate(run.distillation, run.runtime, run.spec, network, images, task.loss)
-    if group is not None and isinstance(task, Tuples):
+    if group is not None and not task.splits_batches:
         raise UserError(f"{run.name}: the loss of tuples is no sum over them that processes could share out: run it in one")
     if group is not None:
         derivatives = group.shared_out(derivatives)
