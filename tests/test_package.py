@@ -128,6 +128,13 @@ def test_the_command_is_that_of_the_module() -> None:
     assert getattr(importlib.import_module(module), function) is cli.run
 
 
+def test_the_package_has_every_file_that_is_no_module() -> None:
+    """Kernels that it lacks would have it take another way, to other bytes."""
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["package-data"]["src"]
+    found = (path for path in (ROOT / "src").rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc"))
+    assert not [path for path in found if not any(path.relative_to(ROOT / "src").match(pattern) for pattern in told)]
+
+
 def test_the_name_is_what_the_sentence_says() -> None:
     assert PROJECT["name"] == errors.DISTRIBUTION
     assert list(PROJECT["optional-dependencies"]) == [errors.EXTRA, errors.CLUSTER]
