@@ -18,7 +18,7 @@ import pytest
 import torch
 from joblib.externals.loky import get_reusable_executor  # type: ignore[import-untyped]
 
-from src.ground import runtime
+from src.ground import host
 from src.ground.errors import DivergenceError, InterruptedWorkError, ParamsError, UserError
 from src.loops import counted, expert_memory
 from src.maths import protocol
@@ -352,7 +352,7 @@ def test_a_process_that_has_held_much_memory_goes_on(prepared: Path) -> None:
 
 
 def test_processes_are_as_many_as_pay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "cores", lambda: 8)
+    monkeypatch.setattr(host, "cores", lambda: 8)
     asked, long = Runtime(), workers.SPREAD_FLOPS
     assert workers.processes(asked, CPU, 100, long) == 8
     assert workers.processes(asked, CPU, 5, long) == 5

@@ -94,6 +94,10 @@ def test_stages_start_without_what_only_some_sources_or_methods_take() -> None:
     )
 
 
+def test_the_courier_starts_without_torch() -> None:
+    assert loaded_by("import sys, src.tracking.courier", ("torch", "sklearn", "matplotlib")) == []
+
+
 def test_a_name_is_refused_before_anything_is_imported() -> None:
     words = ["src.cli", "init", "--data", "x", "--name", "a?", "--size", "8"]
     code = f"import sys; sys.argv = {words}\nfrom src import cli\n"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.ground import runtime
+from src.ground import host, runtime
 from src.ground.errors import UserError
 from src.settings.runtime import Runtime
 from src.stages import work
@@ -218,7 +218,7 @@ def test_compiled_code_is_kept_in_the_workspace_unless_said_otherwise(tmp_path: 
     compiler(monkeypatch, tmp_path, "g++")
     monkeypatch.setenv("DVC_ROOT", str(tmp_path / "owner"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
-    assert runtime.compiled_code() == tmp_path / "caches" / "smooth-distillation" / "torchinductor"
+    assert host.compiled_code() == tmp_path / "caches" / "smooth-distillation" / "torchinductor"
     (tmp_path / "owner").mkdir()
     (tmp_path / "owner" / "dvc.yaml").touch()
     runtime.compiles(Runtime(compile="on"), LONG)
@@ -232,11 +232,11 @@ def test_workspace_is_dvcs_root_or_the_current_folder(tmp_path: Path, monkeypatc
     here, owner = tmp_path / "here", tmp_path / "owner"
     here.mkdir()
     monkeypatch.chdir(here)
-    assert runtime.workspace() == here.resolve()
+    assert host.workspace() == here.resolve()
     monkeypatch.setenv("DVC_ROOT", str(owner))
-    assert runtime.workspace() == owner.resolve()
+    assert host.workspace() == owner.resolve()
     monkeypatch.setenv("DVC_ROOT", "../owner")
-    assert runtime.workspace() == owner.resolve()
+    assert host.workspace() == owner.resolve()
 
 
 @pytest.mark.skipif(sys.platform not in ("linux", "darwin"), reason="getrusage's unit is known for these")

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from src.bench.settings import Setting
-from src.ground.runtime import cores, peak_memory_mib
+from src.ground.host import cores
+from src.ground.runtime import peak_memory_mib
 from src.store import cost
 
 

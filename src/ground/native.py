@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from src.ground import runtime
+from src.ground import host
 
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
 ISA = {"AVX512": ("-march=x86-64-v4", "-mprefer-vector-width=512"), "AVX2": ("-march=x86-64-v3",)}  # as torch names them
@@ -31,7 +31,7 @@ def library(module: str, name: str, macros: Sequence[str]) -> ctypes.CDLL:
     command = [*compiler, *FLAGS, *isa, *(f"-D{macro}" for macro in macros)]
     version = subprocess.run([*compiler, "--version"], capture_output=True, check=True).stdout
     digest = hashlib.sha256(source.read_bytes() + version + " ".join(command).encode()).hexdigest()[:16]
-    place = runtime.compiled_code() / "own" / f"{source.stem}-{digest}.so"
+    place = host.compiled_code() / "own" / f"{source.stem}-{digest}.so"
     if not place.exists():
         place.parent.mkdir(parents=True, exist_ok=True)
         _build(command, source, place)

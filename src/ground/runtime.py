@@ -17,6 +17,7 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
+from src.ground import host
 from src.ground.errors import UserError
 from src.settings.runtime import Runtime
 
@@ -52,13 +53,6 @@ def start(runtime: Runtime) -> torch.device:
     # all that is read was written before: filling new memory for reproducible mistakes costs 3 to 15 %
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return device
-
-
-def cores() -> int:
-    """Cores that this process may use, a container's limit and the affinity observed."""
-    from joblib import cpu_count  # type: ignore[import-untyped] # a fifth of a second to import
-
-    return int(cpu_count())
 
 
 def precision_note(runtime: Runtime, device: torch.device) -> str:
@@ -118,15 +112,7 @@ def _first_error(compiler: str) -> str:
 
 def _keep_compiled() -> None:
     """Keep compiled code from run to run, unless the user has a place for it."""
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compiled_code()))
-
-
-def compiled_code() -> Path:
-    """Where compiled code is kept, torch's and own kernels: in the repository, elsewhere with the user's other caches."""
-    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
-        return Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
-    users = Path(os.environ.get("XDG_CACHE_HOME", Path("~/.cache").expanduser())) / "smooth-distillation"
-    return (workspace() / ".cache" if (workspace() / "dvc.yaml").exists() else users) / "torchinductor"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(host.compiled_code()))
 
 
 def _keep_memory() -> None:
@@ -153,8 +139,3 @@ def peak_memory_mib(device: torch.device) -> float:
         return int(re.findall(r"VmHWM:\s*(\d+) kB", status.read_text(encoding="ascii"))[0]) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
-
-
-def workspace() -> Path:
-    """The repository that owns this work, also from a temporary copy that `dvc exp run --temp` makes of it."""
-    return Path(os.environ.get("DVC_ROOT", ".")).resolve()

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from src.ground.errors import CLUSTER, UserError, installing
-from src.ground.runtime import workspace
+from src.ground.host import workspace
 from src.process.depot import Depot
 from src.process.errands import BEGIN, END, PASSED_ON, Call, Ended, Errand, LostHandError, carry, made_of
 from src.process.progress import Advance, say

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from src.ground import runtime
+from src.ground import host, runtime
 from src.ground.errors import UserError
 from src.process import cluster, stopping
 from src.process.cluster import Cluster
@@ -54,7 +54,7 @@ def processes(settings: Runtime, device: torch.device, pieces: int, flops: float
         return 1
     if settings.workers is None and flops < SPREAD_FLOPS:
         return 1
-    return min(pieces, settings.workers or max(1, runtime.cores() // threads(settings)))
+    return min(pieces, settings.workers or max(1, host.cores() // threads(settings)))
 
 
 def threads(settings: Runtime) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import partial
 
-from src.ground import runtime
+from src.ground import host
 from src.ground.counting import counted
 from src.ground.errors import InterruptedWorkError, UserError, installing
 from src.process.progress import say
@@ -25,7 +25,7 @@ Needs = Mapping[str, frozenset[str]]  # stage -> stages that go before it
 
 def run(pipeline: Pipeline, jobs: int | None) -> None:
     """Run all that is out of date. Raises UserError with the stages that failed, after the others have ended."""
-    cores = runtime.cores()
+    cores = host.cores()
     count = jobs or max(1, cores // (pipeline.runtime.threads or cores))
     if RESOLVE in _changed() and _run_one(RESOLVE, cores):  # what the other stages depend on: a second's work
         raise UserError(f"{RESOLVE} failed, see above: mend that, and run this again")

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from src.ground.errors import ArtifactError, InterruptedWorkError, UserError
-from src.ground.runtime import workspace
+from src.ground.host import workspace
 from src.loops.stored import Stored
 from src.process import depot, stopping
 from src.process.progress import say

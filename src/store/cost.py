@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 
 from src.ground.errors import ArtifactError
-from src.ground.runtime import peak_memory_mib, workspace
+from src.ground.host import workspace
+from src.ground.runtime import peak_memory_mib
 from src.store import files
 
 

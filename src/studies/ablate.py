@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 from rich import box
 from rich.console import Console
 
-from src.ground import runtime
+from src.ground import host
 from src.ground.errors import UserError
 from src.ground.seeding import seed_of
 from src.maths import scores, significance
@@ -243,7 +243,7 @@ def _experts_rows(found: Sequence[Outcome]) -> Iterator[tuple[str, ...]]:
 
 
 def _write(base: str, found: Sequence[Outcome], seeds: int) -> tuple[Path, ...]:
-    folder = runtime.workspace() / "data" / "ablate"
+    folder = host.workspace() / "data" / "ablate"
     files.write_json(folder / f"{base}.json", {"run": base, "variants": [asdict(one) for one in found]})
     text = markdown.table(HEADER, list(_rows(found)), left=(0, 1, 6))
     experts = markdown.table(EXPERTS_HEADER, list(_experts_rows(found)), left=(0,))

@@ -14,7 +14,7 @@ from optuna.visualization import matplotlib as plots
 from rich.console import Console
 
 from src.editing import params_edit
-from src.ground import runtime
+from src.ground import host
 from src.ground.errors import UserError
 from src.maths import significance
 from src.pages.tables import Table
@@ -45,7 +45,7 @@ def describe(tracker: Tracker, base: Run, tune: Tune, side: Side, plan: Study) -
     settings = tune.model_dump(exclude={"ranges", "trials"})
     tracker.params({"run": base.name, "side": side, "seed": base.seed, "tune": settings, "space": searched})
     journal = plan.folder / study_log.JOURNAL
-    tracker.tags({"optuna.journal": journal.relative_to(runtime.workspace()).as_posix()})  # the store may move with its folder
+    tracker.tags({"optuna.journal": journal.relative_to(host.workspace()).as_posix()})  # the store may move with its folder
 
 
 def tell_new(opened: optuna.Study, told: int, tracker: Tracker, advance: Advance) -> int:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 
-from src.ground import runtime
+from src.ground import host
 from src.ground.errors import UserError
 from src.loops import outer
 from src.loops.outer import Distilling, Loop
@@ -84,7 +84,7 @@ def _table(name: str, found: list[Compared]) -> Table:
 
 
 def _write(name: str, found: list[Compared]) -> tuple[Path, ...]:
-    folder = runtime.workspace() / "data" / "gradient-error"
+    folder = host.workspace() / "data" / "gradient-error"
     files.write_csv(folder / f"{name}.csv", [asdict(one) for one in found])
     drawn = _figure(found)
     files.write_atomically(folder / f"{name}.png", lambda path: drawn.savefig(path, format="png", dpi=110))

@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from rich import box
 from rich.console import Console
 
-from src.ground import runtime
+from src.ground import host
 from src.ground.durations import duration
 from src.ground.errors import InterruptedWorkError, UserError
 from src.ground.seeding import seed_of
@@ -298,7 +298,7 @@ def _show(found: Sequence[Row], name: str, seeds: int, against: str) -> None:
 
 
 def _write(name: str, found: Sequence[Row], seeds: int, against: str) -> tuple[Path, ...]:
-    folder = runtime.workspace() / "data" / "methods"
+    folder = host.workspace() / "data" / "methods"
     files.write_json(folder / f"{name}.json", {"against": against, "rows": [asdict(one) for one in found]})
     text = markdown.table(HEADER, list(_rows(found, against)), left=(0, 7))
     split = "test" if any("test" in one.seeds for one in found) else "validation"

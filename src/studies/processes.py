@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from joblib.externals.loky import get_reusable_executor  # type: ignore[import-untyped]
 
-from src.ground import runtime
+from src.ground import host, runtime
 from src.ground.errors import InterruptedWorkError, UserError
 from src.process import cluster, stopping
 from src.process.cluster import Cluster
@@ -51,12 +51,12 @@ def count(settings: Runtime, asked: int | None) -> int:
     if cluster.address(settings) is not None:
         return max(1, cluster.slots(settings))
     device = runtime.start(settings)
-    return 1 if device.type != "cpu" else max(1, runtime.cores() // (settings.threads or 1))
+    return 1 if device.type != "cpu" else max(1, host.cores() // (settings.threads or 1))
 
 
 def share(settings: Runtime, workers: int) -> Runtime:
     """The settings with one worker's threads; it starts no further processes."""
-    whole = max(1, runtime.cores() // workers) if workers > 1 else None
+    whole = max(1, host.cores() // workers) if workers > 1 else None
     threads = settings.threads or (whole if cluster.address(settings) is None else 1)
     return settings.model_copy(update={"threads": threads, "workers": 1, "executor": "local"})
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
-from src.ground import runtime
+from src.ground import host
 from src.ground.errors import UserError
 from src.maths import scores
 from src.process import progress
@@ -38,7 +38,7 @@ def workspace(store: Store, study: str, name: str, dataset: str) -> Workspace:
     """The folder data/STUDY/NAME-DIGEST, of the images that are there now. Raises ArtifactError where there are none."""
     store.load_statistics(dataset)  # says what to do where the data set is not prepared
     images = [files.digest(store.split_file(dataset, split)) for split in ("train", "val")]
-    found = Workspace(runtime.workspace() / "data" / study / f"{name}-{variants.digest(images)}", Path.cwd())
+    found = Workspace(host.workspace() / "data" / study / f"{name}-{variants.digest(images)}", Path.cwd())
     found.lend(dataset)
     return found
 

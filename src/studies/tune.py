@@ -16,7 +16,7 @@ from pathlib import Path
 import optuna
 from optuna.distributions import distribution_to_json
 
-from src.ground import runtime
+from src.ground import host
 from src.ground.errors import UserError
 from src.process import cluster, progress
 from src.process.cluster import Cluster
@@ -103,7 +103,7 @@ def plan_of(store: Store, base: Run, tune: Tune, side: Side) -> Study:
     ]  # fmt: skip
     name = f"{dataset}-ipc{base.ipc}-{base.network}-{side}-{variants.digest(meaning)}"
     tidy = functools.partial(space.tidy, base, searched)
-    return Study(runtime.workspace() / "data" / "tune" / name, name, searched, tidy, base.seed, tune.rungs > 1, tune.storage)
+    return Study(host.workspace() / "data" / "tune" / name, name, searched, tidy, base.seed, tune.rungs > 1, tune.storage)
 
 
 def search(

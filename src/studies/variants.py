@@ -21,7 +21,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from src.ground import runtime
+from src.ground import host, runtime
 from src.ground.errors import ArtifactError, InterruptedWorkError
 from src.ground.seeding import seed_of
 from src.maths import scores
@@ -106,7 +106,7 @@ class Workspace:
     def entered(self) -> Iterator[None]:
         """This process works inside; the tracking store and caches stay the repository's."""
         before, root = Path.cwd(), os.environ.get("DVC_ROOT")
-        os.environ["DVC_ROOT"] = str(runtime.workspace())
+        os.environ["DVC_ROOT"] = str(host.workspace())
         os.chdir(depot.seen(self.folder))
         try:
             yield

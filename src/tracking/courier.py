@@ -15,7 +15,7 @@ from pathlib import Path
 
 from filelock import Timeout
 
-from src.ground.runtime import workspace
+from src.ground.host import workspace
 from src.tracking import journal, mlflow_store, store_trouble, stores
 from src.tracking.delivery import Deliveries, Held
 

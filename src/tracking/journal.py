@@ -23,7 +23,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from src.ground.errors import UserError
-from src.ground.runtime import workspace
+from src.ground.host import workspace
 from src.tracking import stores
 
 Entry = Mapping[str, Any]  # "do" names a method of the store's `Row`, the rest are its arguments; JSON but for "file", a path

@@ -14,7 +14,7 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from src.ground.runtime import workspace
+from src.ground.host import workspace
 from src.store import files
 from src.tracking import stores
 from src.tracking.store_trouble import FolderGoneError

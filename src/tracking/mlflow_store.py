@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock
 
 from src.ground.errors import UserError
-from src.ground.runtime import workspace
+from src.ground.host import workspace
 from src.store import files
 from src.tracking import mlartifacts, mlflow_row, store_trouble, stores
 from src.tracking.journal import Opening

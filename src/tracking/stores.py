@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
-from src.ground.runtime import workspace
+from src.ground.host import workspace
 
 SQLITE = "sqlite:///"
 OWN = f"{SQLITE}mlflow.db"  # the repository's
