@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -21,7 +22,8 @@ from src.ground.errors import UserError
 from src.maths import significance
 from src.settings.params import Params, load, parse
 from src.settings.studies import Range, Ranges
-from src.studies import methods, repeated, space
+from src.store.store import Store
+from src.studies import method_groups, methods, repeated, space
 from src.studies.methods import Tuned
 from src.studies.variants import Changes, Variant, Workspace
 from src.tracking.tracker import Nest
@@ -201,10 +203,66 @@ def test_a_group_is_added_by_its_name(
     monkeypatch.chdir(tmp_path)
     assert command("preset add methods-digits --experts 4", monkeypatch) == 0
     said = capsys.readouterr().out
-    assert "next: python -m src.cli methods methods-digits-ipc10-mtt methods-digits-ipc10-ast " in said
+    assert "next: python -m src.cli methods methods-digits\n" in said
     assert {load().experts[f"methods-digits-{kind}"].count for kind in ("plain", "smooth", "clipped", "sharp")} == {4}
     assert command("preset show methods-digits", monkeypatch) == 0
     assert YAML(typ="safe").load(capsys.readouterr().out) == groups.load()["methods-digits"].sections
+
+
+def added(folder: Path, *names: str) -> Params:
+    """Parameters of the repository and of these groups."""
+    shutil.copy(ROOT / "params.yaml", folder)
+    for name in names:
+        params_edit.add(groups.load()[name].sections, folder / "params.yaml")
+    return load(folder / "params.yaml")
+
+
+def test_names_of_a_command_are_groups_or_runs(tmp_path: Path) -> None:
+    params = added(tmp_path, "methods-digits")
+    assert [group.name for group in groups.asked(params, ["methods-digits"])] == ["methods-digits"]
+    assert groups.asked(params, ["methods-digits-ipc1-mtt", "unknown"]) == []
+    for names, sentence in (
+        (["methods-digits", "digits-ipc1-ast"], "got the group methods-digits and digits-ipc1-ast: name either alone"),
+        (
+            ["methods-cifar10-quick"],
+            "lacks runs of the group methods-cifar10-quick: `python -m src.cli preset add methods-cifar10",
+        ),
+    ):
+        with pytest.raises(UserError) as error:
+            groups.asked(params, names)
+        assert sentence in str(error.value)
+
+
+def test_an_overview_of_groups_has_each_table_s_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    group = groups.load()["methods-digits"]
+    params = added(tmp_path, group.name)
+
+    def written(store: object, params: Params, names: Sequence[str], *rest: object) -> str:
+        """Of each number of images per class MTT, AST beyond noise, and one that failed."""
+        seeds = [{"test": (0.5, 0.52, 0.51)}, {"test": (0.6, 0.62, 0.61)}, {}]
+        rows = [methods.Row(run, 1, {}, own, 1.0) for run, own in zip(names[:3], seeds, strict=True)]
+        rows[1] = replace(rows[1], difference=significance.welch(seeds[0]["test"], seeds[1]["test"]))
+        rows[2] = replace(rows[2], problem="diverged")
+        name = methods.name_of(methods.chosen(params, names, None)[0])
+        methods._write(name, rows, 3, names[0])
+        return name
+
+    monkeypatch.setattr(methods, "run", written)
+    monkeypatch.setattr(methods.host, "workspace", lambda: tmp_path)
+    monkeypatch.setattr(Store, "load_statistics", lambda self, dataset: None)
+    method_groups.run(Store(), params, [group], 1, 3, True, 1)
+    text = (tmp_path / "data/methods/overview.md").read_text()
+    assert [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")] == [
+        ["method", "digits, 1", "digits, 10"],
+        ["------", "-----------------:", "-----------------:"],
+        ["mtt", "51.0 ± 1.0", "51.0 ± 1.0"],
+        ["ast", "61.0 ± 1.0 (+10.0*)", "61.0 ± 1.0 (+10.0*)"],
+        ["ast-repaired", "failed", "failed"],
+    ]
+    assert "Test accuracy" in text and "3 seeds, in brackets the points above mtt" in text
+    assert "61.0 ± 1.0 (+10.0*)" in capsys.readouterr().out
 
 
 # -- the whole command

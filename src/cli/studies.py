@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from src.cli.app import app, named
+from src.ground.errors import UserError
 
 SeedsOption = Annotated[
     int, typer.Option(min=2, max=100, help="Repetitions, each with experts, draws and students of its own.")
@@ -94,7 +95,10 @@ def ablate(
 def methods(
     runs: Annotated[
         list[str],
-        typer.Argument(help="Runs of the section `runs`, one a method, of one data set, network and ipc.", show_default=False),
+        typer.Argument(
+            help="Runs of the section `runs`, one a method, of one data set, network and ipc; or groups of `preset list`.",
+            show_default=False,
+        ),
     ],
     against: Annotated[
         str | None, typer.Option(help="The run that others are compared with; the first where left out.")
@@ -109,17 +113,25 @@ def methods(
 ) -> None:
     """Compare methods at one budget: each run is tuned by as many trials, then repeated by as many seeds.
 
-    The same command again goes on.
+    Of groups, a table for each data set and ipc, and an overview of all. The same command again goes on.
     """
+    from src.editing import groups
     from src.settings.params import load
 
     params = load()
-    for name in runs:
+    asked = groups.asked(params, runs)
+    if asked and against is not None:
+        raise UserError(f"--against {against} is for runs; those of a group are compared with its first: leave it out")
+    for name in () if asked else runs:
         params.run(name)
     from src.store.store import Store
+    from src.studies import method_groups
     from src.studies import methods as table
 
-    table.run(Store(), params, runs, against, trials, seeds, test, workers)
+    if asked:
+        method_groups.run(Store(), params, asked, trials, seeds, test, workers)
+    else:
+        table.run(Store(), params, runs, against, trials, seeds, test, workers)
 
 
 @app.command()

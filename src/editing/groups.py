@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
 from src.editing import presets
 from src.editing.presets import Sections, Tree
+from src.ground.errors import UserError
+from src.settings.params import Params
 
 PROTOCOL = "mtt-protocol"
 
@@ -20,12 +22,29 @@ class Group:
     tables: Mapping[int, tuple[str, ...]]  # images per class -> its runs, the one that others are compared with first
     sections: Sections
 
+    def method(self, ipc: int, run: str) -> str:
+        """Whose run it is."""
+        return run.removeprefix(_run(self.name, ipc, ""))
+
 
 @cache
 def load() -> Mapping[str, Group]:
     """All groups by name."""
     found = presets.read("groups.yaml")
     return {name: _group(name, group, found["methods"], found["experts"]) for name, group in found["groups"].items()}
+
+
+def asked(params: Params, names: Sequence[str]) -> list[Group]:
+    """The groups of these names, or none, where all names are runs'. Raises UserError where they are mixed or not added."""
+    known = load()
+    found = [known[name] for name in names if name in known and name not in params.runs]
+    if found and len(found) < len(names):
+        other = next(name for name in names if name not in known or name in params.runs)
+        raise UserError(f"methods takes groups or runs, and got the group {found[0].name} and {other}: name either alone")
+    for group in found:
+        if any(run not in params.runs for runs in group.tables.values() for run in runs):
+            raise UserError(f"params.yaml lacks runs of the group {group.name}: `python -m src.cli preset add {group.name}`")
+    return found
 
 
 def _group(name: str, group: Tree, methods: Tree, experts: Tree) -> Group:

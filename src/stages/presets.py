@@ -70,8 +70,7 @@ def report_added(added: list[str], run: str) -> None:
 def commands(group: Group) -> list[str]:
     """What makes the tables of a group."""
     dataset = next(iter(group.sections["prepare"]))
-    tables = (f"python -m src.cli methods {' '.join(runs)}" for runs in group.tables.values())
-    return [f"python -m src.cli prepare --dataset {dataset}", *tables]
+    return [f"python -m src.cli prepare --dataset {dataset}", f"python -m src.cli methods {group.name}"]
 
 
 def _say(added: list[str], name: str, *following: str) -> None:

@@ -74,12 +74,12 @@ def run(
     seeds: int,
     test: bool,
     workers: int | None,
-) -> None:
-    """Make what is not there yet, then print and write the table."""
+) -> str:
+    """Make what is not there yet, then print and write the table; its name, by which `read` finds it."""
     runs, tune = chosen(params, names, against), params.tune
     first, splits = runs[0], ("val", "test") if test else ("val",)
     dataset, wanted = first.dataset.name, tune.trials if trials is None else trials
-    name, experiment = f"{dataset}-ipc{first.ipc}-{first.network}", f"{dataset}-studies"
+    name, experiment = name_of(first), f"{dataset}-studies"
     count = processes.count(first.runtime, workers)
     workspace = repeated.workspace(store, "methods", name, dataset)
     with tracking.track(experiment, f"methods {name}", "methods", {"ast.methods": workspace.folder.name}) as tracker:
@@ -98,6 +98,23 @@ def run(
             tracker.file(path)
     _show(found, name, seeds, against or names[0])
     progress.say(f"written: {', '.join(str(path) for path in written)}")
+    return name
+
+
+def name_of(one: Run) -> str:
+    """Of the table that the run is in."""
+    return f"{one.dataset.name}-ipc{one.ipc}-{one.network}"
+
+
+def read(name: str) -> list[Mapping[str, Any]]:
+    """The rows of a table that was written, each by the fields of `Row`."""
+    found = files.read_json(_folder() / f"{name}.json", "make it by `python -m src.cli methods`")
+    rows: list[Mapping[str, Any]] = found["rows"]
+    return rows
+
+
+def _folder() -> Path:
+    return host.workspace() / "data" / "methods"
 
 
 def chosen(params: Params, names: Sequence[str], against: str | None) -> list[Run]:
@@ -298,7 +315,7 @@ def _show(found: Sequence[Row], name: str, seeds: int, against: str) -> None:
 
 
 def _write(name: str, found: Sequence[Row], seeds: int, against: str) -> tuple[Path, ...]:
-    folder = host.workspace() / "data" / "methods"
+    folder = _folder()
     files.write_json(folder / f"{name}.json", {"against": against, "rows": [asdict(one) for one in found]})
     text = markdown.table(HEADER, list(_rows(found, against)), left=(0, 7))
     split = "test" if any("test" in one.seeds for one in found) else "validation"
