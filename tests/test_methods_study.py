@@ -254,9 +254,10 @@ def test_an_overview_of_groups_has_each_table_s_figures(
     monkeypatch.setattr(Store, "load_statistics", lambda self, dataset: None)
     method_groups.run(Store(), params, [group], 1, 3, True, 1)
     text = (tmp_path / "data/methods/overview.md").read_text()
-    assert [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")] == [
+    assert [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith(("| m", "| a"))
+    ] == [
         ["method", "digits, 1", "digits, 10"],
-        ["------", "-----------------:", "-----------------:"],
         ["mtt", "51.0 ± 1.0", "51.0 ± 1.0"],
         ["ast", "61.0 ± 1.0 (+10.0*)", "61.0 ± 1.0 (+10.0*)"],
         ["ast-repaired", "failed", "failed"],

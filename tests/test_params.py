@@ -323,6 +323,12 @@ def test_unknown_names_are_answered_with_the_known(valid_params: Raw) -> None:
             find("nope")
 
 
+def test_of_many_names_the_nearest_are_told() -> None:
+    known = [f"digits-ipc{ipc}-{method}" for ipc in range(1, 11) for method in ("ast", "mtt")]
+    told = str(UnknownNameError("run", "digits-ipc7-atm", "runs", known))
+    assert told.count("digits-ipc") == 13 and "(the nearest of 20)" in told and "digits-ipc7-mtt" in told
+
+
 @pytest.mark.parametrize("model", MODELS, ids=lambda m: m.__name__)
 def test_every_field_is_described(model: type[BaseModel]) -> None:
     assert model.__doc__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 from collections.abc import Sequence
 from importlib.metadata import distributions
@@ -9,6 +10,7 @@ from importlib.metadata import distributions
 DISTRIBUTION = "smooth-distillation"  # what pip calls this package
 EXTRA = "pipeline"  # of it: all that the commands take
 CLUSTER = "cluster"  # of it: what `runtime.executor: dask` takes
+SHOWN = 12  # names that a refusal offers
 
 
 class UserError(Exception):
@@ -35,8 +37,11 @@ class UnknownNameError(UserError):
     exit_code = 2
 
     def __init__(self, kind: str, name: str, section: str, known: Sequence[str]):
-        choices = ", ".join(known) or "none"
-        super().__init__(f"no {kind} is named '{name}': choose one of {choices}, or add it to {section} in params.yaml")
+        nearest = difflib.get_close_matches(name, known, SHOWN, cutoff=0.0) if len(known) > SHOWN else known
+        choices = f"one of {', '.join(nearest) or 'none'}"
+        if len(known) > len(nearest):
+            choices += f" (the nearest of {len(known)})"
+        super().__init__(f"no {kind} is named '{name}': choose {choices}, or add it to {section} in params.yaml")
 
 
 class ArtifactError(UserError):
