@@ -81,8 +81,9 @@ def run(
     dataset, wanted = first.dataset.name, tune.trials if trials is None else trials
     name, experiment = name_of(first), f"{dataset}-studies"
     count = processes.count(first.runtime, workers)
-    workspace = repeated.workspace(store, "methods", name, dataset)
-    with tracking.track(experiment, f"methods {name}", "methods", {"ast.methods": workspace.folder.name}) as tracker:
+    workspace = repeated.workspace(store, "methods", dataset, dataset)  # experts of a seed are for every cell
+    find = {"ast.methods": f"{name} of {workspace.folder.name}"}
+    with tracking.track(experiment, f"methods {name}", "methods", find) as tracker:
         nest = Nest(experiment, tracker.opening)
         tuned = _tune_all(store, runs, tune, workspace, nest, wanted, count)
         workspace.lend(dataset, test)  # not before: studies do without
