@@ -22,6 +22,7 @@ from src.settings.params import parse
 from src.sources.tuples import frozen
 from src.sources.tuples.raw import RawItems
 from src.sources.tuples.reading import TupleSource
+from src.stages.tuples import shown as shown_of
 from src.store.values import TupleStatistics
 from tests import tuples
 from tests.small_run import STORE, made
@@ -156,19 +157,29 @@ def of_texts(folder: Path) -> frozen.Encoder:
     return frozen.encoder(FeaturesModality(kind="features", encoder="transformers", weights=str(folder), tokens=6))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="the extra [encoders] is not installed")
-def test_a_text_model_of_the_hub(tmp_path: Path) -> None:
-    """A small BERT with random weights and words of its own: as by a direct forward of each text alone; damage is told."""
+HAS_TRANSFORMERS = importlib.util.find_spec("transformers") is not None
+with_transformers = pytest.mark.skipif(not HAS_TRANSFORMERS, reason="the extra [encoders] is not installed")
+
+
+def write_bert(folder: Path) -> tuple[Any, Any]:
+    """Tokenizer and model, a small one with random weights and words of its own, in Hugging Face's layout."""
     import transformers
 
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", "cat", "runs", "##s", "in", "grass"]
-    (tmp_path / "vocab.txt").write_text("\n".join(vocabulary))
-    tokenizer = transformers.BertTokenizerFast(str(tmp_path / "vocab.txt"))
-    tokenizer.save_pretrained(tmp_path)
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
+    tokenizer = transformers.BertTokenizerFast(str(folder / "vocab.txt"))
+    tokenizer.save_pretrained(folder)
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
     torch.manual_seed(0)
     bert = transformers.BertModel(transformers.BertConfig(vocab_size=len(vocabulary), **sizes)).eval()
-    bert.save_pretrained(tmp_path)
+    bert.save_pretrained(folder)
+    return tokenizer, bert
+
+
+@with_transformers
+def test_a_text_model_of_the_hub(tmp_path: Path) -> None:
+    """As by a direct forward of each text alone; damage is told."""
+    tokenizer, bert = write_bert(tmp_path)
     texts = ["A dog runs in grass", "a cat", "dogs"] * 30
     items = RawItems(texts, range(len(texts)))
     found = frozen.vectors(items, of_texts(tmp_path), "texts")
@@ -183,6 +194,29 @@ def test_a_text_model_of_the_hub(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(DataError, match=r"can't be read as a text model .*: save model and tokenizer there"):
         of_texts(tmp_path)
+
+
+@with_transformers
+def test_texts_as_vectors_keep_their_words(tmp_path: Path) -> None:
+    """So that pages and exports show the nearest real one; networks read them with mean 0 and deviation 1."""
+    (tmp_path / "bert").mkdir()
+    write_bert(tmp_path / "bert")
+    raw = tuples.params()
+    own = {"kind": "features", "encoder": "transformers", "weights": str(tmp_path / "bert"), "column": "caption"}
+    raw["prepare"] = {
+        "mine": {"source": str(table(tmp_path)), "modalities": {"image": {"kind": "image", "size": 8}, "text": own}}
+    }
+    raw["networks"]["both"]["encoders"]["text"] = {"family": "Linear"}
+    for entry in (*raw["experts"].values(), *raw["runs"].values()):
+        entry["dataset"] = "mine"
+    with made(tmp_path, raw) as params:
+        real = STORE.load_tuples("mine", "train").items["text"]
+        assert real.values.shape == (26, 16)
+        read_by_networks = STORE.load_real("mine", "train")[3]
+        assert read_by_networks.mean().abs() < 1e-5
+        assert (read_by_networks.std(correction=0) - 1).abs() < 1e-5
+        shown = shown_of(STORE, resolved.run(params, "random")).tuples
+        assert {cell.text for _, cell in shown} <= set(real.texts)
 
 
 def test_pictures_as_vectors_go_through_all_stages(tmp_path: Path) -> None:
