@@ -17,8 +17,8 @@ from src import api, cli
 from src.ground.errors import UserError
 from src.settings import resolved
 from src.settings.networks import Encoders
-from src.settings.params import Params
-from src.stages import evaluate, experts, gallery, report, verify
+from src.settings.params import Params, load
+from src.stages import clean, evaluate, experts, gallery, report, verify
 from src.store import files
 from src.studies import ablate, compare, gradient_error, methods, samples, snapshots, space, tune, usefulness, variants
 from src.studies.variants import Changes, Workspace
@@ -56,6 +56,11 @@ def command(words: str, monkeypatch: pytest.MonkeyPatch) -> int:
     with pytest.raises(SystemExit) as stop:
         cli.main()
     return int(stop.value.code or 0)
+
+
+def test_checkpoints_are_known_as_current(params: Params, capsys: pytest.CaptureFixture[str]) -> None:
+    clean.run(STORE, resolved.pipeline(params), False, False)
+    assert re.search(r"^0 of [1-9]\d* files", capsys.readouterr().err)
 
 
 REFUSED = [
@@ -237,7 +242,8 @@ def test_experts_are_measured_by_recall(params: Params, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_study_is_judged_by_recall(params: Params, capsys: pytest.CaptureFixture[str]) -> None:
-    tune.run(STORE, params, "proxy", "both", 2, None, 1, False)
+    tune.run(STORE, params, "proxy", "both", 2, None, 1, True)
+    assert {*params.runs} <= {*load().runs}  # whether or not a trial is better, and was added
     told = capsys.readouterr().out
     assert "2 trials (2 complete" in told
     assert "validation mean recall, %" in told
