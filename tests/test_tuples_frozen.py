@@ -117,7 +117,7 @@ WRONG: list[tuple[Callable[[Path], None], dict[str, Any], str]] = [
     (nothing, {}, r"the weights .*own\.pth are no file: put the model's state dict there"),
     (foreign, {}, r"own\.pth holds no weights of resnet18, as it has layer1\.2\.bn1\.bias, which that has not: name the model"),
     (lacking, {}, r"own\.pth holds no weights of resnet18, as it lacks conv1\.weight: name the model"),
-    (wrong_shape, {}, r"as its conv1\.weight is 64x1x7x7 instead of 64x3x7x7: name the model"),
+    (wrong_shape, {}, r"as it has conv1\.weight of 64x1x7x7 instead of 64x3x7x7: name the model"),
     (whole_checkpoint, {}, r"own\.pth holds no state dict: save one with torch\.save"),
     (words, {}, r"own\.pth can't be read as a state dict \(.*\): save it with torch\.save"),
     (

@@ -81,17 +81,10 @@ def _path(settings: FeaturesModality) -> Path:
 
 
 def _of_pictures(settings: FeaturesModality) -> Encode:
-    from torchvision import models
-
-    known, name = models.list_models(module=models), settings.encoder
-    if name not in known:
-        near = ", ".join(get_close_matches(name, known, n=3, cutoff=0.5)) or "resnet18, vit_b_16 and others"
-        raise DataError(f"torchvision has no classification model '{name}': choose one of {near}; texts take {TRANSFORMERS}")
-    model = models.get_model(name, weights=None).eval()
-    published = models.get_model_weights(name).DEFAULT.transforms()
+    model, published = _model(settings.encoder)
     mean, std = (torch.tensor(value)[:, None, None] for value in (published.mean, published.std))
     shape, read = Shape(3, settings.size or published.crop_size[0]), list[Tensor]()
-    last = _filled(model, _path(settings), name)
+    last = _filled(model, _path(settings), settings.encoder)
     last.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
 
     def encode(raw: RawItems, chunk: slice) -> Tensor:
@@ -100,10 +93,21 @@ def _of_pictures(settings: FeaturesModality) -> Encode:
             model((shown / 255 - mean) / std)
         except (AssertionError, RuntimeError) as error:
             usual = f"leave size out, which is {published.crop_size[0]} then"
-            raise DataError(f"{name} can't read pictures of {shape.size} pixels ({error}): {usual}") from None
+            raise DataError(f"{settings.encoder} can't read pictures of {shape.size} pixels ({error}): {usual}") from None
         return read.pop()
 
     return encode
+
+
+def _model(name: str) -> tuple[nn.Module, Any]:
+    """A model of torchvision, and what its published weights want pictures to be like: mean, std, crop_size."""
+    from torchvision import models
+
+    known = models.list_models(module=models)
+    if name not in known:
+        near = ", ".join(get_close_matches(name, known, n=3, cutoff=0.5)) or "resnet18, vit_b_16 and others"
+        raise DataError(f"torchvision has no classification model '{name}': choose one of {near}; texts take {TRANSFORMERS}")
+    return models.get_model(name, weights=None).eval(), models.get_model_weights(name).DEFAULT.transforms()
 
 
 def _filled(model: nn.Module, path: Path, name: str) -> nn.Module:
@@ -114,17 +118,25 @@ def _filled(model: nn.Module, path: Path, name: str) -> nn.Module:
     called, last = linear[-1]
     found = {key: value for key, value in _state(path).items() if not _passed_over(key, called)}
     own = {key: value for key, value in model.state_dict().items() if not _passed_over(key, called)}
-    lacks, foreign = sorted(own.keys() - found.keys()), sorted(found.keys() - own.keys())
-    remedy = "name the model whose weights these are"
-    if lacks or foreign:
-        told = [*(f"lacks {key}" for key in lacks[:1]), *(f"has {key}, which that has not" for key in foreign[:1])]
-        raise DataError(f"{path} holds no weights of {name}, as it {' and '.join(told)}: {remedy}")
-    for key, value in own.items():
-        if found[key].shape != value.shape:
-            sizes = " instead of ".join("x".join(map(str, one.shape)) for one in (found[key], value))
-            raise DataError(f"{path} holds no weights of {name}, as its {key} is {sizes}: {remedy}")
+    foreign = _foreign(found, own)
+    if foreign:
+        raise DataError(f"{path} holds no weights of {name}, as it {foreign}: name the model whose weights these are")
     model.load_state_dict(found, strict=False)
     return last
+
+
+def _foreign(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    """What of a file's tensors is not the model's; nothing where all fits."""
+    lacks, more = sorted(own.keys() - found.keys()), sorted(found.keys() - own.keys())
+    if lacks or more:
+        return " and ".join([*(f"lacks {key}" for key in lacks[:1]), *(f"has {key}, which that has not" for key in more[:1])])
+    wrong = (key for key in own if found[key].shape != own[key].shape)
+    sizes = (f"has {key} of {_size(found[key])} instead of {_size(own[key])}" for key in wrong)
+    return next(sizes, "")
+
+
+def _size(value: Tensor) -> str:
+    return "x".join(map(str, value.shape)) or "scalar"
 
 
 def _passed_over(key: str, last: str) -> bool:
