@@ -28,7 +28,7 @@ def text(title: str, results: Sequence[Result], matrix: Matrix | None, beyond: S
     if any(result.selected for result in results):
         notes += f"{MARK} {SELECTED}.\n"
     others = f"\n{_standings(results, beyond)}" if beyond.notes else ""
-    others += "" if matrix is None else f"\n{_matrix(matrix, figure)}"
+    others += "" if matrix is None else f"\n{_matrix(matrix)}"
     return f"# {title}\n\n{lines}\n\n{notes}{others}\nMade by `python -m src.cli report`.\n"
 
 
@@ -39,12 +39,12 @@ def _standings(results: Sequence[Result], beyond: Standings) -> str:
     return f"Scores beyond accuracy:\n\n{shown}{notes}\n"
 
 
-def _matrix(matrix: Matrix, figure: str) -> str:
+def _matrix(matrix: Matrix) -> str:
     rows = [
         (result.run, *("-" if accuracy is None else score(accuracy) + result.mark for accuracy in accuracies))
         for result, accuracies in matrix.rows
     ]
-    return f"Test {figure}, %, of students of other networks:\n\n{table(('run', *matrix.networks), rows, left=(0,))}\n"
+    return f"Test {matrix.figure}, %, of students of other networks:\n\n{table(('run', *matrix.networks), rows, left=(0,))}\n"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int]) -> str:

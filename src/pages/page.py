@@ -131,10 +131,18 @@ class Group:
 
 @dataclass(frozen=True)
 class Matrix:
-    """Test accuracies of runs by the network that their students have; None where a run is not scored with it."""
+    """Test scores of runs by the network that their students have; None where a run is not scored with it."""
 
     networks: tuple[str, ...]
     rows: tuple[tuple[Result, tuple[Accuracy | None, ...]], ...]
+
+    @property
+    def noun(self) -> str:
+        return nouns(result for result, _ in self.rows)
+
+    @property
+    def figure(self) -> str:
+        return figures(result for result, _ in self.rows)
 
 
 @dataclass(frozen=True)
