@@ -1,4 +1,4 @@
-"""The Python API: distil tensors of your own, without params.yaml, DVC, MLflow or Optuna.
+"""The Python API: distil images of your own in classes, as tensors, without params.yaml, DVC, MLflow or Optuna.
 
     experts = train_experts(images, labels, epochs=20, count=10, lr=0.05, batch_size=64)
     synthetic = distill(experts, ipc=1, iterations=300, lr_img=10.0, max_start_epoch=18)
@@ -37,14 +37,17 @@ from src.maths.pixels import Normalisation, Space
 from src.settings.base import describe
 from src.settings.distillation import Distillation
 from src.settings.experts import Experts
-from src.settings.networks import FAMILIES, Architecture, ConvNet, Network
+from src.settings.networks import FAMILIES, Architecture, ConvNet, Encoders, Network, TextNet
 from src.settings.protocols import Protocol
 from src.settings.runtime import Runtime
 from src.store import files, tensors, values
 from src.store.store import read_synthetic
 from src.store.values import Record, SyntheticSet
 
+OF_TUPLES = ("contrast", "similarity", "lr_modalities", "normalised")  # settings that images have no use for
 NOT_NAMED = {"dataset": "images", "network": "network"}  # of `Experts`: names of params.yaml, which tensors have none of
+
+IMAGES = 4  # dimensions of pixels (S, C, H, W)
 
 Report = Callable[[int, int, Mapping[str, float]], None]  # (units done, of so many, figures of the last one)
 Model = TypeVar("Model", bound=BaseModel)
@@ -348,6 +351,8 @@ def load_synthetic(
     """
     file = Path(path)
     found = read_synthetic(file, "give a file that save, distill or export wrote")
+    if found.pixels.dim() != IMAGES:
+        raise UserError(f"{file} holds tuples, and this works on images in classes: use `python -m src.cli evaluate`")
     card = file.parent / "set.json"
     told = files.read_json(card, f"delete {card}, and give space and network") if card.exists() else {}
     if space is None and told.get("whitening") == "none":
@@ -441,15 +446,21 @@ def _lent(asked: Runtime, threads: int | None) -> Iterator[torch.device]:
 
 def _settings(model: type[Model], given: Mapping[str, Any]) -> Model:
     try:
-        return model.model_validate(given)
+        found = model.model_validate(given)
     except ValidationError as error:
         raise ParamsError(model.__name__, describe(error, model)) from None
+    told = [name for name in OF_TUPLES if name in given and getattr(found, name) != model.model_fields[name].default]
+    if told:
+        raise UserError(f"{told[0]} is of tuples, and these are images in classes: leave it out, or use the command line")
+    return found
 
 
 def _specified(network: Network | None, usual: Network) -> Network:
     if network is not None and not isinstance(network, Architecture):
         text = f"network is {network!r}: give the specification of one, of src.settings.networks"
         raise UserError(f"{text}, as ConvNet(depth=3, width=128)")
+    if isinstance(network, Encoders | TextNet):
+        raise UserError(f"network is of the family {network.family}, which reads no images: give another")
     return network or usual
 
 

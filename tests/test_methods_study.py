@@ -246,7 +246,7 @@ def test_an_overview_of_groups_has_each_table_s_figures(
         rows[1] = replace(rows[1], difference=significance.welch(seeds[0]["test"], seeds[1]["test"]))
         rows[2] = replace(rows[2], problem="diverged")
         name = methods.name_of(methods.chosen(params, names, None)[0])
-        methods._write(name, rows, 3, names[0])
+        methods._write(name, rows, 3, names[0], "accuracy")
         return name
 
     monkeypatch.setattr(methods, "run", written)

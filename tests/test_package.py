@@ -129,7 +129,7 @@ def test_the_command_is_that_of_the_module() -> None:
 
 def test_the_name_is_what_the_sentence_says() -> None:
     assert PROJECT["name"] == errors.DISTRIBUTION
-    assert list(PROJECT["optional-dependencies"]) == [errors.EXTRA, errors.CLUSTER]
+    assert list(PROJECT["optional-dependencies"]) == [errors.EXTRA, errors.CLUSTER, errors.ENCODERS]
 
 
 @pytest.mark.parametrize("installed", [True, False])

@@ -128,11 +128,11 @@ def test_ablate(checked_prints: list[Table]) -> None:
         ablate.Outcome("without representative initialisation", (1, 2), seeds, experts, ablate.WHOLE, -0.1, 0.001),
         ablate.Outcome(ablate.NONE, (), {}, (), ablate.WHOLE, problem="it diverged [at once]"),
     ]
-    ablate._show(rows, LONG, 2)
+    ablate._show(rows, LONG, 2, "accuracy")
 
 
 def test_ablate_says_a_problem_with_brackets(capsys: pytest.CaptureFixture[str]) -> None:
-    ablate._show([ablate.Outcome(ablate.NONE, (), {}, (), None, problem="it diverged [at once]")], LONG, 2)
+    ablate._show([ablate.Outcome(ablate.NONE, (), {}, (), None, problem="it diverged [at once]")], LONG, 2, "accuracy")
     assert f"{ablate.NONE} failed: it diverged [at once]" in capsys.readouterr().out
 
 
@@ -143,7 +143,7 @@ def test_methods(checked_prints: list[Table]) -> None:
         methods.Row(f"{LONG}-ast", 30, {}, seeds, 5e4, Difference(-0.1, 0.001)),
         methods.Row(f"{LONG}-att", 30, {}, {}, 5e4, problem="it diverged [at once]"),
     ]
-    methods._show(rows, LONG, 2, f"{LONG}-mtt")
+    methods._show(rows, LONG, 2, f"{LONG}-mtt", "mean recall")
 
 
 @pytest.mark.parametrize("kind", ["matching", "experts", "evaluate"])

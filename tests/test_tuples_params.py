@@ -139,6 +139,7 @@ def test_digits_are_compared_in_every_way() -> None:
         ("flickr30k-200-lors", 199, 5, 1.0, 10.0, 1000.0, "TR 14.5 38.7 53.4, IR 8.6 25.3 36.6"),
         ("flickr30k-500-lors", 499, 20, 0.01, 100.0, 1000.0, "TR 15.5 39.8 53.7, IR 10.0 28.9 41.6"),
         ("coco-100-lors", 99, 10, 1.0, 5.0, 1000.0, "TR 3.3 12.2 19.6, IR 1.8 7.1 12.2"),
+        ("coco-500-lors", 499, 40, 1.0, 500.0, 5000.0, "Its published recall is not noted here"),
         ("flickr30k-100-mtt-vl", 100, None, None, None, 1000.0, "TR 9.9 28.3 39.1, IR 4.7 15.7 24.6"),
         ("coco-100-mtt-vl", 100, None, None, None, 1000.0, "TR 2.5 10.0 15.7, IR 1.3 5.4 9.5"),
     ],

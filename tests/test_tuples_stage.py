@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import mlflow
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -106,7 +108,11 @@ def test_report_shows_tuples(params: Params) -> None:
     assert "Similarity of all pairs, before" in page
     assert "text to image" in page
     assert 'id="images"' not in page  # which is of classes
-    assert "6 tuples" in STORE.report_file("md").read_text()
+    table = STORE.report_file("md").read_text()
+    assert re.search(
+        r"\| run +\| data set +\| tuples \| method .*\| validation mean recall, % \| test mean recall, % \|", table
+    )
+    assert re.search(r"\| proxy +\| digits-seen-written-spoken \| +6 \|", table)
     assert "6 tuples, " in page and "6 images, " not in page
 
 
@@ -123,6 +129,19 @@ def test_mlflow_holds_them_too(params: Params) -> None:
     assert "tuples.html" in artifacts
     assert any(name.startswith("synthetic-image") for name in artifacts)
     assert any(name.startswith("synthetic-sound") for name in artifacts)
+    client = mlflow.MlflowClient(f"sqlite:///{Path.cwd() / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name(next(iter(params.prepare)))
+    (own,) = [one for one in client.search_runs([experiment.experiment_id]) if one.info.run_name == "proxy"]  # type: ignore[union-attr]
+    metrics = json.loads(STORE.metrics_file("proxy").read_text())
+    assert {key: own.data.metrics[key] for key in metrics} == metrics
+    (page,) = Path("mlartifacts").rglob(f"{own.info.run_id}/artifacts/tuples.html")
+    text = page.read_text(encoding="utf-8")
+    assert text.count("<audio controls") == text.count("data:audio/wav;base64") == 6
+    assert "Similarity of all pairs, before" in text and "<b>after</b>" in text
+    real = STORE.load_tuples(next(iter(params.prepare)), "train").items["text"].texts
+    shown = re.findall(r"<td>(\w[^<]*)</td>", text)
+    assert len(shown) == 6 and set(shown) <= set(real)
+    assert "text to sound" in text
 
 
 def test_export_holds_what_can_be_used_seen_and_heard(params: Params, tmp_path: Path) -> None:
@@ -137,7 +156,7 @@ def test_export_holds_what_can_be_used_seen_and_heard(params: Params, tmp_path: 
     card = json.loads((tmp_path / "out" / "set.json").read_text())
     assert card["loss"] == {"loss": "infonce", "temperature": 0.07}
     assert card["recall"]["test_recall_mean"] > 0
-    with pytest.raises(UserError, match="leave --format out"):
+    with pytest.raises(UserError, match="--format pt is for images in classes, and proxy is of tuples: leave it out"):
         export.run_as(STORE, [resolved.run(params, "proxy")], tmp_path / "other", "pt")
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from src.ground.errors import DataError
 from src.maths import retrieval, spectrograms
 from src.settings.datasets import Dataset
 from src.settings.params import load
+from src.sources import downloads
 from src.sources.tuples import names, raw, reading, sounds, texts
 from src.sources.tuples.reading import TupleSource
 from src.stages import init, init_tuples
@@ -204,6 +207,34 @@ def test_no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, 
 def test_a_known_source_has_its_own_modalities(kinds: dict[str, Any]) -> None:
     with pytest.raises(DataError, match=r"has the modalities image \(image\), text \(text\): name these, .* in this order"):
         read(Path("digits-seen-written"), kinds)
+
+
+class Garbage(BaseHTTPRequestHandler):
+    """Answers whatever is asked for with a page."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"<html>Please log in</html>")
+
+    def log_message(self, *words: object) -> None:
+        """Says nothing."""
+
+
+def test_recordings_that_are_no_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that answers with a page of its own: torchvision lets the error of zipfile through."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("AST_DATA", raising=False)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Garbage) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/v1.zip"
+        monkeypatch.setitem(downloads.ARCHIVES, "fsdd", (address, None))
+        modalities = {"image": {"kind": "image"}, "text": {"kind": "text"}, "sound": {"kind": "audio"}}
+        sentence = r"fsdd is not on this machine, and can't be downloaded \(File is not a zip file\): put its recordings into"
+        with pytest.raises(DataError, match=sentence):
+            read(Path("digits-seen-written-spoken"), modalities)
+        server.shutdown()
+    assert not list((tmp_path / "data/sources").iterdir())
 
 
 def test_names_of_digits() -> None:

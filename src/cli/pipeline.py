@@ -118,6 +118,7 @@ def distill(
 
     runs = [resolved.run(params, name) for name in names]
     if plan:
+        resolved.check_images(runs, "--plan", "name a run of images with --run")
         with stopping.keeping(stopping.BEGINS):
             if device is not None:
                 from src.stages import plan_memory
@@ -181,7 +182,7 @@ def evaluate(
         str | None, typer.Option(help="Where the real images of --released are; downloaded where left out.")
     ] = None,
     snapshots: Annotated[
-        bool, typer.Option("--snapshots", help="Score the images as they were on the way, on the validation split alone.")
+        bool, typer.Option("--snapshots", help="Score the set as it was on the way, on the validation split alone.")
     ] = False,
     strict: StrictOption = False,
 ) -> None:
@@ -207,6 +208,10 @@ def evaluate(
 
     runs = [resolved.run(params, name) for name in named(run, params.run, params.runs)]
     chosen = {name: params.network(name) for name in others}
+    for one in runs:
+        resolved.check_networks(one, chosen)
+    if file is not None:
+        resolved.check_images(runs, "--from", "leave it out")
     if snapshots:
         from src.studies import snapshots as moments
 

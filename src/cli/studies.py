@@ -22,7 +22,7 @@ WorkersOption = Annotated[
 @app.command()
 def tune(
     dataset: Annotated[str | None, typer.Option(help="A data set of the section `prepare`.")] = None,
-    ipc: Annotated[int | None, typer.Option(min=1, help="Synthetic images per class.")] = None,
+    ipc: Annotated[int | None, typer.Option(min=1, help="Synthetic images per class, or tuples.")] = None,
     run: Annotated[str | None, typer.Option(help="The run to start from; the first that fits where left out.")] = None,
     side: Annotated[
         Literal["student", "expert", "both"],
@@ -38,7 +38,7 @@ def tune(
         bool, typer.Option("--apply", help="Add the best parameters to params.yaml, as the run RUN-tuned.")
     ] = False,
 ) -> None:
-    """Search for better parameters of a run by validation accuracy. The same command again goes on with the same study."""
+    """Search for better parameters of a run on the validation split. The same command again goes on with the same study."""
     from src.settings.params import load
 
     params = load()
@@ -56,7 +56,7 @@ def compare(
     runs: Annotated[list[str], typer.Argument(help="Two evaluated runs of the section `runs`, or more.", show_default=False)],
     html: Annotated[Path | None, typer.Option(dir_okay=False, help="File to write a page with curves and pictures to.")] = None,
 ) -> None:
-    """Show where runs differ: parameters, accuracy, cost; and whether their students differ by more than noise."""
+    """Show where runs differ: parameters, accuracy or recall, cost; and whether their students differ by more than noise."""
     from src.settings.params import load
 
     params = load()

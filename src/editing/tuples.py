@@ -76,8 +76,9 @@ def _published(own: Tree) -> Iterator[TuplePreset]:
                 name, figure = f"{dataset}-{count}-{method}", kind["figures"].get(dataset, {}).get(count)
                 shared = {"dataset": dataset, "network": "image-text-encoders"}
                 values = dict(given)
-                pairs = values.pop("pairs", count)
-                run = {**shared, "experts": f"{dataset}-infonce", "ipc": pairs, "evaluate": f"{method}-protocol"}
+                pairs, contrast = values.pop("pairs", count), values.get("contrast", kind["contrast"])
+                protocol = f"{name if 'contrast' in values else method}-protocol"
+                run = {**shared, "experts": f"{dataset}-infonce", "ipc": pairs, "evaluate": protocol}
                 sections: Sections = {
                     "prepare": {dataset: {"source": f"data/sources/{dataset}", "modalities": own["modalities"]}},
                     "networks": {
@@ -89,15 +90,17 @@ def _published(own: Tree) -> Iterator[TuplePreset]:
                     },
                     "experts": {f"{dataset}-infonce": {**shared, **own["experts"]}},
                     "distill": {method: {**own["shared"], **kind["distill"], "contrast": kind["contrast"]}},
-                    "evaluate": {f"{method}-protocol": {**own["evaluate"], "contrast": kind["contrast"]}},
+                    "evaluate": {protocol: {**own["evaluate"], "contrast": contrast}},
                     "runs": {name: {**run, "distill": {"method": method, **values}}},
                 }
-                told = f"Published recall at 1, 5, 10, %: {figure}" if figure else "No figure is published for it"
+                told = f"Published recall at 1, 5, 10, %: {figure}" if figure else "Its published recall is not noted here"
                 of_whole = f"; of all pairs {own['whole']}" if dataset == "flickr30k" else ""
                 about = (
                     f"{name}: {method} on {pairs} pairs of {dataset}; published settings, but for encoders and text",
                     f"Source: {kind['source']}.",
-                    "Ours: small encoders, pictures of 64x64 pixels and texts as characters instead of NFNet-l0 and BERT.",
+                    "Theirs: NFNet-l0 for pictures, trained, and BERT for texts, frozen, with a projection of its embeddings.",
+                    "Ours: small encoders, pictures of 64x64 pixels and texts as characters. With BERT's weights on disk, the "
+                    "modality {kind: features, encoder: transformers, weights: FOLDER} and an encoder Linear are theirs.",
                     f"{told}{of_whole}.",
                     f"Put the pictures and Karpathy's dataset_{dataset}.json into data/sources/{dataset}.",
                 )

@@ -11,6 +11,7 @@ DISTRIBUTION = "smooth-distillation"  # what pip calls this package
 EXTRA = "pipeline"  # of it: all that the commands take
 CLUSTER = "cluster"  # of it: what `runtime.executor: dask` takes
 SHOWN = 12  # names that a refusal offers
+ENCODERS = "encoders"  # of it: what frozen encoders of texts take
 
 
 class UserError(Exception):
@@ -78,4 +79,6 @@ def installing(extra: str = EXTRA) -> str:
         return f"install it with `pip install '{DISTRIBUTION}[{extra}]'`"
     if extra == CLUSTER:
         return "install it with `pip install distributed --constraint constraints.txt`, where all of its workers run too"
+    if extra == ENCODERS:
+        return "install it with `pip install transformers --constraint constraints.txt`"
     return "activate the environment with `source .venv/bin/activate`, which `make repro` makes"

@@ -1,6 +1,6 @@
 """Contrastive losses of tuples, and the similarity that is their target: how much each tuple is like each other one.
 
-Sources: MTT-VL (arXiv 2308.07545) for InfoNCE; LoRS (2406.04292) and its public code for the weighted binary cross-entropy, for
+Sources: MTT-VL (arXiv 2308.07545) for InfoNCE; LoRS (2406.03793) and its public code for the weighted binary cross-entropy, for
 InfoNCE with a target that is no identity, and for the target of low rank. The shared proxy is ours, after the idea of HoPA
 (2604.10666), whose formulas were not at hand: instead of w, L and R of each of the M (M - 1) / 2 pairs of modalities, a tuple
 has r numbers z, and all pairs take I + (a / r) Z Z' for their target. It is symmetric, as likeness of tuples is, and no more

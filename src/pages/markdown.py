@@ -5,22 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from src.pages import standings
-from src.pages.page import MARK, SELECTED, Matrix, Result, lowered, score, shown_parts
+from src.pages.page import MARK, SELECTED, Matrix, Result, columns, figures, lowered, nouns, score, shown_parts
 from src.pages.standings import Standings
 
 
 def text(title: str, results: Sequence[Result], matrix: Matrix | None, beyond: Standings) -> str:
     """A heading and the tables of results, aligned for a terminal. No costs: all of it is reproducible."""
-    header = ("run", "data set", "images per class", "images", "method", "parts", "validation, %", "test, %", "gain")
-    lines = table(header, [_cells(result) for result in results], left=(0, 1, 4, 5))
+    noun, figure = nouns(results), figures(results)
+    per_class = ("images per class",) if "images" in noun else ()
+    header = ("run", "data set", *per_class, noun, "method", "parts", *columns(figure), "gain")
+    words = tuple(header.index(name) for name in ("run", "data set", "method", "parts"))
+    lines = table(header, [_cells(result, bool(per_class)) for result in results], left=words)
     parts = ", ".join(f"{number} {lowered(name)}" for number, name, _ in shown_parts(results))
     notes = (
-        "Accuracy of fresh students trained on a run's images alone: mean ± standard deviation over the students.\n"
-        "Gain: points of test accuracy above real images, not distilled, of the same number.\n"
+        f"{figure.capitalize()} of fresh students trained on a run's {noun} alone: "
+        "mean ± standard deviation over the students.\n"
+        f"Gain: points of test {figure} above real {noun}, not distilled, of the same number.\n"
         f"Parts: {parts}.\n"
     )
     if any(result.tuples for result in results):
-        notes += "Of tuples it is recall that stands for accuracy: at 1, 5 and 10, in all directions, the mean of all.\n"
+        notes += "Mean recall: of tuples, at 1, 5 and 10 in all directions, the mean of all.\n"
     if any(result.selected for result in results):
         notes += f"{MARK} {SELECTED}.\n"
     others = f"\n{_standings(results, beyond)}" if beyond.notes else ""
@@ -40,7 +44,7 @@ def _matrix(matrix: Matrix) -> str:
         (result.run, *("-" if accuracy is None else score(accuracy) + result.mark for accuracy in accuracies))
         for result, accuracies in matrix.rows
     ]
-    return f"Test accuracy, %, of students of other networks:\n\n{table(('run', *matrix.networks), rows, left=(0,))}\n"
+    return f"Test {matrix.figure}, %, of students of other networks:\n\n{table(('run', *matrix.networks), rows, left=(0,))}\n"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int]) -> str:
@@ -54,11 +58,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[i
     return "\n".join(lines)
 
 
-def _cells(result: Result) -> tuple[str, ...]:
+def _cells(result: Result, per_class: bool) -> tuple[str, ...]:
     return (
         result.run,
         result.dataset,
-        str(result.ipc),
+        *((str(result.ipc),) if per_class else ()),
         str(result.images),
         result.label,
         " ".join(map(str, result.parts)) or "-",

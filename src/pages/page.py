@@ -34,11 +34,15 @@ PARTS = (
     ("Loss on real images", "student"),
     ("TESLA's gradient", "student"),
     ("Sharpness-aware steps", "experts"),
+    ("Learned similarity", "labels"),
+    ("Normalised by encoder", "student"),
 )  # numbered from 1, and what each acts on
 AST_PARTS = 6  # the first of these: the others are shown where a run has them
 MARK = "†"  # of test accuracies that were chosen on the test split
 SELECTED = "each student's best epoch on the test split: chosen on it, so higher than an honest choice, for comparison only"
 Accuracy = Estimate  # of students
+ACCURACY = "accuracy"
+WORDS = {ACCURACY: ACCURACY, "recall": "mean recall"}  # what students are judged by, as metrics name it -> in words
 # images that are not distilled, by their initialisation
 REAL = {
     "random": "random real images",
@@ -94,6 +98,10 @@ class Result:
         return "tuples" if self.tuples else "images"
 
     @property
+    def figure(self) -> str:
+        return WORDS["recall" if self.tuples else "accuracy"]
+
+    @property
     def label(self) -> str:
         """The method, in words where the images are as they were found."""
         if self.tuples:
@@ -123,10 +131,18 @@ class Group:
 
 @dataclass(frozen=True)
 class Matrix:
-    """Test accuracies of runs by the network that their students have; None where a run is not scored with it."""
+    """Test scores of runs by the network that their students have; None where a run is not scored with it."""
 
     networks: tuple[str, ...]
     rows: tuple[tuple[Result, tuple[Accuracy | None, ...]], ...]
+
+    @property
+    def noun(self) -> str:
+        return nouns(result for result, _ in self.rows)
+
+    @property
+    def figure(self) -> str:
+        return figures(result for result, _ in self.rows)
 
 
 @dataclass(frozen=True)
@@ -220,10 +236,34 @@ class Page:
         return tuple(found[name] for name in self.runs)
 
     @property
+    def noun(self) -> str:
+        return nouns(self.results)
+
+    @property
+    def figure(self) -> str:
+        return figures(self.results)
+
+    @property
     def hero(self) -> Film | None:
         """Of the best distilled runs, the one with the fewest images; None where nothing is distilled."""
         best = {group.best.run for group in self.groups}
         return min((film for film in self.films if film.result.run in best), key=lambda film: film.result.images, default=None)
+
+
+def nouns(results: Iterable[Result]) -> str:
+    """What all of these are of: images, tuples, or some of both."""
+    return " or ".join(dict.fromkeys(result.noun for result in results))
+
+
+def figures(results: Iterable[Result]) -> str:
+    """What the students of all of these are judged by."""
+    return " or ".join(dict.fromkeys(result.figure for result in results))
+
+
+def columns(figure: str) -> tuple[str, str]:
+    """Headings of figures in percent, on the validation and the test split; what goes without saying is accuracy."""
+    said = "" if figure == ACCURACY else f" {figure}"
+    return f"validation{said}, %", f"test{said}, %"
 
 
 def lowered(name: str) -> str:

@@ -1,6 +1,6 @@
 """Of tuples: the loss of encoders, and the similarity of synthetic tuples that it takes for its target.
 
-Papers: MTT-VL is arXiv 2308.07545, LoRS 2406.04292; the shared proxy is ours, after the idea of 2604.10666.
+Papers: MTT-VL is arXiv 2308.07545, LoRS 2406.03793; the shared proxy is ours, after the idea of 2604.10666.
 """
 
 from __future__ import annotations

@@ -19,6 +19,9 @@ def _with_train(folders: dict[str, str]) -> dict[str, str]:
 SplitFolders = Literal["none"] | Annotated[dict[Literal["train", "val", "test"], str], AfterValidator(_with_train)]
 
 
+TRANSFORMERS = "transformers"  # the encoder of texts, and the package that it takes
+
+
 class ImageModality(Settings):
     """Pictures."""
 
@@ -60,7 +63,7 @@ class AudioModality(Settings):
 
 
 class VectorModality(Settings):
-    """Vectors of numbers as they are, such as what a frozen encoder has made."""
+    """Vectors of numbers as they are."""
 
     kind: Literal["vector"]
     """Which modality it is."""
@@ -68,7 +71,35 @@ class VectorModality(Settings):
     """Of a table: the column of lists of numbers, or of paths of .npy files; null is one called as the modality."""
 
 
-Modality = Annotated[ImageModality | TextModality | AudioModality | VectorModality, Field(discriminator="kind")]
+class FeaturesModality(Settings):
+    """Pictures or texts as vectors that a frozen encoder, whose weights lie on disk, makes of them once, in `prepare`."""
+
+    kind: Literal["features"]
+    """Which modality it is."""
+    column: str | None = None
+    """Of a table: the column of pictures or texts; null is one called as the modality."""
+    encoder: str
+    """What reads them: of pictures a classification model of torchvision by its name, as resnet50, whose vector is what its
+    last linear layer reads; of texts transformers, a model in Hugging Face's layout, whose vector is the first token's."""
+    weights: str
+    """Where its weights are: the file of a state dict, .safetensors, .pth or .pt; of transformers the folder with config.json,
+    model.safetensors and the tokenizer."""
+    size: Positive | None = None
+    """Side of the square pictures that are read, pixels; null is what the model was published with."""
+    tokens: Positive = 64
+    """Of a text that are read; longer ones are cut."""
+
+
+Modality = Annotated[
+    ImageModality | TextModality | AudioModality | VectorModality | FeaturesModality, Field(discriminator="kind")
+]
+
+
+def held(modality: Modality) -> str:
+    """The kind that a source has of it."""
+    if isinstance(modality, FeaturesModality):
+        return "text" if modality.encoder == TRANSFORMERS else "image"
+    return modality.kind
 
 
 class Dataset(Settings):

@@ -5,10 +5,12 @@ Behind this door no one looks anything up: a stage takes its value and the store
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from src.ground.errors import UserError
+from src.settings import tuples
 from src.settings.datasets import Dataset
 from src.settings.distillation import Distillation
 from src.settings.experts import Experts
@@ -26,6 +28,11 @@ class DataSet:
     settings: Dataset
     seed: int  # root of the draws that split it
     asked: Mapping[str, int]  # run -> images per class that it takes
+
+    @property
+    def tuples(self) -> bool:
+        """Whether it holds tuples of modalities, and not images in classes."""
+        return self.settings.modalities is not None
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,11 @@ class Run:
         """All that fresh students are scored with, the own one first."""
         return {self.network: self.spec, **self.cross}
 
+    @property
+    def headline(self) -> str:
+        """What its students are judged by, as metrics name it: accuracy, or of tuples the mean recall."""
+        return "recall" if self.dataset.tuples else "accuracy"
+
 
 @dataclass(frozen=True)
 class Pipeline:
@@ -125,6 +137,20 @@ def run(params: Params, name: str) -> Run:
         seed=params.seed,
         runtime=params.runtime,
     )
+
+
+def check_images(runs: Iterable[Run], what: str, instead: str) -> None:
+    """Raises UserError where a run is of tuples: `what` is for images in classes alone, and `instead` is the remedy."""
+    for one in runs:
+        if one.dataset.tuples:
+            raise UserError(f"{what} is for images in classes, and {one.name} is of tuples: {instead}")
+
+
+def check_networks(run: Run, networks: Mapping[str, Network]) -> None:
+    """Raises UserError where one of these can't read what the run's data set holds."""
+    for called, spec in networks.items():
+        for problem in tuples.unread(run.dataset.name, run.dataset.settings, called, spec):
+            raise UserError(f"network {problem}")
 
 
 def pipeline(params: Params) -> Pipeline:

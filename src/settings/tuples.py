@@ -16,6 +16,7 @@ READERS = {  # kinds of modalities -> families of encoders that read them
     "audio": ("ConvNet", "MLP", "LeNet", "AlexNet", "VGG11", "ResNet18"),
     "text": ("TextNet", "Linear"),
     "vector": ("Linear", "MLP"),
+    "features": ("Linear", "MLP"),
 }
 BEGINNINGS = ("random", "noise", "herding", "k_center", "run")  # initialisations that tuples have
 
@@ -30,7 +31,8 @@ def problems(named: Mapping[str, Mapping[str, Any]], distillations: Mapping[str,
             for network in (entry.network, *getattr(entry, "cross", ())):
                 spec = named["networks"].get(network)
                 if dataset is not None and spec is not None:
-                    yield from _read(f"{section}.{name}.network", entry.dataset, dataset, network, spec)
+                    place = f"{section}.{name}.network"
+                    yield from ((place, text) for text in unread(entry.dataset, dataset, network, spec))
     of_tuples = {name for name, dataset in named["prepare"].items() if dataset.modalities is not None}
     for name, experts in named["experts"].items():
         yield from _experts(f"experts.{name}", experts, experts.dataset in of_tuples)
@@ -44,25 +46,22 @@ def problems(named: Mapping[str, Mapping[str, Any]], distillations: Mapping[str,
             yield from _no_tuples(f"runs.{name}.distill", distil)
 
 
-def _read(place: str, called: str, dataset: Dataset, network: str, spec: Network) -> Found:
-    """An encoder for each modality, that reads its kind."""
+def unread(called: str, dataset: Dataset, network: str, spec: Network) -> Iterator[str]:
+    """What keeps a network from reading a data set: of tuples it has an encoder for each modality, that reads its kind."""
     modalities = dataset.modalities or {}
     if not isinstance(spec, Encoders):
         if modalities:
-            yield place, f"'{network}' reads images alone, and '{called}' is of tuples: name a network of the family Encoders"
+            yield f"'{network}' reads images alone, and '{called}' is of tuples: name a network of the family Encoders"
         return
     if list(spec.encoders) != list(modalities):
         have = ", ".join(modalities) or "none"
-        yield (
-            place,
-            f"'{network}' has encoders of {', '.join(spec.encoders)}, '{called}' has the modalities {have}: make them equal",
-        )
+        yield f"'{network}' has encoders of {', '.join(spec.encoders)}, '{called}' has the modalities {have}: make them equal"
         return
     for name, encoder in spec.encoders.items():
         kind = modalities[name].kind
         if encoder.family not in READERS[kind]:
             text = f"'{network}' has the family {encoder.family} for {name}, which is of kind {kind}"
-            yield place, f"{text}: choose from {', '.join(READERS[kind])}"
+            yield f"{text}: choose from {', '.join(READERS[kind])}"
 
 
 def _experts(place: str, experts: Experts, tuples: bool) -> Found:

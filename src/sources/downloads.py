@@ -12,7 +12,7 @@ from pathlib import Path
 
 from src.ground.errors import DataError
 from src.process import progress
-from src.sources import imagenet
+from src.sources import archives, imagenet
 
 SILENCE_SECONDS = 60.0  # a server that says nothing for so long is taken to be out of reach
 # MD5 of Tiny ImageNet as in several public loaders of it; of Imagenette as in torchvision.datasets.Imagenette; of Imagewoof
@@ -56,7 +56,7 @@ def fetch(name: str, folder: Path) -> None:
             _download(name, temporary)
             temporary.chmod(0o755)
             temporary.replace(folder)
-    except (OSError, RuntimeError, http.client.HTTPException) as error:
+    except (OSError, RuntimeError, http.client.HTTPException, *archives.DAMAGE) as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise DataError(f"{name} is not on this machine, and can't be downloaded ({reason})") from None
 

@@ -62,10 +62,10 @@ def available(store: Store, runs: Mapping[str, Run]) -> list[Evaluated]:
 
 
 def standings(chosen: Sequence[Evaluated], pool: Sequence[Evaluated]) -> Standings:
-    """Scores of the chosen runs, beside runs of the pool. All images and random ones, the references, have none."""
+    """Scores of the chosen runs beside runs of the pool. Tuples have none, nor the references: all images, and random ones."""
     rows, lacks = {}, {}
     for own in chosen:
-        if own.run.ipc != "all" and not own.is_random:
+        if own.run.ipc != "all" and not own.is_random and not own.result.tuples:
             scored, beside, lacks[own.run.name] = _of(own, pool)
             if scored:
                 rows[own.run.name] = Standing(scored, beside)

@@ -62,8 +62,9 @@ def run_some(store: Store, buffer: Buffer, only: range) -> None:
         statistics = prepared(store, buffer.dataset, "train", "val")
         record = work.whole(experts_record(store, buffer), buffer.runtime, "experts", device)
         rows, _ = train_all(store, buffer, statistics, record, device, only)
-    final = numbers.mean(row["val_accuracy"] for row in rows if row["epoch"] == buffer.settings.last_epoch)
-    progress.say(f"{name}: experts {only.start} to {only.stop - 1} of {count}, validation accuracy {final:.1%}")
+    headline = run_log.headline(rows)
+    final = numbers.mean(row[f"val_{headline}"] for row in rows if row["epoch"] == buffer.settings.last_epoch)
+    progress.say(f"{name}: experts {only.start} to {only.stop - 1} of {count}, validation {headline} {final:.1%}")
 
 
 def _run(store: Store, buffer: Buffer) -> None:

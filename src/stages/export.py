@@ -17,10 +17,10 @@ from src.exchange import words, writing
 from src.exchange.exported import Exported, record_of, target
 from src.exchange.formats.images import save_pictures
 from src.exchange.formats.safetensors import WHAT
-from src.ground.errors import UserError
 from src.maths.pixels import Whitening
 from src.pages import pictures
 from src.process import progress
+from src.settings import resolved
 from src.settings.resolved import Run
 from src.stages import export_tuples
 from src.stages.records import synthetic_settings
@@ -34,7 +34,9 @@ def run(store: Store, run: Run, folder: Path, half: bool = False) -> None:
 
     With `half` the pixels are float16, half the size: from 0 to 1 they are off by a sixteenth of a step of 8 bits at most.
     """
-    if run.dataset.settings.modalities:
+    if run.dataset.tuples:
+        if half:
+            resolved.check_images([run], "--half", "leave it out")
         export_tuples.run(store, run, folder)
         return
     exported, synthetic = gathered(store, run, half), store.load_synthetic(run.name)
@@ -50,9 +52,7 @@ def run(store: Store, run: Run, folder: Path, half: bool = False) -> None:
 def run_as(store: Store, runs: Sequence[Run], folder: Path, form: str, half: bool = False) -> None:
     """Write one run, or several where the format holds several, to `folder` in a format of src/exchange/formats."""
     writing.check(form)
-    of_tuples = [one.name for one in runs if one.dataset.settings.modalities]
-    if of_tuples:
-        raise UserError(f"--format {form} holds images in classes, and {of_tuples[0]} is of tuples: leave --format out")
+    resolved.check_images(runs, f"--format {form}", "leave it out")
     sets = [gathered(store, one, half) for one in runs]
     if len(sets) == 1:
         writing.write(form, sets[0], folder)

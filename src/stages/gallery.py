@@ -9,6 +9,7 @@ from src.ground.errors import UserError
 from src.pages import animation, gallery
 from src.pages.animation import FORMATS, Moments
 from src.process import progress
+from src.settings import resolved
 from src.settings.resolved import Pipeline, Run
 from src.stages.records import synthetic_settings
 from src.store import files, tensors, values
@@ -34,9 +35,13 @@ def run(store: Store, pipeline: Pipeline, names: Sequence[str], to: Path, second
 def _chosen(pipeline: Pipeline, names: Sequence[str]) -> Sequence[str]:
     if len(set(names)) < len(names):
         raise UserError(f"a run is named twice in {', '.join(names)}: name each once")
-    found = names or [name for name, one in pipeline.runs.items() if one.distillation.iterations]
+    resolved.check_images((pipeline.runs[name] for name in names), "gallery", "see its tuples in the report")
+    evolving = (one for one in pipeline.runs.values() if one.distillation.iterations and not one.dataset.tuples)
+    found = names or [one.name for one in evolving]
     if not found:
-        raise UserError("no run of params.yaml is distilled, so that no images evolve: name runs whose images are to be shown")
+        raise UserError(
+            "no run of params.yaml is distilled from images, so that none evolve: name runs whose images are to be shown"
+        )
     return found
 
 

@@ -61,18 +61,19 @@ def experts(
     where the buffer is damaged, foreign, or of another network.
     """
     data = resolved.data_set(params, dataset)
-    statistics, paths = prepared(store, data, "train", "val"), buffers.files_of(path)
+    statistics = prepared(store, data, "train", "val")
+    shape, paths = statistics.image_shape, buffers.files_of(path)
     called, spec = _network(params, network, buffers.shapes_of(paths[0]), statistics)
-    digest, found, epochs = _digest(paths, (spec, statistics.image_shape), count)
+    digest, found, epochs = _digest(paths, (spec, shape), count)
     settings: dict[str, Any] = {"dataset": dataset, "network": called, "count": found, "epochs": epochs, "lr": lr}
     settings["imported"] = digest
     networks = {} if called in params.networks else {called: _entry(spec)}
     added = params_edit.add({"networks": networks, "experts": {name: settings}})  # refuses other experts of this name
     buffer = Buffer(name, data, spec, Experts(**settings), params.seed, params.runtime)
     record = work.whole(experts_record(store, buffer), params.runtime, "experts", torch.device("cpu"))
-    for index, trajectory in enumerate(islice(buffers.read(paths, (spec, statistics.image_shape)), found)):
+    for index, trajectory in enumerate(islice(buffers.read(paths, (spec, shape)), found)):
         store.save_trajectory(name, index, trajectory.theta, replace(record, kind=values.trajectory_kind(index)))
-    for doubt in recognition.doubts(spec, statistics.image_shape):
+    for doubt in recognition.doubts(spec, shape):
         say(f"{name}: {doubt}")
     say(f"{name}: {found} trajectories of {epochs} epochs, of {called}{_told(added)}")
     print(f"next: dvc repro experts@{name}")

@@ -36,6 +36,7 @@ def cells_of(dataset: str, recipe: str, ipcs: Iterable[int], changes: Mapping[st
 
 
 def of_run(store: Store, run: Run, changes: Mapping[str, Any]) -> dict[str, tuple[Run, Facts]]:
+    resolved.check_images([run], "plan", "name a run of images")
     return {run.name: (_changed(run, changes), plan_memory.facts_of(store, run.dataset))}
 
 

@@ -66,10 +66,7 @@ def page_of(
         groups=groups,
         panels=_panels(groups),
         matrix=results.matrix(store, runs, networks, [one.result for one in evaluated]),
-        standings=beyond.standings(
-            [one for one in evaluated if not one.result.tuples],
-            [one for one in (evaluated if pool is None else pool) if not one.result.tuples],
-        ),
+        standings=beyond.standings(evaluated, evaluated if pool is None else pool),
         galleries=galleries,
         films=tuple(_film(store, result) for group in matched for result in group.distilled if not result.tuples),
         matching=tuple(_matching(store, group) for group in matched),
@@ -157,8 +154,8 @@ def _experts(store: Store, used: Sequence[Buffer]) -> tuple[Curves, ...]:
     for dataset in dict.fromkeys(one.dataset.name for one in used):
         names = [one.name for one in used if one.dataset.name == dataset]
         step = _expert_chart(store, "Squared parameter step of an epoch", "parameter_step", names, log=True)
-        figure = "recall" if any(one.dataset.settings.modalities for one in used if one.dataset.name == dataset) else "accuracy"
-        accuracy = _expert_chart(store, f"Validation {figure}, %", f"val_{figure}", names, percent=True)
+        headline = "recall" if any(one.dataset.tuples for one in used if one.dataset.name == dataset) else "accuracy"
+        accuracy = _expert_chart(store, f"Validation {page.WORDS[headline]}, %", f"val_{headline}", names, percent=True)
         found.append(Curves(dataset, (step, accuracy)))
     return tuple(found)
 
@@ -204,7 +201,7 @@ def _run_spent(store: Store, run: Run) -> Spent:
 
 def _show(title: str, content: Page) -> None:
     table = Table("run", title=title)
-    for column in ("images", "validation, %", "test, %", "gain"):
+    for column in (page.nouns(content.results), *page.columns(page.figures(content.results)), "gain"):
         table.add_column(column, justify="right")
     for r in content.results:
         table.add_row(

@@ -24,8 +24,8 @@ def groups(store: Store, runs: Mapping[str, Run]) -> tuple[Group, ...]:
 def result_of(store: Store, run: Run) -> Result:
     """One run's row, by itself; raises ArtifactError where it is not made."""
     name, dataset, distil = run.name, run.dataset.name, run.distillation
-    tuples = run.dataset.settings.modalities is not None
-    (val, test), students = _scores(store, name, "recall" if tuples else "accuracy")
+    tuples = run.dataset.tuples
+    (val, test), students = _scores(store, name, run.headline)
     synthetic = store.load_synthetic(name)
     images = len(synthetic.labels)
     return Result(
@@ -72,8 +72,7 @@ def _network_scores(store: Store, run: Run) -> dict[str, Accuracy]:
     path, remedy = store.networks_file(run.name), remake("evaluate", run.name)
     rows = files.read_csv(path, remedy)
     with files.understood(path, remedy):
-        figure = "recall" if run.dataset.settings.modalities else "accuracy"
-        columns = [f"{SCORES[-1].format(figure)}_{of}" for of in ("mean", "std")]
+        columns = [f"{SCORES[-1].format(run.headline)}_{of}" for of in ("mean", "std")]
         found = {row["network"]: Accuracy(*(float(row[column]) for column in columns)) for row in rows}
     wanted = list(run.networks)
     if list(found) != wanted:
@@ -101,6 +100,8 @@ def _parts(run: Run) -> tuple[int, ...]:
         "real" in distil.targets,
         distil.iterations > 0 and distil.gradient == "tesla",
         asked is not None and asked.sharpness > 0,
+        matched and distil.similarity is not None,
+        matched and distil.normalised == "modality",
     )
     return tuple(number for number, is_on in enumerate(on, start=1) if is_on)
 

@@ -80,7 +80,7 @@ def log_outputs(tracker: Tracker, store: Store, run: Run) -> None:
 
 def log_tuples(tracker: Tracker, store: Store, run: Run) -> None:
     """A page of synthetic tuples, with what can be heard of them, and of recall; nothing of images in classes."""
-    if run.dataset.settings.modalities:
+    if run.dataset.tuples:
         tracker.page("tuples.html", page.filled(page.TUPLES, tuples=[tuples.shown(store, run)]))
 
 

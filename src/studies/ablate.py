@@ -50,10 +50,13 @@ SWITCHES: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ("distill", {"objective": "matching", "real": None}),
     ("distill", {"gradient": "exact"}),
     ("experts", {"sharpness": 0.0}),
+    ("distill", {"similarity": None}),
+    ("distill", {"normalised": "all"}),
 )
 USUAL = (True, 2.0, "representative", True, "ramp", 1.0)  # with the part where the run itself has none: of AST's
 WHOLE, NONE = "the run as it is", "MTT: no part"
 EXPERT_PARTS = (1, 2)
+OF_IMAGES, OF_TUPLES = {2, 3, 9, 12}, {15, 16}  # parts that only these can have
 
 
 @dataclass(frozen=True)
@@ -67,14 +70,14 @@ class Arm:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an arm reached: the mean accuracy of each seed's students by split, and how it differs from another arm."""
+    """What an arm reached: the mean of each seed's students by split, and how it differs from another arm."""
 
     label: str
     parts: tuple[int, ...]
     seeds: Mapping[str, tuple[float, ...]]
     experts: tuple[Experts, ...]  # of each seed
     against: str | None
-    difference: float | None = None  # of validation accuracy
+    difference: float | None = None  # on the validation split
     p: float | None = None
     problem: str = ""
 
@@ -99,18 +102,19 @@ def run(store: Store, base: Run, tune: Tune, seeds: int, test: bool, workers: in
         tracker.end_children()
         with workspace.entered():
             found = outcomes(wanted, splits, problems)
-        written = _write(base.name, found, seeds)
+        written = _write(base.name, found, seeds, page.WORDS[base.headline])
         for path in written:
             tracker.file(path)
-    _show(found, base.name, seeds)
+    _show(found, base.name, seeds, page.WORDS[base.headline])
     progress.say(f"written: {', '.join(str(path) for path in written)}")
 
 
 def arms(base: Run) -> tuple[Arm, ...]:
     """The run, it without parts that it has, no part, and parts alone: each part, and the experts' together."""
-    own = tuple(part for part in range(1, len(PARTS) + 1) if _value(base, part) != _off(base, part))
-    named = {lowered(name): (part,) for part, (name, _) in enumerate(PARTS, start=1) if part <= AST_PARTS or part in own}
-    groups = named | {"the experts' parts": EXPERT_PARTS}
+    can = _parts(base)
+    own = tuple(part for part in can if _value(base, part) != _off(base, part))
+    named = {lowered(PARTS[part - 1][0]): (part,) for part in can if part <= AST_PARTS or part in own}
+    groups = named | ({"the experts' parts": EXPERT_PARTS} if set(EXPERT_PARTS) <= set(can) else {})
     without = (
         Arm(f"without {name}", tuple(part for part in own if part not in group), WHOLE)
         for name, group in groups.items()
@@ -118,6 +122,12 @@ def arms(base: Run) -> tuple[Arm, ...]:
     )
     alone = (Arm(f"MTT and {name}", group, NONE) for name, group in groups.items())
     return (Arm(WHOLE, own, None), *without, Arm(NONE, (), WHOLE), *alone)
+
+
+def _parts(base: Run) -> tuple[int, ...]:
+    """Those that a run on its data set can have."""
+    others = OF_IMAGES if base.dataset.tuples else OF_TUPLES
+    return tuple(part for part in range(1, len(PARTS) + 1) if part not in others)
 
 
 def _value(base: Run, part: int) -> Mapping[str, Any]:
@@ -137,7 +147,8 @@ def _off(base: Run, part: int) -> Mapping[str, Any]:
 def changes(base: Run, parts: Sequence[int], seed: int) -> Changes:
     """What makes the run have these parts and no others; a part has the strength that the run gives it."""
     sections: dict[str, dict[str, Any]] = {"distill": {}, "experts": {}}
-    for part, (section, fields) in enumerate(SWITCHES, start=1):
+    for part in _parts(base):
+        section, fields = SWITCHES[part - 1]
         own, off = _value(base, part), _off(base, part)
         usual = dict.fromkeys(fields, USUAL[part - 1]) if part <= AST_PARTS else {}
         sections[section] |= (own if own != off else usual) if part in parts else off
@@ -204,14 +215,15 @@ def _rows(found: Sequence[Outcome]) -> Iterator[tuple[str, ...]]:
             yield (one.label, parts, *accuracies, page.points(one.difference), f"{one.p:.2g}", verdict)
 
 
-HEADER = ("variant", "parts", "validation, %", "test, %", "points", "p", "verdict")
+BEHIND = ("points", "p", "verdict")
 
 
-def _show(found: Sequence[Outcome], base: str, seeds: int) -> None:
+def _show(found: Sequence[Outcome], base: str, seeds: int, figure: str) -> None:
     """Print the table as narrow as a terminal: what is tested against the run, then what is tested against MTT."""
     tested = any("test" in one.seeds for one in found)
-    table = Table("variant", "parts", "validation, %", box=box.SIMPLE_HEAD, title=f"{base}, {seeds} seeds")
-    for name in (*(("test, %",) if tested else ()), "points", "p"):
+    on_val, on_test = page.columns(figure)
+    table = Table("variant", "parts", on_val, box=box.SIMPLE_HEAD, title=f"{base}, {seeds} seeds")
+    for name in (*((on_test,) if tested else ()), "points", "p"):
         table.add_column(name, justify="right")
     for one, (label, parts, val, test, points, p, _) in zip(found, _rows(found), strict=True):
         mark = "*" if one.p is not None and one.p < significance.LEVEL else " "
@@ -226,8 +238,8 @@ def _show(found: Sequence[Outcome], base: str, seeds: int) -> None:
             console.print(f"{one.label} failed: {one.problem}", soft_wrap=True)
 
 
-EXPERTS_HEADER = ("experts' parts", "squared parameter step", "no student follows, %", "accuracy of experts, %")
-CORRELATIONS_HEADER = ("experts", "distilled accuracy goes with", "rank correlation", "p")
+EXPERTS_HEADER = ("experts' parts", "squared parameter step", "no student follows, %", "{} of experts, %")
+CORRELATIONS_HEADER = ("experts", "distilled {} goes with", "rank correlation", "p")
 
 
 def _experts_rows(found: Sequence[Outcome]) -> Iterator[tuple[str, ...]]:
@@ -238,27 +250,34 @@ def _experts_rows(found: Sequence[Outcome]) -> Iterator[tuple[str, ...]]:
             scores.mean_and_std([one.parameter_step for one in experts]),
             Accuracy(*scores.mean_and_std([one.accuracy for one in experts])),
         )
-        lost = Accuracy(*scores.mean_and_std([one.common_logit_step / one.parameter_step for one in experts]))
-        yield " ".join(map(str, parts)) or "-", f"{step:.3g} ± {spread:.2g}", page.score(lost), page.score(accuracy)
+        lost = [one.common_logit_step / one.parameter_step for one in experts if one.common_logit_step is not None]
+        unfollowed = page.score(Accuracy(*scores.mean_and_std(lost))) if lost else "-"
+        yield " ".join(map(str, parts)) or "-", f"{step:.3g} ± {spread:.2g}", unfollowed, page.score(accuracy)
 
 
-def _write(base: str, found: Sequence[Outcome], seeds: int) -> tuple[Path, ...]:
+def _with(header: tuple[str, ...], figure: str) -> tuple[str, ...]:
+    return tuple(name.format(figure) for name in header)
+
+
+def _write(base: str, found: Sequence[Outcome], seeds: int, figure: str) -> tuple[Path, ...]:
     folder = host.workspace() / "data" / "ablate"
     files.write_json(folder / f"{base}.json", {"run": base, "variants": [asdict(one) for one in found]})
-    text = markdown.table(HEADER, list(_rows(found)), left=(0, 1, 6))
-    experts = markdown.table(EXPERTS_HEADER, list(_experts_rows(found)), left=(0,))
+    text = markdown.table(("variant", "parts", *page.columns(figure), *BEHIND), list(_rows(found)), left=(0, 1, 6))
+    experts = markdown.table(_with(EXPERTS_HEADER, figure), list(_experts_rows(found)), left=(0,))
     about = (
         f"Mean and standard deviation over {seeds} seeds, each with experts, draws and students of its own; points and p\n"
-        "(Welch's t-test over the seeds) of validation accuracy. MTT is the run with all parts off, all else kept."
+        f"(Welch's t-test over the seeds) of validation {figure}. MTT is the run with all parts off, all else kept."
     )
     beside = (
         "The experts, over the epochs that are matched: their mean squared parameter step of an epoch (small is smooth),\n"
-        "how much of it only shifts the logits of all classes alike, which no student follows, and their validation accuracy\n"
+        f"how much of it only shifts the logits of all classes alike, which no student follows, and their validation {figure}\n"
         f"after the last of them. {base}.png shows what was distilled from them."
     )
     points = _points(found)
-    correlations = markdown.table(CORRELATIONS_HEADER, list(usefulness.correlations(points)), left=(0, 1))
-    drawn = usefulness.figure(points)
+    correlations = markdown.table(
+        _with(CORRELATIONS_HEADER, figure), list(usefulness.correlations(points, figure)), left=(0, 1)
+    )
+    drawn = usefulness.figure(points, figure)
     files.write_atomically(folder / f"{base}.png", lambda path: drawn.savefig(path, format="png", dpi=110))
     plt.close(drawn)
     texts = (f"# What the parts do: {base}", text, about, experts, beside, correlations)

@@ -32,7 +32,7 @@ WORK = ("experts", "distill", "evaluate")
 
 @dataclass(frozen=True)
 class Compared:
-    """One run: its parameters by dotted name, the accuracies of its students by split, and its cost by stage."""
+    """One run: its parameters by dotted name, what its students reached by split, and its cost by stage."""
 
     name: str
     dataset: str
@@ -40,6 +40,7 @@ class Compared:
     accuracies: Mapping[str, tuple[float, ...]]
     costs: Mapping[str, Cost | None]
     beyond: Mapping[str, Estimate]  # scores beside other runs of the pipeline
+    headline: str = "accuracy"  # what they are judged by, as metrics name it
 
 
 def run(store: Store, pipeline: Pipeline, names: Sequence[str], html: Path | None) -> None:
@@ -68,14 +69,14 @@ def _compared(store: Store, run: Run, pool: Sequence[Evaluated]) -> Compared:
     name, buffer = run.name, run.buffer
     report.check(store, run)
     path, remedy = store.students_file(name), remake("evaluate", name)
-    students = files.read_numbers(path, [f"{split}_accuracy" for split in SPLITS], remedy)
-    accuracies = {split: tuple(row[f"{split}_accuracy"] for row in students) for split in SPLITS}
+    students = files.read_numbers(path, [f"{split}_{run.headline}" for split in SPLITS], remedy)
+    accuracies = {split: tuple(row[f"{split}_{run.headline}"] for row in students) for split in SPLITS}
     made = {"distill": store.synthetic_file(name), "evaluate": store.metrics_file(name)}
     if buffer is not None:
         made["experts"] = store.trajectories_folder(buffer.name)
     costs = {stage: cost.lookup(made[stage]) if stage in made else None for stage in WORK}
     own = beyond.standings([one for one in pool if one.run.name == name], pool).rows.get(name)
-    return Compared(name, run.dataset.name, settings(run), accuracies, costs, own.scores if own else {})
+    return Compared(name, run.dataset.name, settings(run), accuracies, costs, own.scores if own else {}, run.headline)
 
 
 def settings(run: Run) -> dict[str, str]:
@@ -97,10 +98,10 @@ def _text(value: Any) -> str:
 
 
 def rows(found: Sequence[Compared]) -> Iterator[tuple[str, ...]]:
-    """Accuracies, scores and cost of all runs, and of the parameters those that differ; the first cell says what a row is."""
-    for split, words in SPLITS.items():
+    """Scores and cost of all runs, and of the parameters those that differ; the first cell says what a row is."""
+    for split, heading in zip(SPLITS, page.columns(page.WORDS[found[0].headline]), strict=True):
         accuracies = (Accuracy(*scores.mean_and_std(one.accuracies[split])) for one in found)
-        yield (f"{words}, %", *(page.score(accuracy) for accuracy in accuracies))
+        yield (heading, *(page.score(accuracy) for accuracy in accuracies))
     yield from _beyond(found)
     for stage in WORK:
         spent = [one.costs[stage] for one in found]

@@ -17,6 +17,7 @@ from src.editing import params_edit
 from src.ground import host
 from src.ground.errors import UserError
 from src.maths import significance
+from src.pages.page import WORDS, columns
 from src.pages.tables import Table
 from src.process import progress
 from src.process.progress import Advance
@@ -48,19 +49,19 @@ def describe(tracker: Tracker, base: Run, tune: Tune, side: Side, plan: Study) -
     tracker.tags({"optuna.journal": journal.relative_to(host.workspace()).as_posix()})  # the store may move with its folder
 
 
-def tell_new(opened: optuna.Study, told: int, tracker: Tracker, advance: Advance) -> int:
+def tell_new(opened: optuna.Study, told: int, tracker: Tracker, advance: Advance, headline: str) -> int:
     """Pass on how many trials have finished since; returns how many have in all."""
     done, top = study.finished(opened), study.best(opened)
     for number in range(told, len(done)):
         advance("" if top is None else f"best {top.value:.1%}, trial {top.number}")
         if top is not None and top.value is not None:
-            tracker.metrics({"best_val_accuracy": top.value}, number + 1)
+            tracker.metrics({f"best_val_{headline}": top.value}, number + 1)
     return len(done)
 
 
 def log(opened: optuna.Study, tracker: Tracker, plan: Study) -> None:
     """Plots, importances and the table of trials into the study's MLflow run."""
-    rows = [_row(trial) for trial in study.finished(opened)]
+    rows = [_row(trial, plan.headline) for trial in study.finished(opened)]
     if rows:
         table = plan.folder / "trials.csv"
         files.write_csv(table, [{key: row.get(key, "") for key in _columns(rows)} for row in rows])
@@ -73,7 +74,7 @@ def log(opened: optuna.Study, tracker: Tracker, plan: Study) -> None:
         _log_plot(opened, tracker, name, plot)
     points = _points(opened)
     if points:
-        figure = usefulness.figure(points)
+        figure = usefulness.figure(points, WORDS[plan.headline])
         tracker.figure("figures/experts.png", figure)
         plt.close(figure)
 
@@ -84,9 +85,9 @@ def _points(opened: optuna.Study) -> list[Point]:
     return [Point(Experts(**t.user_attrs["experts"]), t.value or 0.0, "trials") for t in complete]
 
 
-def _row(trial: FrozenTrial) -> dict[str, Any]:
+def _row(trial: FrozenTrial, headline: str) -> dict[str, Any]:
     attributes = trial.user_attrs
-    about = {"trial": trial.number, "state": trial.state.name, "val_accuracy": "" if trial.value is None else trial.value}
+    about = {"trial": trial.number, "state": trial.state.name, f"val_{headline}": "" if trial.value is None else trial.value}
     about |= {"std": _std(trial), "seconds": round(attributes.get("seconds", 0))}
     return {**about, **trial.params, "variant": attributes.get("variant", ""), "sentence": attributes.get("sentence", "")}
 
@@ -137,7 +138,8 @@ def show(opened: optuna.Study, plan: Study) -> None:
 def _table(shown: list[FrozenTrial], plan: Study, importances: dict[str, float]) -> Table:
     """A row a parameter, a column a trial: there are more parameters than trials to show."""
     table = Table("", *("start" if t.number == 0 else f"trial {t.number}" for t in shown), "importance")
-    table.add_row("validation, %", *(f"{100 * (t.value or 0):.1f} ± {100 * float(_std(t) or 0):.1f}" for t in shown))
+    means = (f"{100 * (t.value or 0):.1f} ± {100 * float(_std(t) or 0):.1f}" for t in shown)
+    table.add_row(columns(WORDS[plan.headline])[0], *means)
     table.add_section()
     for name in plan.space:
         share = f"{importances[name]:.0%}" if name in importances else ""

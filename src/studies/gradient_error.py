@@ -32,9 +32,9 @@ class Compared:
     """The two gradients of one iteration."""
 
     iteration: int
-    cosine: float  # of those with respect to the images
+    cosine: float  # of those with respect to the images or tuples
     norm: float  # of TESLA's, in norms of the exact one
-    syn_lr: float  # TESLA's derivative with respect to syn_lr, in exact ones
+    syn_lr: float  # TESLA's derivative with respect to syn_lr, in exact ones; of tuples the part of it along these
     loss: float
 
 
@@ -68,7 +68,7 @@ def compare(loop: Loop, at: Distilling) -> Compared:
         at.iteration,
         F.cosine_similarity(one, other, dim=0).item(),
         (other.norm() / one.norm()).item(),
-        (tesla.syn_lr / exact.syn_lr).item(),
+        ((tesla.syn_lr * exact.syn_lr).sum() / exact.syn_lr.square().sum()).item(),
         exact.terms.sum().item(),
     )
 

@@ -53,7 +53,7 @@ class Tuned:
 
 @dataclass(frozen=True)
 class Row:
-    """A run of the table: the mean accuracy of each seed's students by split, and how the last split's differs from the run
+    """A run of the table: the mean of each seed's students by split, and how the last split's differs from the run
     that it is compared with."""
 
     run: str
@@ -94,10 +94,10 @@ def run(
         problems |= {name: one.problem for name, one in tuned.items() if one.problem}
         with workspace.entered():
             found = table(names, against or names[0], tuned, lines, splits, problems)
-        written = _write(name, found, seeds, against or names[0])
+        written = _write(name, found, seeds, against or names[0], page.WORDS[first.headline])
         for path in written:
             tracker.file(path)
-    _show(found, name, seeds, against or names[0])
+    _show(found, name, seeds, against or names[0], page.WORDS[first.headline])
     progress.say(f"written: {', '.join(str(path) for path in written)}")
     return name
 
@@ -142,7 +142,7 @@ def _cell(one: Run, other: Run) -> Iterator[tuple[str, object, object, bool]]:
     """What runs of a table have in common: in words, of either, and whether it is the same."""
     yield "data set", one.dataset.name, other.dataset.name, one.dataset.name == other.dataset.name
     yield "network", one.network, other.network, one.spec == other.spec
-    yield "number of images per class", one.ipc, other.ipc, one.ipc == other.ipc
+    yield "number of tuples" if one.dataset.tuples else "number of images per class", one.ipc, other.ipc, one.ipc == other.ipc
     yield "evaluation protocol", one.protocol, other.protocol, one.evaluation == other.evaluation
 
 
@@ -276,7 +276,7 @@ def _seconds(own: Sequence[Line], splits: tuple[str, ...]) -> float:
     return sum(one.seconds for one in costs if one is not None) + sum(variants.seconds(variant, splits) for variant in made)
 
 
-HEADER = ("run", "trials", "validation, %", "test, %", "points", "p", "time", "verdict")
+BEHIND = ("points", "p", "time", "verdict")
 
 
 def _rows(found: Sequence[Row], against: str) -> Iterator[tuple[str, ...]]:
@@ -296,10 +296,10 @@ def _rows(found: Sequence[Row], against: str) -> Iterator[tuple[str, ...]]:
             yield (one.run, str(one.trials), *accuracies, *figures, time, verdict)
 
 
-def _show(found: Sequence[Row], name: str, seeds: int, against: str) -> None:
-    tested = any("test" in one.seeds for one in found)
-    shown = Table("run", "trials", "validation, %", box=box.SIMPLE_HEAD, title=f"{name}, {seeds} seeds")
-    for column in (*(("test, %",) if tested else ()), "points", "p", "time"):
+def _show(found: Sequence[Row], name: str, seeds: int, against: str, figure: str) -> None:
+    tested, (on_val, on_test) = any("test" in one.seeds for one in found), page.columns(figure)
+    shown = Table("run", "trials", on_val, box=box.SIMPLE_HEAD, title=f"{name}, {seeds} seeds")
+    for column in (*((on_test,) if tested else ()), "points", "p", "time"):
         shown.add_column(column, justify="right")
     for one, (label, trials, val, test, points, p, time, _) in zip(found, _rows(found, against), strict=True):
         mark = "*" if one.difference is not None and one.difference.beyond_noise else " "
@@ -308,21 +308,21 @@ def _show(found: Sequence[Row], name: str, seeds: int, against: str) -> None:
     console.print(shown)
     split = "test" if tested else "validation"
     console.print(
-        f"points and p: of {split} accuracy, against {against}. *: beyond noise, p < {significance.LEVEL}", style="dim"
+        f"points and p: of {split} {figure}, against {against}. *: beyond noise, p < {significance.LEVEL}", style="dim"
     )
     for one in found:
         if one.problem:
             console.print(f"{one.run} failed: {one.problem}", soft_wrap=True)
 
 
-def _write(name: str, found: Sequence[Row], seeds: int, against: str) -> tuple[Path, ...]:
+def _write(name: str, found: Sequence[Row], seeds: int, against: str, figure: str) -> tuple[Path, ...]:
     folder = _folder()
     files.write_json(folder / f"{name}.json", {"against": against, "rows": [asdict(one) for one in found]})
-    text = markdown.table(HEADER, list(_rows(found, against)), left=(0, 7))
+    text = markdown.table(("run", "trials", *page.columns(figure), *BEHIND), list(_rows(found, against)), left=(0, 7))
     split = "test" if any("test" in one.seeds for one in found) else "validation"
     about = (
         f"Mean and standard deviation over {seeds} seeds, each with experts, draws and students of its own; points and p\n"
-        f"(Welch's t-test over the seeds) of {split} accuracy. Settings: the best of so many trials, by validation accuracy\n"
+        f"(Welch's t-test over the seeds) of {split} {figure}. Settings: the best of so many trials, by validation {figure}\n"
         "under another seed. Time: of the trials, and of the seeds' experts, distillation and students."
     )
     settings = [

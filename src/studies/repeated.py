@@ -128,8 +128,8 @@ def _make(variant: Variant, label: str, workspace: Workspace, nest: Nest, splits
         ):
             found = variants.make(variant, tracker, splits=splits)
             for split, accuracies in found.items():
-                accuracy, std = scores.mean_and_std(accuracies)
-                tracker.metrics({f"{split}_accuracy_mean": accuracy, f"{split}_accuracy_std": std})
+                (score, std), name = scores.mean_and_std(accuracies), f"{split}_{variant.run.headline}"
+                tracker.metrics({f"{name}_mean": score, f"{name}_std": std})
     except UserError as error:
         return str(error)
     return ""

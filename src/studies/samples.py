@@ -15,7 +15,6 @@ from src.ground import runtime
 from src.loops import expert, outer
 from src.loops import students as loops
 from src.loops.outer import Distilling, Loop
-from src.maths import scores
 from src.process import workers
 from src.settings.resolved import Buffer, DataSet, Run
 from src.stages import distill, evaluate, experts, prepare
@@ -102,7 +101,7 @@ def _last(loop: Loop, pixels: Tensor) -> Iterator[Compared]:
 
 
 def of_students(store: Store, run: Run) -> Iterator[Compared]:
-    """The first student of the run's own network: what it predicts, and its accuracies."""
+    """The first student of the run's own network: what it predicts, and its figures."""
     device = runtime.start(run.runtime.model_copy(update={"threads": workers.threads(run.runtime)}))
     statistics, synthetic = evaluate.inputs(store, run)
     training = evaluate.training_of(store, run, run.spec, synthetic, statistics, device)
@@ -111,9 +110,12 @@ def of_students(store: Store, run: Run) -> Iterator[Compared]:
         pass
     predicted = {split: loops.predict(training, split, students.predictors(), device)[0].cpu() for split in evaluate.SPLITS}
     row = files.read_csv(store.students_file(run.name), remake("evaluate", run.name))[0]
-    for split, classes in predicted.items():
-        found = scores.accuracy(classes, store.load_split(run.dataset.name, split).labels)
-        yield _figure(f"student 0's {split} accuracy", found, float(row[f"{split}_accuracy"]))
+    task = evaluate.task_of(run, statistics)
+    for split, measured in predicted.items():
+        for name, found in task.figures(measured, store.load_labels(run.dataset.name, split)).items():
+            yield _figure(f"student 0's {split} {name}", found, float(row[f"{split}_{name}"]))
+    if run.dataset.tuples:
+        return
     names = [row["predicted"] for row in files.read_csv(store.predictions_file(run.name), remake("evaluate", run.name))]
     same = [statistics.classes[int(label)] for label in predicted["test"]] == names
     yield Compared("what student 0 predicts on the test split", None if same else "in some images")

@@ -1,4 +1,4 @@
-"""Snapshots: what students learn from the images as they were on the way, which says whether more iterations would pay.
+"""Snapshots: what students learn from a set as it was on the way, which says whether more iterations would pay.
 
 Iterations are chosen by it, so it looks at the validation split alone.
 """
@@ -30,19 +30,20 @@ def run(store: Store, run: Run) -> None:
     name, network = run.name, (run.network, run.spec)
     if not run.distillation.iterations:
         raise UserError(f"{name}: is not distilled and has no snapshots: name a run with iterations")
-    table = Table("iteration", "validation, %", title=name)
+    table = Table("iteration", page.columns(page.WORDS[run.headline])[0], title=name)
     with checkpoints.at_work("evaluate", name):
         device = work.start(run.runtime, name)
         statistics, synthetic = evaluate.inputs(store, run)
-        labels = store.load_split(run.dataset.name, "val").labels
+        labels, task = store.load_labels(run.dataset.name, "val"), evaluate.task_of(run, statistics)
         with evaluate.tracked(store, run, {run.network: run.spec}, statistics) as tracker:
-            sets = _sets(store, name, synthetic)
+            sets = _sets(store, run, synthetic)
             for iteration, one in sets.items():
                 progress.say(f"{name}: as it was after iteration {iteration}")
                 given = (network, one, statistics, device, _place(name, iteration), ("val",))
-                predicted, _ = evaluate.predict_all(store, _at_the_last_epoch(run), *given)
-                mean, std = scores.mean_and_std([scores.accuracy(classes, labels) for classes in predicted["val"]])
-                tracker.metrics({"snapshots/val_accuracy_mean": mean, "snapshots/val_accuracy_std": std}, iteration)
+                measured, _ = evaluate.predict_all(store, _at_the_last_epoch(run), *given)
+                reached = [task.figures(one, labels)[task.headline] for one in measured["val"]]
+                (mean, std), figure = scores.mean_and_std(reached), f"snapshots/val_{task.headline}"
+                tracker.metrics({f"{figure}_mean": mean, f"{figure}_std": std}, iteration)
                 table.add_row(str(iteration), page.score(Accuracy(mean, std)))
         for iteration in sets:
             evaluate.forget(_place(name, iteration), [run.network])
@@ -59,17 +60,18 @@ def _place(name: str, iteration: int) -> str:
     return f"snapshot-{iteration}-{name}"
 
 
-def _sets(store: Store, name: str, synthetic: SyntheticSet) -> dict[int, SyntheticSet]:
+def _sets(store: Store, run: Run, synthetic: SyntheticSet) -> dict[int, SyntheticSet]:
     """The synthetic set as it was, with the syn_lr of that iteration; the last one is the set itself."""
-    path, remedy = store.history_file(name), remake("distill", name)
-    rates = [row["syn_lr"] for row in files.read_numbers(path, ["syn_lr"], remedy)]  # with which an iteration began
-    snapshots = store.load_snapshots(name)
+    path, remedy = store.history_file(run.name), remake("distill", run.name)
+    names = [f"syn_lr_{name}" for name in run.dataset.settings.modalities or ()] or ["syn_lr"]
+    rates = [[row[name] for name in names] for row in files.read_numbers(path, names, remedy)]  # with which an iteration began
+    snapshots, last = store.load_snapshots(run.name), synthetic.syn_lr.flatten().tolist()
     with files.understood(path, remedy):
         return {
-            iteration: _as_it_was(synthetic, pixels, [*rates, synthetic.syn_lr.item()][iteration])
+            iteration: _as_it_was(synthetic, pixels, [*rates, last][iteration])
             for iteration, pixels in zip(snapshots.iterations.tolist(), snapshots.pixels, strict=True)
         }
 
 
-def _as_it_was(synthetic: SyntheticSet, pixels: Tensor, syn_lr: float) -> SyntheticSet:
-    return SyntheticSet(pixels, synthetic.labels, synthetic.syn_lr.new_tensor(syn_lr))
+def _as_it_was(synthetic: SyntheticSet, pixels: Tensor, rates: list[float]) -> SyntheticSet:
+    return SyntheticSet(pixels, synthetic.labels, synthetic.syn_lr.new_tensor(rates).reshape(synthetic.syn_lr.shape))

@@ -1,7 +1,7 @@
 """What a study searches: parameters of the method that a run has, each with the values it may take.
 
-The ranges hold for images from 8x8 to 64x64; the section `tune` of params.yaml changes them by data set. Every range is widened
-to the run's present value, so that a study can start from it.
+The ranges hold for images from 8x8 to 64x64 and tuples of such; the section `tune` of params.yaml changes them by data set.
+Every range is widened to the run's present value, so that a study can start from it.
 """
 
 from __future__ import annotations
@@ -60,6 +60,9 @@ EXPERTS: Mapping[str, Range] = {
     "gradient_penalty_axes": _choose("channels", "image"),
 }
 SHARPNESS: Mapping[str, Range] = {"sharpness": Range(low=1e-3, high=0.1, log=True)}
+# of tuples, which have no classes
+TUPLES: Mapping[str, Range] = {"initialisation": _choose("random", "herding", "k_center")}
+OF_IMAGES = {"gradient_penalty", "gradient_penalty_axes"}
 
 
 def build(base: Run, tune: Tune, side: Side) -> Space:
@@ -95,17 +98,26 @@ def start(base: Run, tune: Tune, side: Side) -> dict[str, Any]:
 def _ranges(base: Run, tune: Tune, side: Side) -> dict[str, Range]:
     """By dotted name: those of this module, those of the data set in their place."""
     own = tune.ranges.get(base.dataset.name, Ranges())
-    experts = {**EXPERTS, **(SHARPNESS if base.buffer is not None and base.buffer.settings.sharpness else {}), **own.experts}
-    ranges = {"distill": {**_of_method(base.distillation), **own.distill}, "experts": experts}
+    experts = {**_of_experts(base), **own.experts}
+    ranges = {"distill": {**_of_method(base), **own.distill}, "experts": experts}
     if base.buffer is None and side != "student":
         raise UserError(f"tune: {base.name} has no experts: leave --side out, which searches the student's parameters")
     return {f"{section}.{name}": values for section in SIDES[side] for name, values in ranges[section].items()}
 
 
-def _of_method(distil: Distillation) -> Mapping[str, Range]:
-    """The student's parameters that have a say in a method."""
+def _of_experts(base: Run) -> Mapping[str, Range]:
+    """The experts' parameters that have a say."""
+    sharp = SHARPNESS if base.buffer is not None and base.buffer.settings.sharpness else {}
+    out = OF_IMAGES if base.dataset.tuples else set()
+    return {name: values for name, values in {**EXPERTS, **sharp}.items() if name not in out}
+
+
+def _of_method(base: Run) -> Mapping[str, Range]:
+    """The student's parameters that have a say in a run's method."""
+    distil = base.distillation
     adam = distil.outer_optimiser == "adam"
     more = {
+        **(TUPLES if base.dataset.tuples else {}),
         **((ADAM_LABELS if adam else LABELS) if distil.labels == "learned" else {}),
         **(EMA if distil.ema is not None else {}),
         **(ADAM if adam else {}),
@@ -116,6 +128,7 @@ def _of_method(distil: Distillation) -> Mapping[str, Range]:
         *(("inner_momentum",) if distil.inner_optimiser == "adam" else ()),
         *(("initialisation",) if distil.initialisation in ("classified", "given", "run") or not distil.matches else ()),
         *(("lr_init",) if distil.lr_init is None else ()),
+        *(("lr_img",) if distil.lr_modalities is not None else ()),
     }
     return {name: values for name, values in {**DISTILL, **more}.items() if name not in out}
 

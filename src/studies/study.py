@@ -51,6 +51,7 @@ class Study:
     seed: int
     prunes: bool
     url: str | None = None  # of a database or proxy that holds it; None is a journal in its folder
+    headline: str = "accuracy"  # what students are judged by, as metrics name it
 
     def open(self) -> optuna.Study:
         """The study as it is now; made where it is not there.

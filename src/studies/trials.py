@@ -101,7 +101,8 @@ def _attempt(task: Task, opened: optuna.Study, trial: Trial, tracker: Tracker) -
         if changes.experts:
             measured = usefulness.measure(variant)
             trial.set_user_attr("experts", asdict(measured))
-            tracker.metrics({f"experts/{name}": value for name, value in asdict(measured).items()})
+            known = {name: value for name, value in asdict(measured).items() if value is not None}
+            tracker.metrics({f"experts/{name}": value for name, value in known.items()})
         accuracies = variants.make(variant, tracker, judge)["val"]
     except InterruptedWorkError:
         raise
@@ -112,6 +113,7 @@ def _attempt(task: Task, opened: optuna.Study, trial: Trial, tracker: Tracker) -
         tracker.tags({"optuna.state": "FAIL", "optuna.sentence": str(error)})
         raise
     mean, std = scores.mean_and_std(accuracies)
-    tracker.metrics({"val_accuracy_mean": mean, "val_accuracy_std": std})
+    name = f"val_{task.base.headline}"
+    tracker.metrics({f"{name}_mean": mean, f"{name}_std": std})
     tracker.tags({"optuna.state": "COMPLETE"})
     return accuracies

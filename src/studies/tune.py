@@ -1,4 +1,4 @@
-"""tune: a search for the parameters of a run whose images teach best, judged on the validation split alone.
+"""tune: a search for the parameters of a run whose images or tuples teach best, judged on the validation split alone.
 
 No stage of the pipeline: it proposes parameters, and `--apply` adds them to params.yaml as a run of their own.
 """
@@ -64,7 +64,7 @@ def run(
 
 
 def choose(params: Params, dataset: str | None, ipc: int | None, base: str | None) -> str:
-    """The run to start from: the one that is named, or the first that is distilled from this data set to so many images."""
+    """The run to start from: the one that is named, or the first that is distilled from this data set to so many."""
     if dataset is not None:
         params.dataset(dataset)
     if base is not None:
@@ -76,7 +76,8 @@ def choose(params: Params, dataset: str | None, ipc: int | None, base: str | Non
     for name, run in params.runs.items():
         if (run.dataset, run.ipc) == (dataset, ipc) and params.distillations[name].iterations > 0:
             return name
-    raise UserError(f"no run of params.yaml distils {dataset} to {ipc} images per class: add one to start from")
+    noun = "images per class" if params.prepare[dataset].modalities is None else "tuples"
+    raise UserError(f"no run of params.yaml distils {dataset} to {ipc} {noun}: add one to start from")
 
 
 def _fitting(params: Params, run: runs.Run, base: str, dataset: str | None, ipc: int | None) -> str:
@@ -91,7 +92,7 @@ def _fitting(params: Params, run: runs.Run, base: str, dataset: str | None, ipc:
 
 
 def plan_of(store: Store, base: Run, tune: Tune, side: Side) -> Study:
-    """The study of a run; other settings or images are another study, as their accuracies can't be compared."""
+    """The study of a run; other settings or images are another study, as what their students reach can't be compared."""
     dataset, searched = base.dataset.name, space.build(base, tune, side)
     store.load_statistics(dataset)
     meaning = [
@@ -103,7 +104,8 @@ def plan_of(store: Store, base: Run, tune: Tune, side: Side) -> Study:
     ]  # fmt: skip
     name = f"{dataset}-ipc{base.ipc}-{base.network}-{side}-{variants.digest(meaning)}"
     tidy = functools.partial(space.tidy, base, searched)
-    return Study(host.workspace() / "data" / "tune" / name, name, searched, tidy, base.seed, tune.rungs > 1, tune.storage)
+    folder = host.workspace() / "data" / "tune" / name
+    return Study(folder, name, searched, tidy, base.seed, tune.rungs > 1, tune.storage, base.headline)
 
 
 def search(
@@ -152,8 +154,8 @@ def _work(task: Task, asked: Runtime, opened: optuna.Study, workers: int, tracke
     with progress.progress(title, max(task.trials - told, 0)) as advance, kept as alive:
         while alive():
             time.sleep(POLL_SECONDS)
-            told = findings.tell_new(opened, told, tracker, advance)
-        findings.tell_new(opened, told, tracker, advance)
+            told = findings.tell_new(opened, told, tracker, advance, task.study.headline)
+        findings.tell_new(opened, told, tracker, advance, task.study.headline)
 
 
 @contextmanager

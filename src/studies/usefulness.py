@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,8 +15,9 @@ import torch
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
-from src.maths import networks, scores, smoothness
+from src.maths import networks, smoothness, tasks
 from src.maths.networks import FlatNetwork
+from src.pages.page import ACCURACY
 from src.store.store import Store
 from src.studies.variants import Variant
 
@@ -25,8 +27,8 @@ class Experts:
     """A buffer, over its experts and those of their epochs that the run matches."""
 
     parameter_step: float  # mean squared parameter step of an epoch: small is smooth
-    common_logit_step: float  # the part of it along which no student goes
-    accuracy: float  # on the validation split, after the last of the epochs
+    common_logit_step: float | None  # the part of it along which no student goes; of tuples, which have no logits, None
+    accuracy: float  # on the validation split, after the last of the epochs; of tuples their mean recall
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Point:
     """What students reached on images that were distilled from experts."""
 
     experts: Experts
-    val_accuracy: float
+    val_accuracy: float  # of tuples the mean recall
     group: str  # of points that differ in their experts alone
 
 
@@ -42,40 +44,40 @@ def measure(variant: Variant) -> Experts:
     """Of the variant's experts, inside its workspace."""
     store, run = Store(), variant.run
     dataset, buffer, last = run.dataset.name, run.experts, run.distillation.last_epoch
-    images, labels = store.load_inputs(dataset, "val")
-    network = FlatNetwork(networks.build(run.spec, store.load_statistics(dataset).shape, torch.Generator()))
+    real, shape = store.load_real(dataset, "val"), store.load_statistics(dataset).shape
+    network, task = FlatNetwork(networks.build(run.spec, shape, torch.Generator())), tasks.of(shape, None)
     steps, common, accuracies = [], [], []
     for index in range(buffer.settings.count):
         trajectory = store.read_snapshots(buffer.name, index, 0, last + 1)
-        predicted = scores.predictions(lambda chunk, theta=trajectory[last]: network(theta, chunk), images)  # type: ignore[misc]
         steps.append(smoothness.parameter_steps(trajectory).mean())
         common.append(smoothness.common_logit_steps(trajectory, network).mean())
-        accuracies.append(scores.accuracy(predicted, labels))
+        measured = task.measured(functools.partial(network, trajectory[last]), real)
+        accuracies.append(task.figures(measured, real[1])[task.headline])
     step, common_step = (torch.stack(values).mean().item() for values in (steps, common))
-    return Experts(step, common_step, sum(accuracies) / len(accuracies))
+    return Experts(step, None if run.dataset.tuples else common_step, sum(accuracies) / len(accuracies))
 
 
-def correlations(points: Sequence[Point]) -> Iterator[tuple[str, str, str, str]]:
-    """Spearman's rank correlation of distilled accuracy with each figure of the experts, a row a group and figure."""
+def correlations(points: Sequence[Point], score: str = ACCURACY) -> Iterator[tuple[str, str, str, str]]:
+    """Spearman's rank correlation of what was distilled with each figure of the experts, a row a group and figure."""
     for group in dict.fromkeys(point.group for point in points):
         own = [point for point in points if point.group == group]
-        for name, words in (("parameter_step", "their squared parameter step"), ("accuracy", "their accuracy")):
+        for name, words in (("parameter_step", "their squared parameter step"), ("accuracy", f"their {score}")):
             x = [getattr(point.experts, name) for point in own]
             if len(set(x)) > 1 and len({point.val_accuracy for point in own}) > 1:
                 found = spearmanr(x, [point.val_accuracy for point in own])
                 yield group, words, f"{found.statistic:+.2f}", f"{found.pvalue:.2g}"
 
 
-def figure(points: Sequence[Point]) -> Figure:
-    """Distilled accuracy against the experts' steps, and against their accuracy; the caller closes the figure."""
+def figure(points: Sequence[Point], score: str = ACCURACY) -> Figure:
+    """What was distilled against the experts' steps, and against their own score; the caller closes the figure."""
     found, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained", sharey=True)
     for group in dict.fromkeys(point.group for point in points):
         own = [point for point in points if point.group == group]
         y = [100 * point.val_accuracy for point in own]
         axes[0].plot([point.experts.parameter_step for point in own], y, "o", label=group, alpha=0.75)
         axes[1].plot([100 * point.experts.accuracy for point in own], y, "o", label=group, alpha=0.75)
-    axes[0].set(xlabel="experts' squared parameter step of an epoch", ylabel="validation accuracy of students, %", xscale="log")
-    axes[1].set(xlabel="validation accuracy of the experts, %")
+    axes[0].set(xlabel="experts' squared parameter step of an epoch", ylabel=f"validation {score} of students, %", xscale="log")
+    axes[1].set(xlabel=f"validation {score} of the experts, %")
     for one in axes:
         one.spines[["top", "right"]].set_visible(False)
     axes[1].legend(frameon=False, fontsize="small")

@@ -45,7 +45,7 @@ SHOWN = 50  # characters of a run's name in its variants': with a digest behind 
 PROTOCOL = "study"  # the name of the evaluation protocol in a variant's parameters
 PLACEHOLDER = "initial"  # the name of the method of the run that it begins with
 
-Accuracies = Mapping[str, tuple[float, ...]]  # split -> accuracy of each student
+Accuracies = Mapping[str, tuple[float, ...]]  # split -> accuracy of each student, of tuples the mean recall
 Judge = Callable[
     [int, float], None
 ]  # takes an iteration and the mean validation accuracy there; an error of it ends the variant
@@ -264,7 +264,7 @@ def make(variant: Variant, tracker: Tracker, judge: Judge | None = None, splits:
     def watch(iteration: int, synthetic: SyntheticSet) -> None:
         if judge is not None and 0 < iteration < total:
             mean, _ = scores.mean_and_std(score(variant, synthetic, tune.rung_students, ("val",))["val"])
-            tracker.metrics({"rung_accuracy": mean}, iteration)
+            tracker.metrics({f"rung_{variant.run.headline}": mean}, iteration)
             judge(iteration, mean)
 
     with tracking.joined(tracker):
@@ -314,13 +314,13 @@ def _distil(variant: Variant, watch: Watch) -> None:
 
 
 def score(variant: Variant, synthetic: SyntheticSet, students: int, splits: tuple[str, ...]) -> Accuracies:
-    """Accuracies of fresh students; others than those that `evaluate` will train, so that no choice rests on these."""
+    """What fresh students reach; others than those that `evaluate` will train, so that no choice rests on these."""
     store, run = Store(), variant.run
     protocol = run.evaluation.model_copy(update={"students": students})
     asked = replace(run, seed=seed_of(run.seed, PROTOCOL), evaluation=protocol)
     dataset, network = run.dataset.name, (run.network, run.spec)
     device, statistics = runtime.start(run.runtime), store.load_statistics(dataset)
-    predicted, _ = evaluate.predict_all(store, asked, network, synthetic, statistics, device, splits=splits)
+    measured, _ = evaluate.predict_all(store, asked, network, synthetic, statistics, device, splits=splits)
     evaluate.forget(run.name, [run.network])
-    labels = {split: store.load_split(dataset, split).labels for split in splits}
-    return {split: tuple(scores.accuracy(classes, labels[split]) for classes in predicted[split]) for split in splits}
+    task, labels = evaluate.task_of(asked, statistics), {split: store.load_labels(dataset, split) for split in splits}
+    return {split: tuple(task.figures(one, labels[split])[task.headline] for one in measured[split]) for split in splits}

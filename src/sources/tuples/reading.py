@@ -14,14 +14,16 @@ from src.ground.errors import DataError
 from src.ground.seeding import seed_of
 from src.maths import spectrograms
 from src.maths.pixels import Normalisation
-from src.settings.datasets import AudioModality, Dataset, ImageModality, Modality, TextModality
-from src.sources import images, reading
-from src.sources.images import BrokenImageError, Shape
-from src.sources.tuples import known, sounds, tables, texts
+from src.settings.datasets import AudioModality, Dataset, FeaturesModality, ImageModality, Modality, TextModality, held
+from src.sources import reading
+from src.sources.images import Shape
+from src.sources.tuples import frozen, known, pictures, sounds, tables, texts
+from src.sources.tuples.frozen import Encoder
 from src.sources.tuples.raw import RawItems, RawTuples
-from src.store.values import Items, TupleSplit, TupleStatistics
+from src.store.values import VALUES, Items, TupleSplit, TupleStatistics
 
 FULL_SCALE = 32768.0  # of samples of 16 bits
+TEXT = 3  # dimensions of texts as characters (n, numbers, characters)
 
 
 @dataclass(frozen=True)
@@ -31,14 +33,16 @@ class TupleSource:
     splits: Mapping[str, TupleSplit]
     pixel_max: int
     notes: tuple[str, ...]
+    origins: Mapping[tuple[str, str], str]  # split and modality whose vectors an encoder made -> digest of what of
 
     def sha256(self) -> str:
-        """Digest of all items and rows."""
+        """Digest of all items and rows; of an encoder's vectors, which machines round in their own ways, of their origin."""
         digest = hashlib.sha256()
         for split, value in sorted(self.splits.items()):
             for name, tensor in sorted(value.tensors().items()):
                 digest.update(json.dumps([split, name, list(tensor.shape)]).encode())
-                digest.update(tensor.contiguous().numpy().data)
+                origin = self.origins.get((split, name.removeprefix(VALUES)))
+                digest.update(tensor.contiguous().numpy().data if origin is None else origin.encode())
         return digest.hexdigest()
 
 
@@ -66,15 +70,32 @@ def _check_known(settings: Dataset) -> None:
 
 
 def _made(found: RawTuples, modalities: Mapping[str, Modality]) -> TupleSource:
-    splits = {}
+    encoders = {name: frozen.encoder(own) for name, own in modalities.items() if isinstance(own, FeaturesModality)}
+    splits: dict[str, TupleSplit] = {}
+    origins: dict[tuple[str, str], str] = {}
     for split, raw in found.splits.items():
-        items = {name: _items(raw.items[name], modality, found.pixel_max) for name, modality in modalities.items()}
+        items = {
+            name: _encoded(raw.items[name], encoders[name], f"{split}, {name}")
+            if name in encoders
+            else _items(raw.items[name], modality, found.pixel_max)
+            for name, modality in modalities.items()
+        }
+        origins |= {(split, name): frozen.digest(raw.items[name], own) for name, own in encoders.items()}
         splits[split] = TupleSplit(items, torch.from_numpy(raw.rows))
     for name in modalities:
         shapes = {tuple(value.items[name].values.shape[1:]) for value in splits.values()}
         if len(shapes) > 1:
             raise DataError(f"{name} has items of different shapes, {shapes}: bring all to one")
-    return TupleSource(splits, found.pixel_max, found.notes)
+    return TupleSource(splits, found.pixel_max, found.notes, origins)
+
+
+def _encoded(raw: RawItems, encoder: Encoder, title: str) -> Items:
+    words = _words(raw) if held(encoder.settings) == "text" else ()
+    return Items(frozen.vectors(raw, encoder, title), torch.tensor(raw.groups, dtype=torch.int64), words)
+
+
+def _words(raw: RawItems) -> tuple[str, ...]:
+    return tuple(" ".join(text.split()) for text in raw.values)
 
 
 def _items(raw: RawItems, modality: Modality, pixel_max: int) -> Items:
@@ -82,7 +103,7 @@ def _items(raw: RawItems, modality: Modality, pixel_max: int) -> Items:
     if isinstance(modality, ImageModality):
         return Items(_pictures(raw, modality), groups)
     if isinstance(modality, TextModality):
-        words = tuple(" ".join(text.split()) for text in raw.values)
+        words = _words(raw)
         return Items(torch.from_numpy(texts.columns(words, modality.length, modality.numbers)), groups, words)
     if isinstance(modality, AudioModality):
         heard = [sounds.decoded(content, name) for content, name in zip(raw.values, raw.names, strict=True)]
@@ -100,15 +121,7 @@ def _pictures(raw: RawItems, modality: ImageModality) -> torch.Tensor:
         return torch.from_numpy(np.stack(raw.values)).permute(0, 3, 1, 2).contiguous()
     if modality.size is None:
         raise DataError("images of a table have no common size: set the modality's size")
-    shape, found = Shape(modality.channels or 3, modality.size), []
-    for content, name in zip(raw.values, raw.names, strict=True):
-        try:
-            found.append(images.decode(content, shape, name))
-        except BrokenImageError as error:
-            raise DataError(
-                f"{name} can't be read as an image ({error}): repair it, or take its row out of the table"
-            ) from None
-    return torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2).contiguous()
+    return pictures.decoded(raw.values, raw.names, Shape(modality.channels or 3, modality.size))
 
 
 def statistics(source: TupleSource, settings: Dataset) -> TupleStatistics:
@@ -129,9 +142,16 @@ def statistics(source: TupleSource, settings: Dataset) -> TupleStatistics:
         source_sha256=source.sha256(),
         skipped=(),
         modalities=tuple(
-            (name, modality.kind, tuple(items[name].values.shape[1:])) for name, modality in settings.modalities.items()
+            (name, _kind(modality), tuple(items[name].values.shape[1:])) for name, modality in settings.modalities.items()
         ),
     )
+
+
+def _kind(modality: Modality) -> str:
+    """As whatever goes by the items has it: vectors of texts have their words beside them, as texts do."""
+    if isinstance(modality, FeaturesModality):
+        return "text" if held(modality) == "text" else "vector"
+    return modality.kind
 
 
 def space(source: TupleSource) -> Normalisation:
@@ -144,7 +164,7 @@ def space(source: TupleSource) -> Normalisation:
         values = own.values.float() / (source.pixel_max if own.values.dtype == torch.uint8 else 1)
         axes = (0, 2, 3) if values.dim() == 4 else tuple(range(values.dim()))
         std, mean = torch.std_mean(values.double(), dim=axes, correction=0, keepdim=True)
-        if own.texts:
+        if own.texts and values.dim() == TEXT:
             std, mean = torch.ones_like(std), torch.zeros_like(mean)
         shape = values.shape[1:]
         means.append(mean[0].expand(shape).flatten())

@@ -11,7 +11,7 @@ import numpy as np
 
 from src.ground.counting import counted
 from src.ground.errors import DataError
-from src.settings.datasets import Dataset, Modality
+from src.settings.datasets import Dataset, Modality, held
 from src.sources import sentences
 from src.sources.tuples import layouts
 from src.sources.tuples.layouts import Row
@@ -54,10 +54,10 @@ def chosen_columns(rows: Sequence[Row], modalities: Mapping[str, Modality]) -> d
     """The column of each modality: the one that is named, one called as the modality, or one with a usual name of its kind."""
     have, found = layouts.columns(rows), dict[str, str]()
     for name, modality in modalities.items():
-        likely = (modality.column,) if modality.column else (name, *USUAL[modality.kind])
+        likely = (modality.column,) if modality.column else (name, *USUAL[held(modality)])
         column = next((one for one in likely if one in have and one not in found.values()), None)
         if column is None:
-            wanted = f"no column {modality.column}" if modality.column else f"no column that is known for {modality.kind}"
+            wanted = f"no column {modality.column}" if modality.column else f"no column that is known for {held(modality)}"
             raise DataError(f"the table has {wanted}, but {', '.join(have)}: name one of these as the modality's column")
         found[name] = column
     return found
@@ -80,7 +80,7 @@ def _tuples(
         each: list[tuple[Any, ...]] = [()]
         for name in modalities:
             value = row.values.get(chosen[name])
-            several = value if isinstance(value, list) and modalities[name].kind == "text" else [value]
+            several = value if isinstance(value, list) and held(modalities[name]) == "text" else [value]
             filled = [one for one in several if not _is_empty(one)]
             empty += [f"{row.name} ({chosen[name]})"] * (len(several) - len(filled) or not filled)
             each = [(*before, one) for before in each for one in filled]
@@ -138,7 +138,7 @@ def _split(tuples: Sequence[Tuple], modalities: Mapping[str, Modality], files: F
             key = (group, _key(value, one.row))
             if key not in places[place]:
                 places[place][key] = len(values[place])
-                values[place].append(files.content(modality.kind, value, one.row))
+                values[place].append(files.content(held(modality), value, one.row))
                 groups[place].append(group)
                 names[place].append(value if isinstance(value, str) else one.row.name)
             rows[number, place] = places[place][key]
@@ -166,7 +166,7 @@ class Files:
 
     def missing(self, tuples: Sequence[Tuple], modalities: Mapping[str, Modality]) -> list[str]:
         """Paths that tuples name and that are not there."""
-        kinds = [modality.kind for modality in modalities.values()]
+        kinds = [held(modality) for modality in modalities.values()]
         told = dict.fromkeys(
             value
             for one in tuples
@@ -208,7 +208,7 @@ def _notes(
         yield f"columns that are not read: {sentences.first([name for name in other if name not in languages], NAMED)}"
     if empty:
         yield f"left out: {counted(len(empty), 'row')} without a value, {sentences.first(empty, NAMED)}"
-    kind, column = next(((m.kind, chosen[name]) for name, m in modalities.items() if m.kind == "image"), ("", ""))
+    kind, column = next(((held(m), chosen[name]) for name, m in modalities.items() if held(m) == "image"), ("", ""))
     if kind:
         listed = {
             found for row in rows if isinstance(row.values.get(column), str) and (found := files.find(row.values[column]))
