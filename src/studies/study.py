@@ -150,7 +150,7 @@ class Study:
         return None
 
     def lives(self, worker: str) -> bool:
-        """Whether the process that has this name is still there: of a killed one the kernel frees the lock, and the file stays."""
+        """Whether the process of this name is still there: of a killed one the kernel frees the lock, and the file stays."""
         if not self._life(worker).exists():
             return False
         try:
