@@ -193,6 +193,12 @@ def test_killed_workers_lose_nothing_and_repeat_nothing(tmp_path: Path) -> None:
     assert all(after[trial.number] == trial.params for trial in left if trial.params)
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[str]:
     """A PostgreSQL server of the test's own on the loopback address; it takes no order from root."""
@@ -204,9 +210,7 @@ def database(tmp_path: Path) -> Iterator[str]:
     if os.getuid() == 0:
         shutil.chown(folder, "postgres")
         prefix = ["runuser", "-u", "postgres", "--"]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
     for words in (
         ["initdb", "--auth=trust", "--username=ast", "-D", str(folder / "db")],
@@ -218,11 +222,32 @@ def database(tmp_path: Path) -> Iterator[str]:
     shutil.rmtree(folder)
 
 
+PROXY = """
+import sys
+from optuna.storages import get_storage, run_grpc_proxy_server
+run_grpc_proxy_server(get_storage(sys.argv[1]), host="127.0.0.1", port=int(sys.argv[2]))
+"""
+
+
+@pytest.fixture
+def proxy(database: str) -> Iterator[str]:
+    """Optuna's, before the database."""
+    pytest.importorskip("grpc")
+    port = free_port()
+    server = subprocess.Popen([sys.executable, "-c", PROXY, database, str(port)])
+    yield f"grpc://127.0.0.1:{port}"
+    server.kill()
+    server.wait()
+
+
 @pytest.mark.slow
-def test_a_database_takes_four_workers_one_of_which_is_killed(database: str, tmp_path: Path) -> None:
-    trials = 16
-    workers = [start_cheap(tmp_path, trials, database) for _ in range(4)]
-    opened = cheap(tmp_path, database).open()
+@pytest.mark.parametrize("kind", ["database", "proxy"])
+def test_a_database_takes_four_workers_one_of_which_is_killed(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    trials, url = 16, request.getfixturevalue(kind)
+    workers = [start_cheap(tmp_path, trials, url) for _ in range(4)]
+    opened = cheap(tmp_path, url).open()
     until(lambda: len(study.finished(opened)) >= 3)
     workers[0].kill()
     assert [worker.wait() for worker in workers][1:] == [0, 0, 0]

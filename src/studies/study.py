@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 import optuna
 from filelock import FileLock, Timeout
+from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import MedianPruner, NopPruner
 from optuna.samplers import RandomSampler, TPESampler
 from optuna.storages import BaseStorage, GrpcStorageProxy, JournalStorage, RDBStorage
@@ -75,7 +76,9 @@ class Study:
         try:
             parts = urlsplit(self.url)
             if parts.scheme == "grpc":
-                proxy = GrpcStorageProxy(host=parts.hostname or "localhost", port=parts.port or GRPC_PORT)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", ExperimentalWarning)
+                    proxy = GrpcStorageProxy(host=parts.hostname or "localhost", port=parts.port or GRPC_PORT)
                 proxy.wait_server_ready(timeout=CONNECT_SECONDS)
                 return proxy
             return RDBStorage(self.url)  # without its heartbeats: a worker's lock tells at once whether it lives
