@@ -30,16 +30,17 @@ class Machines:
     workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
     scheduler: subprocess.Popen[bytes] | None = None
 
-    def begin(self) -> None:
+    def begin(self, host: str = "127.0.0.1", within: Sequence[str] = ()) -> None:
+        """`within` is what a command is to be started by: another network, say."""
         file = self.folder / "scheduler.json"
-        self.scheduler = self._dask("scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(file))
-        _until(lambda: file.exists() and file.stat().st_size > 0)
+        self.scheduler = self._dask(within, "scheduler", "--host", host, "--port", "0", "--scheduler-file", str(file))
+        until(lambda: file.exists() and file.stat().st_size > 0)
         self.address = json.loads(file.read_text(encoding="utf-8"))["address"]
 
-    def add(self, count: int = 1, threads: int = 1) -> None:
+    def add(self, count: int = 1, threads: int = 1, within: Sequence[str] = ()) -> None:
         for _ in range(count):
             words = ("--nthreads", str(threads), "--no-nanny", "--local-directory", str(self.folder))
-            self.workers.append(self._dask("worker", self.address, *words))
+            self.workers.append(self._dask(within, "worker", self.address, *words))
 
     def kill(self, worker: int) -> None:
         """As a machine that loses its power: the worker and its hands at once."""
@@ -58,14 +59,14 @@ class Machines:
             except subprocess.TimeoutExpired:
                 one.kill()
 
-    def _dask(self, *words: str) -> subprocess.Popen[bytes]:
+    def _dask(self, within: Sequence[str], *words: str) -> subprocess.Popen[bytes]:
         environment = {**os.environ, **EXPORTED, "PYTHONPATH": str(ROOT)}
         log = (self.folder / f"{words[0]}.log").open("ab")
-        command = [sys.executable, "-m", "dask", *words, "--no-dashboard"]
+        command = [*within, sys.executable, "-m", "dask", *words, "--no-dashboard"]
         return subprocess.Popen(command, cwd=self.folder, env=environment, stdout=log, stderr=log)
 
 
-def _until(true: object, seconds: float = START_SECONDS) -> None:
+def until(true: object, seconds: float = START_SECONDS) -> None:
     deadline = time.monotonic() + seconds
     while not true():  # type: ignore[operator]
         assert time.monotonic() < deadline

@@ -8,6 +8,8 @@ from __future__ import annotations
 import functools
 import os
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -30,7 +32,8 @@ from src.stages import experts, prepare
 from src.stages.records import experts_record
 from src.store import checkpoints, files
 from tests import studying
-from tests.clusters import Machines, machines
+from tests.clusters import Machines, machines, until
+from tests.imports import ROOT
 from tests.small_run import STORE
 from tests.stored import client_of
 from tests.studying import RUN
@@ -107,6 +110,77 @@ def test_a_task_whose_process_was_killed_is_done_again(two: Machines, tmp_path: 
     assert workers.each(died, 3, on(two), 1, "pieces", 3)[0] == [0, 1, 2]
     with pytest.raises(UserError, match="pieces: a task lost its process again and again"):
         workers.each(always_dies, 1, on(two), 1, "pieces", 1)
+
+
+def begins_and_waits(piece: int, device: torch.device, advance: Advance) -> int:
+    with Path(f"begun-{piece}").open("a") as file:
+        file.write(".")
+    while not Path(f"go-{piece}").exists():
+        time.sleep(0.05)
+    return piece
+
+
+def begun(piece: int) -> int:
+    """How often it was."""
+    path = Path(f"begun-{piece}")
+    return len(path.read_text()) if path.exists() else 0
+
+
+@pytest.mark.slow
+def test_a_task_that_waited_for_its_turn_is_not_blamed_for_the_workers_that_died(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four of them: three under the first task, one under the second, which was the next one of each."""
+    monkeypatch.chdir(tmp_path)
+    with machines(tmp_path, (1,)) as found:
+
+        def lose() -> None:
+            for piece, times in ((0, 1), (0, 2), (0, 3), (1, 1)):
+                if piece:
+                    Path("go-0").touch()
+                until(lambda piece=piece, times=times: begun(piece) == times)  # type: ignore[misc]
+                found.kill(-1)
+                found.add()
+            Path("go-1").touch()
+            Path("go-2").touch()
+
+        thread = threading.Thread(target=lose)
+        thread.start()
+        assert workers.each(begins_and_waits, 3, on(found), 1, "pieces", 3)[0] == [0, 1, 2]
+        thread.join()
+
+
+@pytest.mark.slow
+def test_a_finished_task_is_not_done_again_when_its_worker_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("go-0").touch()
+    with machines(tmp_path, (1,)) as found:
+
+        def lose() -> None:
+            until(lambda: begun(1) == 1)
+            time.sleep(2)  # the caller has the first one's result by then
+            found.kill(0)
+            found.add()
+            Path("go-1").touch()
+
+        threading.Thread(target=lose).start()
+        assert workers.each(begins_and_waits, 2, on(found), 1, "pieces", 2)[0] == [0, 1]
+        assert (begun(0), begun(1)) == (1, 2)
+
+
+def test_workers_that_die_at_random_lose_no_task() -> None:
+    """Eight of them, as tests/simulated.py has them."""
+    words = ["--workers", "8", "--tasks", "32", "--seconds", "0.3", "--failures", "0.1", "--back", "0.2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.simulated", *words], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    deaths, planned, measured = map(
+        float,
+        re.search(r"(\d+) deaths, all 32 tasks done\nplanned (\S+) s, measured (\S+) s", done.stdout).groups(),  # type: ignore[union-attr]
+    )
+    assert deaths > 0
+    assert 0.85 * planned < measured < 2 * planned + 2  # a small run hides no overhead
 
 
 def test_what_no_cluster_can_do_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

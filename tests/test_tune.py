@@ -132,7 +132,7 @@ def test_drawn_values_are_rounded_and_reach_no_further_than_the_experts(params: 
 # -- taking trials
 
 CHEAP = """
-import sys, time
+import os, signal, sys, time
 from pathlib import Path
 from tests.test_tune import cheap
 from src.studies import study
@@ -142,6 +142,8 @@ opened = plan.open()
 with plan.worker() as name:
     while (trial := plan.claim(opened, name, int(sys.argv[2]))) is not None:
         print(trial.number, flush=True)
+        if os.environ.get("DEADLY") == str(trial.number):
+            os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(0.2)
         study.complete(opened, trial, (trial.params["x"], trial.params["x"]))
 """
@@ -191,6 +193,12 @@ def test_killed_workers_lose_nothing_and_repeat_nothing(tmp_path: Path) -> None:
     assert all(after[trial.number] == trial.params for trial in left if trial.params)
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[str]:
     """A PostgreSQL server of the test's own on the loopback address; it takes no order from root."""
@@ -202,9 +210,7 @@ def database(tmp_path: Path) -> Iterator[str]:
     if os.getuid() == 0:
         shutil.chown(folder, "postgres")
         prefix = ["runuser", "-u", "postgres", "--"]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
     for words in (
         ["initdb", "--auth=trust", "--username=ast", "-D", str(folder / "db")],
@@ -216,11 +222,32 @@ def database(tmp_path: Path) -> Iterator[str]:
     shutil.rmtree(folder)
 
 
+PROXY = """
+import sys
+from optuna.storages import get_storage, run_grpc_proxy_server
+run_grpc_proxy_server(get_storage(sys.argv[1]), host="127.0.0.1", port=int(sys.argv[2]))
+"""
+
+
+@pytest.fixture
+def proxy(database: str) -> Iterator[str]:
+    """Optuna's, before the database."""
+    pytest.importorskip("grpc")
+    port = free_port()
+    server = subprocess.Popen([sys.executable, "-c", PROXY, database, str(port)])
+    yield f"grpc://127.0.0.1:{port}"
+    server.kill()
+    server.wait()
+
+
 @pytest.mark.slow
-def test_a_database_takes_four_workers_one_of_which_is_killed(database: str, tmp_path: Path) -> None:
-    trials = 16
-    workers = [start_cheap(tmp_path, trials, database) for _ in range(4)]
-    opened = cheap(tmp_path, database).open()
+@pytest.mark.parametrize("kind", ["database", "proxy"])
+def test_a_database_takes_four_workers_one_of_which_is_killed(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    trials, url = 16, request.getfixturevalue(kind)
+    workers = [start_cheap(tmp_path, trials, url) for _ in range(4)]
+    opened = cheap(tmp_path, url).open()
     until(lambda: len(study.finished(opened)) >= 3)
     workers[0].kill()
     assert [worker.wait() for worker in workers][1:] == [0, 0, 0]
@@ -232,16 +259,40 @@ def test_a_database_that_is_not_there_is_a_sentence(tmp_path: Path) -> None:
         cheap(tmp_path, "nothing://").open()
 
 
-def test_a_trial_that_kills_its_processes_fails_in_the_end(tmp_path: Path) -> None:
+def test_a_trial_is_tried_again_once_after_its_worker_died(tmp_path: Path) -> None:
+    """Under its number. Then it has failed, with the reason; workers that ended in order count for nothing."""
     plan = cheap(tmp_path)
     opened = plan.open()
-    for attempt in range(study.ATTEMPTS):
-        trial = plan.claim(opened, f"gone-{attempt}", 1)
-        assert trial is not None and trial.number == 0
-    assert plan.claim(opened, "next", 1) is None
+
+    def taken(worker: str) -> int | None:
+        trial = plan.claim(opened, worker, 1)
+        return None if trial is None else trial.number
+
+    for _ in range(4):
+        with plan.worker() as name:
+            assert taken(name) == 0
+    for worker in ("gone", "gone too"):
+        assert taken(worker) == 0
+        (tmp_path / "workers" / f"{worker}.lock").touch()  # as a killed process leaves it
+    assert taken("next") is None
     (failed,) = opened.trials
     assert failed.state == TrialState.FAIL
-    assert f"killed {study.ATTEMPTS} times" in failed.user_attrs["sentence"]
+    assert "its worker died 2 times" in failed.user_attrs["sentence"]
+
+
+@pytest.mark.slow
+def test_a_trial_that_kills_its_workers_costs_two_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEADLY", "2")
+    taken, ends = [], []
+    while 0 not in ends:
+        worker = start_cheap(tmp_path, 6)
+        taken += worker.communicate()[0].split()
+        ends.append(worker.returncode)
+    assert ends == [-signal.SIGKILL, -signal.SIGKILL, 0]
+    assert taken == ["0", "1", "2", "2", "3", "4", "5"]
+    opened = cheap(tmp_path).open()
+    all_done(opened, 6)
+    assert [trial.number for trial in opened.trials if trial.state == TrialState.FAIL] == [2]
 
 
 def test_a_space_that_is_used_up_ends_the_study(tmp_path: Path) -> None:

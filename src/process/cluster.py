@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -33,7 +34,7 @@ VARIABLE = "AST_CLUSTER"
 CONNECT_SECONDS = 30.0
 POLL_SECONDS = 1.0
 GRACE_SECONDS = 10.0  # for tasks that are stopped to keep what they have
-ATTEMPTS = 4  # of a task that kills its process, most often because memory runs out
+ATTEMPTS = 4  # of a task that kills its process or its worker, most often because memory runs out
 TOLD_SECONDS = 15.0  # without a worker, before it is said
 
 
@@ -111,6 +112,7 @@ class Cluster:
         self._jobs: list[_Job] = []
         self._lodged: list[str] = []
         self._running: set[int] = set()  # pieces that were heard of
+        self._begun: Counter[int] = Counter()  # how often a piece was
         self._closing = threading.Event()
 
     def __enter__(self) -> Cluster:
@@ -172,12 +174,14 @@ class Cluster:
         job.remote.add_done_callback(lambda remote: self._done(job, remote))
 
     def _done(self, job: _Job, remote: Any) -> None:
-        """In a thread of the client: the result, or another attempt where the scheduler was lost with it."""
+        """In a thread of the client: the result, or another attempt where the scheduler was lost with it, or gave it up."""
         if job.future.done():
             return
         if remote.status == "finished":
-            self._take(job, remote.result())
-        elif remote.status == "error":
+            ended = remote.result()
+            remote.release()  # it lies on its worker: with one that is lost later it would be done again
+            self._take(job, ended)
+        elif remote.status == "error" and not self._is_innocent(job, remote.exception()):
             job.future.set_exception(self._sentence(remote.exception()))
         elif not self._closing.is_set():
             threading.Thread(target=self._again, args=(job,), daemon=True).start()
@@ -192,6 +196,12 @@ class Cluster:
         if ended.error is not None:
             return job.future.set_exception(ended.error)
         return job.future.set_result(ended.result)
+
+    def _is_innocent(self, job: _Job, error: Exception) -> bool:
+        """Whether it was given up for workers that died while it waited there: dask blames all that a worker had."""
+        from distributed import KilledWorker
+
+        return isinstance(error, KilledWorker) and self._begun[job.errand.piece] < ATTEMPTS
 
     def _sentence(self, error: Exception) -> Exception:
         from distributed import KilledWorker
@@ -221,6 +231,7 @@ class Cluster:
             self._running.discard(piece)
         elif what == BEGIN:
             self._running.add(piece)
+            self._begun[piece] += 1
         elif self._advance is not None:
             self._advance(note)
 

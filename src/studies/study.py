@@ -1,9 +1,9 @@
 """An Optuna study that any number of processes work on, and that no kill can harm.
 
 Trials lie in an Optuna journal, which optuna-dashboard opens, or in a database. Taking a trial happens under a lock: trials of
-processes that are gone are taken first, and gone on with, under their own number and parameters; a new one is drawn on a copy
-of the study, as often as its parameters have been tried before. So there are exactly as many trials as asked for, and no two
-are the same.
+workers that are gone are taken first, and gone on with, under their own number and parameters, once where the worker died; a
+new one is drawn on a copy of the study, as often as its parameters have been tried before. So there are exactly as many trials
+as asked for, and no two are the same.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 import optuna
 from filelock import FileLock, Timeout
+from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import MedianPruner, NopPruner
 from optuna.samplers import RandomSampler, TPESampler
 from optuna.storages import BaseStorage, GrpcStorageProxy, JournalStorage, RDBStorage
@@ -32,7 +33,8 @@ from src.studies.study_log import StudyLog
 DRAWS = 100  # of parameters that are all known already, before the search space counts as exhausted
 GRPC_PORT = 13000  # Optuna's own
 CONNECT_SECONDS = 30
-ATTEMPTS = 5  # processes that may be killed at one trial
+DEATHS = 2  # of workers at one trial, which fails then: it is tried again once
+WORKERS = "workers"  # the attribute of a trial that names all who took it
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 Tidy = Callable[[dict[str, Any]], dict[str, Any]]
@@ -75,7 +77,9 @@ class Study:
         try:
             parts = urlsplit(self.url)
             if parts.scheme == "grpc":
-                proxy = GrpcStorageProxy(host=parts.hostname or "localhost", port=parts.port or GRPC_PORT)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", ExperimentalWarning)
+                    proxy = GrpcStorageProxy(host=parts.hostname or "localhost", port=parts.port or GRPC_PORT)
                 proxy.wait_server_ready(timeout=CONNECT_SECONDS)
                 return proxy
             return RDBStorage(self.url)  # without its heartbeats: a worker's lock tells at once whether it lives
@@ -116,21 +120,21 @@ class Study:
                         return None
                     study.enqueue_trial(values)
                 found = study.ask(dict(self.space))
-            found.set_user_attr("worker", worker)
-            found.set_user_attr("attempts", found.user_attrs.get("attempts", 0) + 1)
+            found.set_user_attr(WORKERS, [*found.user_attrs.get(WORKERS, ()), worker])
             return found
 
     def _abandoned(self, study: optuna.Study) -> Trial | None:
-        """A trial whose process is gone; one that has cost too many processes fails."""
+        """A trial whose worker is gone; one at which too many died fails."""
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if self.lives(trial.user_attrs.get("worker")):
+            workers = trial.user_attrs.get(WORKERS, ())
+            if any(map(self.lives, workers)):
                 continue
             found = Trial(study, trial._trial_id)
             for name, distribution in self.space.items():  # its process may have been killed before all were stored
                 found._suggest(name, distribution)
-            if trial.user_attrs.get("attempts", 0) < ATTEMPTS:
+            if sum(self._life(worker).exists() for worker in workers) < DEATHS:
                 return found
-            fail(study, found, f"its process was killed {ATTEMPTS} times, most often because memory ran out")
+            fail(study, found, f"its worker died {DEATHS} times, most often because memory ran out")
         return None
 
     def _draw(self, study: optuna.Study) -> dict[str, Any] | None:
@@ -149,9 +153,9 @@ class Study:
                 return values
         return None
 
-    def lives(self, worker: str | None) -> bool:
-        """Whether the process that has this name is still there: the kernel frees the lock of a killed one."""
-        if worker is None or not self._life(worker).exists():
+    def lives(self, worker: str) -> bool:
+        """Whether the process of this name is still there: of a killed one the kernel frees the lock, and the file stays."""
+        if not self._life(worker).exists():
             return False
         try:
             with FileLock(self._life(worker), timeout=0):
