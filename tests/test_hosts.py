@@ -123,7 +123,7 @@ class Work:
 
 WORK = {
     "experts": Work("experts --experts digits-smooth", "data/experts/digits-smooth/trajectories/*.safetensors", experts_of),
-    "ablation": Work(f"ablate --run {RUN} --seeds 1", "data/ablate/*/results/*.json", ablation_of),
+    "ablation": Work(f"ablate --run {RUN} --seeds 2", "data/ablate/*/results/*.json", ablation_of),
     "study": Work(f"tune --run {RUN} --trials {TRIALS}", "data/tune/*/data/distill/*/*.safetensors", trials_of),
 }
 

@@ -114,6 +114,7 @@ class Cluster:
         self._running: set[int] = set()  # pieces that were heard of
         self._begun: Counter[int] = Counter()  # how often a piece was
         self._closing = threading.Event()
+        self._lost: UserError | None = None  # why the cluster was given up
 
     def __enter__(self) -> Cluster:
         self._listen()
@@ -122,7 +123,7 @@ class Cluster:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self._closing.set()
-        left = [job for job in self._jobs if not job.remote.done()]
+        left = [job for job in self._jobs if job.remote is not None and not job.remote.done()]
         if left and self._client.status == "running":
             self._client.cancel([job.remote for job in left], force=True)
             deadline = time.monotonic() + GRACE_SECONDS
@@ -159,7 +160,10 @@ class Cluster:
         )
         job = _Job(errand, name or self._title)
         self._jobs.append(job)
-        self._hand_out(job)
+        if self._lost is None:
+            self._hand_out(job)
+        else:
+            job.future.set_exception(self._lost)
         return job.future
 
     def submit(self, name: str, function: Callable[..., Any], *args: Any, inputs: Sequence[Path] = ()) -> Future[Any]:
@@ -264,9 +268,10 @@ class Cluster:
             f"{self._title}: {problem}, for {self._patience:.0f} s: what is finished is kept; start workers, and the same "
             "command goes on"
         )
+        self._lost = UserError(sentence)
         for job in [*self._jobs]:
             if not job.future.done():
-                job.future.set_exception(UserError(sentence))
+                job.future.set_exception(self._lost)
 
 
 def _plainly(function: Callable[..., Any], args: tuple[Any, ...], piece: int, advance: Advance) -> Any:
