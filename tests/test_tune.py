@@ -453,7 +453,8 @@ def test_the_expert_side_trains_experts_and_applies_them(tmp_path: Path) -> None
 
 def workers_of(main: subprocess.Popen[str]) -> list[psutil.Process]:
     children = psutil.Process(main.pid).children(recursive=True)
-    return [child for child in children if any("spawn_main" in word for word in child.cmdline())]
+    alive = [child for child in children if child.status() != psutil.STATUS_ZOMBIE]  # which has no command line
+    return [child for child in alive if any("spawn_main" in word for word in child.cmdline())]
 
 
 @pytest.mark.slow
