@@ -69,9 +69,10 @@ def check_stops(process: subprocess.Popen[str], number: signal.Signals, sentence
     check_gone(children, zombies_count=False)
 
 
-# -- every command, as it starts
+# -- every command, as it starts: first the one that is soonest at its end
 
 COMMANDS = {
+    "track-sync": "what is not delivered still waits, and the same command goes on with it",
     "prepare": BEGINS,
     "experts": GOES_ON,
     "distill": GOES_ON,
@@ -86,7 +87,6 @@ COMMANDS = {
     f"tune --run {RUN}": "finished trials are kept, and the same command goes on with the others",
     f"compare {RUN} digits-ipc1-random": BEGINS,
     f"ablate --run {RUN}": "finished variants are kept, and the same command goes on with the others",
-    "track-sync": "what is not delivered still waits, and the same command goes on with it",
     "preset list": BEGINS,
     "bench": BEGINS,
 }
