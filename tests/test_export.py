@@ -6,7 +6,6 @@ import functools
 import json
 import platform
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from src import cli
 from src.ground.errors import UserError
 from src.settings import resolved
 from src.settings.params import load
@@ -27,17 +25,11 @@ from src.store import files, provenance, tensors
 from src.store.store import read_synthetic
 from src.store.values import Record, SyntheticSet
 from tests import pictures, small_run
+from tests.called import command
 from tests.imports import ROOT
 from tests.small_run import STORE
 
 RUN = "digits-ipc1-ast"
-
-
-def command(words: str, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(sys, "argv", ["src.cli", *words.split()])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    return int(stop.value.code or 0)
 
 
 @pytest.fixture(scope="module")

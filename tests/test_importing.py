@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ import torch
 from ruamel.yaml import YAML
 from torch import Tensor
 
-from src import cli
 from src.editing import params_edit
 from src.maths import networks
 from src.maths.networks import FlatNetwork, ImageShape
@@ -23,6 +21,7 @@ from src.settings.params import load
 from src.stages import distill, evaluate, experts, report
 from src.store import files, tensors
 from src.store.values import Record
+from tests.called import command
 from tests.small_run import STORE, made, params
 
 SHAPE, SPEC = ImageShape(1, 8, 10), ConvNet(depth=2, width=8)
@@ -51,13 +50,6 @@ def folder(first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("DVC_ROOT", raising=False)
     return Path(shutil.copytree(first, tmp_path, dirs_exist_ok=True))
-
-
-def command(words: str, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(sys, "argv", ["src.cli", *words.split()])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    return int(stop.value.code or 0)
 
 
 def snapshots(epochs: int, seed: int) -> list[list[Tensor]]:

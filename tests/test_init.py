@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src import cli
 from src.settings.params import load
 from src.stages import init
 from tests import pictures
+from tests.called import command
 from tests.imports import ROOT
 from tests.small_run import STORE
 
@@ -40,13 +40,6 @@ def write_images(top: Path, counts: dict[str, int], size: tuple[int, int] = (20,
             pixels = draws.integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
             Image.fromarray(pixels).save(top / name / f"{place}.png")
     return top
-
-
-def command(words: str, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(sys, "argv", ["src.cli", *words.split()])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    return int(stop.value.code or 0)
 
 
 def refused(words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:

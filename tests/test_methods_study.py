@@ -28,10 +28,10 @@ from src.studies.methods import Tuned
 from src.studies.variants import Changes, Variant, Workspace
 from src.tracking.tracker import Nest
 from tests import studying
+from tests.called import command
 from tests.imports import ROOT
 from tests.small_run import STORE
 from tests.studying import RUN, call
-from tests.test_presets import command
 from tests.test_tune import until
 
 RUNS = ("mtt", RUN, "real", "then-real")
@@ -239,17 +239,15 @@ def test_an_overview_of_groups_has_each_table_s_figures(
     group = groups.load()["methods-digits"]
     params = added(tmp_path, group.name)
 
-    def written(store: object, params: Params, names: Sequence[str], *rest: object) -> str:
+    def found(store: object, params: Params, names: Sequence[str], *rest: object) -> list[methods.Row]:
         """Of each number of images per class MTT, AST beyond noise, and one that failed."""
         seeds = [{"test": (0.5, 0.52, 0.51)}, {"test": (0.6, 0.62, 0.61)}, {}]
         rows = [methods.Row(run, 1, {}, own, 1.0) for run, own in zip(names[:3], seeds, strict=True)]
         rows[1] = replace(rows[1], difference=significance.welch(seeds[0]["test"], seeds[1]["test"]))
         rows[2] = replace(rows[2], problem="diverged")
-        name = methods.name_of(methods.chosen(params, names, None)[0])
-        methods._write(name, rows, 3, names[0], "accuracy")
-        return name
+        return rows
 
-    monkeypatch.setattr(methods, "run", written)
+    monkeypatch.setattr(methods, "run", found)
     monkeypatch.setattr(methods.host, "workspace", lambda: tmp_path)
     monkeypatch.setattr(Store, "load_statistics", lambda self, dataset: None)
     method_groups.run(Store(), params, [group], 1, 3, True, 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import types
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from src import cli
 from src.ground import runtime
 from src.loops import outer
 from src.maths import networks
@@ -21,6 +19,7 @@ from src.settings.networks import ConvNet
 from src.settings.params import Params, load, parse
 from src.stages import evaluate, experts, plan, plan_steps, prepare
 from src.store.values import Record, SyntheticSet
+from tests.called import command
 from tests.imports import ROOT
 from tests.reference import needs_kernels
 from tests.small_run import STORE
@@ -38,13 +37,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         text.replace("  threads: null", "  threads: 1").replace("  workers: null", "  workers: 1"), encoding="utf-8"
     )
     return tmp_path
-
-
-def command(words: str, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(sys, "argv", ["src.cli", *words.split()])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    return int(stop.value.code or 0)
 
 
 def planned(raw: dict[str, Any], **distil: Any) -> tuple[Params, plan_steps.Subject, plan.Plan]:

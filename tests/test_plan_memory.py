@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 
-from src import cli
 from src.editing import presets
 from src.loops import counted, expert_memory, student_memory
 from src.loops.counted import FLOAT, Task
@@ -26,6 +25,7 @@ from src.settings.params import parse
 from src.settings.protocols import Protocol
 from src.stages import plan_memory, prepare
 from src.stages.plan_memory import GIB, Facts, Needs
+from tests.called import command
 from tests.imports import ROOT
 from tests.small_run import STORE
 
@@ -34,13 +34,6 @@ TASK = Task(ConvNet(depth=2, width=16), SHAPE, bfloat16=False)
 EXPERTS = Experts(dataset="", network="", count=9, epochs=9, batch_size=8, lr=0.1)
 METHOD = Distillation(initialisation="random", iterations=9, syn_steps=20)
 STUDENTS = Protocol(students=3, epochs=9)
-
-
-def command(words: str, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(sys, "argv", ["src.cli", *words.split()])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    return int(stop.value.code or 0)
 
 
 @pytest.fixture(autouse=True)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
 
-from src import cli
 from src.editing import params_edit, presets
 from src.settings.distillation import Distillation
 from src.settings.params import load, parse
+from tests.called import command
 from tests.imports import ROOT
 
 PRESETS = presets.load()
@@ -67,13 +66,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     shutil.copy(ROOT / "params.yaml", tmp_path)
     return tmp_path
-
-
-def command(words: str, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(sys, "argv", ["src.cli", *words.split()])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    return int(stop.value.code or 0)
 
 
 def parsed(name: str) -> tuple[presets.Preset, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,10 @@ from typing import Any
 import mlflow
 import pytest
 
-from src import cli
 from src.settings.params import Params
 from src.store import checkpoints, files
 from src.store.store import Store
+from tests.called import command
 from tests.small_run import STORE, made
 
 
@@ -44,13 +43,6 @@ def raw_params() -> dict[str, Any]:
 def params(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Params]:
     with made(tmp_path_factory.mktemp("work"), raw_params()) as found:
         yield found
-
-
-def command(words: str, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(sys, "argv", ["src.cli", *words.split()])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    return int(stop.value.code or 0)
 
 
 def curve(name: str, figure: str) -> dict[int, float]:

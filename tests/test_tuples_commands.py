@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import mlflow
 import pytest
 import torch
 
-from src import api, cli
+from src import api
 from src.ground.errors import UserError
 from src.settings import resolved
 from src.settings.networks import Encoders
@@ -23,6 +22,7 @@ from src.store import files
 from src.studies import ablate, compare, gradient_error, methods, samples, snapshots, space, tune, usefulness, variants
 from src.studies.variants import Changes, Workspace
 from tests import tuples
+from tests.called import command
 from tests.small_run import STORE, made
 
 PAIR = "digits-seen-written"
@@ -49,13 +49,6 @@ def raw_params() -> dict[str, Any]:
 def params(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Params]:
     with made(tmp_path_factory.mktemp("commands"), raw_params()) as found:
         yield found
-
-
-def command(words: str, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(sys, "argv", ["src.cli", *words.split()])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    return int(stop.value.code or 0)
 
 
 def test_checkpoints_are_known_as_current(params: Params, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rich import box
 from rich.console import Console
 
 from src.editing.groups import Group
-from src.ground import host
 from src.maths import scores, significance
-from src.maths.significance import Difference
 from src.pages import markdown, page
 from src.pages.page import Accuracy
 from src.pages.tables import Table
@@ -21,6 +18,7 @@ from src.settings.params import Params
 from src.store import files
 from src.store.store import Store
 from src.studies import methods
+from src.studies.methods import Row
 
 OVERVIEW = "overview.md"
 
@@ -30,7 +28,7 @@ class Column:
     """A table of a group, as the overview has it."""
 
     title: str
-    rows: Mapping[str, Mapping[str, Any]]  # method -> its row in the table's file
+    rows: Mapping[str, Row]  # by method
 
 
 def run(
@@ -48,17 +46,13 @@ def run(
     columns = []
     for group in asked:
         for ipc, runs in group.tables.items():
-            name = methods.run(store, params, runs, None, trials, seeds, test, workers)
-            columns.append(_column(group, ipc, params.run(runs[0]).dataset, name))
-    path = host.workspace() / "data" / "methods" / OVERVIEW
+            rows = methods.run(store, params, runs, None, trials, seeds, test, workers)
+            title = f"{params.run(runs[0]).dataset}, {ipc}"
+            columns.append(Column(title, {group.method(ipc, row.run): row for row in rows}))
+    path = methods.folder() / OVERVIEW
     _show(columns)
     files.write_text(path, _text(columns, seeds))
     progress.say(f"written: {path}")
-
-
-def _column(group: Group, ipc: int, dataset: str, name: str) -> Column:
-    rows = methods.read(name)
-    return Column(f"{dataset}, {ipc}", {group.method(ipc, row["run"]): row for row in rows})
 
 
 def _cells(columns: Sequence[Column]) -> Iterator[tuple[str, ...]]:
@@ -66,18 +60,17 @@ def _cells(columns: Sequence[Column]) -> Iterator[tuple[str, ...]]:
         yield (method, *(_cell(column.rows.get(method)) for column in columns))
 
 
-def _cell(row: Mapping[str, Any] | None) -> str:
-    if row is None or row["problem"]:
+def _cell(row: Row | None) -> str:
+    if row is None or row.problem:
         return "-" if row is None else "failed"
-    shown = page.score(Accuracy(*scores.mean_and_std(row["seeds"].get("test") or row["seeds"]["val"])))
-    if row["difference"] is None:
+    shown = page.score(Accuracy(*scores.mean_and_std(row.seeds["test" if "test" in row.seeds else "val"])))
+    if row.difference is None:
         return shown
-    difference = Difference(**row["difference"])
-    return f"{shown} ({page.points(difference.mean)}{'*' if difference.beyond_noise else ''})"
+    return f"{shown} ({page.points(row.difference.mean)}{'*' if row.difference.beyond_noise else ''})"
 
 
 def _about(columns: Sequence[Column], seeds: int) -> str:
-    tested = all("test" in row["seeds"] for column in columns for row in column.rows.values() if not row["problem"])
+    tested = all("test" in row.seeds for column in columns for row in column.rows.values() if not row.problem)
     first = next(iter(columns[0].rows))
     return (
         f"{'Test' if tested else 'Validation'} accuracy, %, by data set and images per class: mean and standard deviation over "

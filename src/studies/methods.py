@@ -74,12 +74,12 @@ def run(
     seeds: int,
     test: bool,
     workers: int | None,
-) -> str:
-    """Make what is not there yet, then print and write the table; its name, by which `read` finds it."""
+) -> Sequence[Row]:
+    """Make what is not there yet, then print and write the table; its rows."""
     runs, tune = chosen(params, names, against), params.tune
     first, splits = runs[0], ("val", "test") if test else ("val",)
     dataset, wanted = first.dataset.name, tune.trials if trials is None else trials
-    name, experiment = name_of(first), f"{dataset}-studies"
+    name, experiment = f"{dataset}-ipc{first.ipc}-{first.network}", f"{dataset}-studies"
     count = processes.count(first.runtime, workers)
     workspace = repeated.workspace(store, "methods", dataset, dataset)  # experts of a seed are for every cell
     find = {"ast.methods": f"{name} of {workspace.folder.name}"}
@@ -99,22 +99,11 @@ def run(
             tracker.file(path)
     _show(found, name, seeds, against or names[0], page.WORDS[first.headline])
     progress.say(f"written: {', '.join(str(path) for path in written)}")
-    return name
+    return found
 
 
-def name_of(one: Run) -> str:
-    """Of the table that the run is in."""
-    return f"{one.dataset.name}-ipc{one.ipc}-{one.network}"
-
-
-def read(name: str) -> list[Mapping[str, Any]]:
-    """The rows of a table that was written, each by the fields of `Row`."""
-    found = files.read_json(_folder() / f"{name}.json", "make it by `python -m src.cli methods`")
-    rows: list[Mapping[str, Any]] = found["rows"]
-    return rows
-
-
-def _folder() -> Path:
+def folder() -> Path:
+    """Of all tables."""
     return host.workspace() / "data" / "methods"
 
 
@@ -316,8 +305,7 @@ def _show(found: Sequence[Row], name: str, seeds: int, against: str, figure: str
 
 
 def _write(name: str, found: Sequence[Row], seeds: int, against: str, figure: str) -> tuple[Path, ...]:
-    folder = _folder()
-    files.write_json(folder / f"{name}.json", {"against": against, "rows": [asdict(one) for one in found]})
+    files.write_json(folder() / f"{name}.json", {"against": against, "rows": [asdict(one) for one in found]})
     text = markdown.table(("run", "trials", *page.columns(figure), *BEHIND), list(_rows(found, against)), left=(0, 7))
     split = "test" if any("test" in one.seeds for one in found) else "validation"
     about = (
@@ -329,5 +317,5 @@ def _write(name: str, found: Sequence[Row], seeds: int, against: str, figure: st
         f"- {one.run}: {', '.join(f'{field} {value}' for field, value in one.distill.items())}" for one in found if one.distill
     ]
     chosen = ["What the best trials have in place of their runs' own settings:\n\n" + "\n".join(settings)] if settings else []
-    files.write_text(folder / f"{name}.md", "\n\n".join((f"# Methods: {name}", text, about, *chosen)) + "\n")
-    return tuple(folder / f"{name}.{kind}" for kind in ("json", "md"))
+    files.write_text(folder() / f"{name}.md", "\n\n".join((f"# Methods: {name}", text, about, *chosen)) + "\n")
+    return tuple(folder() / f"{name}.{kind}" for kind in ("json", "md"))
