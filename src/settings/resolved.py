@@ -34,6 +34,11 @@ class DataSet:
         """Whether it holds tuples of modalities, and not images in classes."""
         return self.settings.modalities is not None
 
+    @property
+    def headline(self) -> str:
+        """What students are judged by, as metrics name it: accuracy, or of tuples the mean recall."""
+        return "recall" if self.tuples else "accuracy"
+
 
 @dataclass(frozen=True)
 class Buffer:
@@ -82,11 +87,6 @@ class Run:
     def networks(self) -> dict[str, Network]:
         """All that fresh students are scored with, the own one first."""
         return {self.network: self.spec, **self.cross}
-
-    @property
-    def headline(self) -> str:
-        """What its students are judged by, as metrics name it: accuracy, or of tuples the mean recall."""
-        return "recall" if self.dataset.tuples else "accuracy"
 
 
 @dataclass(frozen=True)

@@ -268,7 +268,7 @@ def _log_scores(tracker: Tracker, run: Run, summaries: Mapping[str, dict[str, fl
 def _show(run: Run, summaries: Mapping[str, dict[str, float]]) -> None:
     """A row a network."""
     settings = run.evaluation
-    headline, said = ("recall", " mean recall") if run.dataset.tuples else ("accuracy", "")
+    headline, said = run.dataset.headline, " mean recall" if run.dataset.tuples else ""
     table = Table("network", f"validation{said}, %", f"test{said}, %", title=run.name)
     for network, summary in summaries.items():
         cells = (f"{100 * summary[f'{s}_{headline}_mean']:.1f} ± {100 * summary[f'{s}_{headline}_std']:.1f}" for s in SPLITS)

@@ -152,9 +152,9 @@ def _experts(store: Store, used: Sequence[Buffer]) -> tuple[Curves, ...]:
     """Smoothness and accuracy of the sets of experts of each data set."""
     found = []
     for dataset in dict.fromkeys(one.dataset.name for one in used):
-        names = [one.name for one in used if one.dataset.name == dataset]
+        own = [one for one in used if one.dataset.name == dataset]
+        names, headline = [one.name for one in own], own[0].dataset.headline
         step = _expert_chart(store, "Squared parameter step of an epoch", "parameter_step", names, log=True)
-        headline = "recall" if any(one.dataset.tuples for one in used if one.dataset.name == dataset) else "accuracy"
         accuracy = _expert_chart(store, f"Validation {page.WORDS[headline]}, %", f"val_{headline}", names, percent=True)
         found.append(Curves(dataset, (step, accuracy)))
     return tuple(found)

@@ -25,7 +25,7 @@ def result_of(store: Store, run: Run) -> Result:
     """One run's row, by itself; raises ArtifactError where it is not made."""
     name, dataset, distil = run.name, run.dataset.name, run.distillation
     tuples = run.dataset.tuples
-    (val, test), students = _scores(store, name, run.headline)
+    (val, test), students = _scores(store, name, run.dataset.headline)
     synthetic = store.load_synthetic(name)
     images = len(synthetic.labels)
     return Result(
@@ -72,7 +72,7 @@ def _network_scores(store: Store, run: Run) -> dict[str, Accuracy]:
     path, remedy = store.networks_file(run.name), remake("evaluate", run.name)
     rows = files.read_csv(path, remedy)
     with files.understood(path, remedy):
-        columns = [f"{SCORES[-1].format(run.headline)}_{of}" for of in ("mean", "std")]
+        columns = [f"{SCORES[-1].format(run.dataset.headline)}_{of}" for of in ("mean", "std")]
         found = {row["network"]: Accuracy(*(float(row[column]) for column in columns)) for row in rows}
     wanted = list(run.networks)
     if list(found) != wanted:

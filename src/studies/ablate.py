@@ -102,10 +102,10 @@ def run(store: Store, base: Run, tune: Tune, seeds: int, test: bool, workers: in
         tracker.end_children()
         with workspace.entered():
             found = outcomes(wanted, splits, problems)
-        written = _write(base.name, found, seeds, page.WORDS[base.headline])
+        written = _write(base.name, found, seeds, page.WORDS[base.dataset.headline])
         for path in written:
             tracker.file(path)
-    _show(found, base.name, seeds, page.WORDS[base.headline])
+    _show(found, base.name, seeds, page.WORDS[base.dataset.headline])
     progress.say(f"written: {', '.join(str(path) for path in written)}")
 
 

@@ -69,14 +69,14 @@ def _compared(store: Store, run: Run, pool: Sequence[Evaluated]) -> Compared:
     name, buffer = run.name, run.buffer
     report.check(store, run)
     path, remedy = store.students_file(name), remake("evaluate", name)
-    students = files.read_numbers(path, [f"{split}_{run.headline}" for split in SPLITS], remedy)
-    accuracies = {split: tuple(row[f"{split}_{run.headline}"] for row in students) for split in SPLITS}
+    students = files.read_numbers(path, [f"{split}_{run.dataset.headline}" for split in SPLITS], remedy)
+    accuracies = {split: tuple(row[f"{split}_{run.dataset.headline}"] for row in students) for split in SPLITS}
     made = {"distill": store.synthetic_file(name), "evaluate": store.metrics_file(name)}
     if buffer is not None:
         made["experts"] = store.trajectories_folder(buffer.name)
     costs = {stage: cost.lookup(made[stage]) if stage in made else None for stage in WORK}
     own = beyond.standings([one for one in pool if one.run.name == name], pool).rows.get(name)
-    return Compared(name, run.dataset.name, settings(run), accuracies, costs, own.scores if own else {}, run.headline)
+    return Compared(name, run.dataset.name, settings(run), accuracies, costs, own.scores if own else {}, run.dataset.headline)
 
 
 def settings(run: Run) -> dict[str, str]:

@@ -94,10 +94,10 @@ def run(
         problems |= {name: one.problem for name, one in tuned.items() if one.problem}
         with workspace.entered():
             found = table(names, against or names[0], tuned, lines, splits, problems)
-        written = _write(name, found, seeds, against or names[0], page.WORDS[first.headline])
+        written = _write(name, found, seeds, against or names[0], page.WORDS[first.dataset.headline])
         for path in written:
             tracker.file(path)
-    _show(found, name, seeds, against or names[0], page.WORDS[first.headline])
+    _show(found, name, seeds, against or names[0], page.WORDS[first.dataset.headline])
     progress.say(f"written: {', '.join(str(path) for path in written)}")
     return found
 

@@ -128,7 +128,7 @@ def _make(variant: Variant, label: str, workspace: Workspace, nest: Nest, splits
         ):
             found = variants.make(variant, tracker, splits=splits)
             for split, accuracies in found.items():
-                (score, std), name = scores.mean_and_std(accuracies), f"{split}_{variant.run.headline}"
+                (score, std), name = scores.mean_and_std(accuracies), f"{split}_{variant.run.dataset.headline}"
                 tracker.metrics({f"{name}_mean": score, f"{name}_std": std})
     except UserError as error:
         return str(error)

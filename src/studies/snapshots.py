@@ -30,7 +30,7 @@ def run(store: Store, run: Run) -> None:
     name, network = run.name, (run.network, run.spec)
     if not run.distillation.iterations:
         raise UserError(f"{name}: is not distilled and has no snapshots: name a run with iterations")
-    table = Table("iteration", page.columns(page.WORDS[run.headline])[0], title=name)
+    table = Table("iteration", page.columns(page.WORDS[run.dataset.headline])[0], title=name)
     with checkpoints.at_work("evaluate", name):
         device = work.start(run.runtime, name)
         statistics, synthetic = evaluate.inputs(store, run)

@@ -113,7 +113,7 @@ def _attempt(task: Task, opened: optuna.Study, trial: Trial, tracker: Tracker) -
         tracker.tags({"optuna.state": "FAIL", "optuna.sentence": str(error)})
         raise
     mean, std = scores.mean_and_std(accuracies)
-    name = f"val_{task.base.headline}"
+    name = f"val_{task.base.dataset.headline}"
     tracker.metrics({f"{name}_mean": mean, f"{name}_std": std})
     tracker.tags({"optuna.state": "COMPLETE"})
     return accuracies

@@ -105,7 +105,7 @@ def plan_of(store: Store, base: Run, tune: Tune, side: Side) -> Study:
     name = f"{dataset}-ipc{base.ipc}-{base.network}-{side}-{variants.digest(meaning)}"
     tidy = functools.partial(space.tidy, base, searched)
     folder = host.workspace() / "data" / "tune" / name
-    return Study(folder, name, searched, tidy, base.seed, tune.rungs > 1, tune.storage, base.headline)
+    return Study(folder, name, searched, tidy, base.seed, tune.rungs > 1, tune.storage, base.dataset.headline)
 
 
 def search(

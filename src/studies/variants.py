@@ -264,7 +264,7 @@ def make(variant: Variant, tracker: Tracker, judge: Judge | None = None, splits:
     def watch(iteration: int, synthetic: SyntheticSet) -> None:
         if judge is not None and 0 < iteration < total:
             mean, _ = scores.mean_and_std(score(variant, synthetic, tune.rung_students, ("val",))["val"])
-            tracker.metrics({f"rung_{variant.run.headline}": mean}, iteration)
+            tracker.metrics({f"rung_{variant.run.dataset.headline}": mean}, iteration)
             judge(iteration, mean)
 
     with tracking.joined(tracker):
