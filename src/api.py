@@ -197,8 +197,9 @@ def distill(
         while at.iteration < distil.iterations:
             at = outer.iterate(loop, at)
             report(at.iteration, distil.iterations, {key: at.rows[-1][key] for key in ("matching_loss", "syn_lr")})
-    made = at.snapshots[at.iteration], outer.labels(loop, at.state).cpu(), at.state.syn_lr.cpu()
-    return Synthetic(*made, real.space, given.spec, real.shape.classes, at.rows, at.snapshots)
+    snapshots = {iteration: one.pixels for iteration, one in at.snapshots.items()}
+    made = snapshots[at.iteration], outer.labels(loop, at.state).cpu(), at.state.syn_lr.cpu()
+    return Synthetic(*made, real.space, given.spec, real.shape.classes, at.rows, snapshots)
 
 
 @dataclass(frozen=True)

@@ -336,7 +336,7 @@ def test_the_outer_loop_comes_back_from_its_checkpoint(raw: dict[str, Any], monk
         assert at.iteration == 250
         at, whole = all_of(of[total], at), all_of(of[total])
         assert (at.rows, at.restores, [*at.snapshots]) == (whole.rows, (210,), moments)
-        assert all(torch.equal(pixels, whole.snapshots[moment]) for moment, pixels in at.snapshots.items())
+        assert all(torch.equal(one.pixels, whole.snapshots[moment].pixels) for moment, one in at.snapshots.items())
         for one, other in ((at.state, whole.state), (at.anchor, whole.anchor)):
             assert all(torch.equal(value, vars(other)[name]) for name, value in vars(one).items() if value is not None)
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pytest
+import torch
 
 from src.settings.params import Params
-from src.store import checkpoints, files
+from src.store import checkpoints, files, tensors, values
 from src.store.store import Store
+from src.store.values import Record
 from tests.called import command
 from tests.small_run import STORE, made
+
+REAL = {"objective": "real", "real": {"images": 16, "students": 1, "max_age": 1}, "labels": "learned", "lr_label": 50.0}
 
 
 def raw_params() -> dict[str, Any]:
@@ -28,6 +33,7 @@ def raw_params() -> dict[str, Any]:
         "experts": {"short": {"dataset": "digits", "network": "D2", "count": 1, "epochs": 2, "lr": 0.05}},
         "distill": {
             "mtt": {**real, "iterations": 4, "syn_steps": 2, "lr_lr": 0.01, "snapshot_every": 2},
+            "soft": {**real, **REAL, "iterations": 4, "syn_steps": 2, "snapshot_every": 2},
             "real": {**real, "iterations": 0},
         },
         "evaluate": {"mtt": protocol, "best": {**protocol, "score": "best_test", "test_every": 5}},
@@ -35,6 +41,8 @@ def raw_params() -> dict[str, Any]:
             "one": {**run, "distill": {"method": "mtt"}},
             "best": {**run, "distill": {"method": "mtt"}, "evaluate": "best"},
             "start": {**run, "distill": {"method": "real"}},
+            "soft": {**run, "experts": None, "distill": {"method": "soft"}},
+            "soft-2": {**run, "experts": None, "distill": {"method": "soft", "iterations": 2}},
         },
     }
 
@@ -45,10 +53,10 @@ def params(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Params]:
         yield found
 
 
-def curve(name: str, figure: str) -> dict[int, float]:
+def curve(name: str, figure: str, split: str = "val") -> dict[int, float]:
     client = mlflow.MlflowClient(f"sqlite:///{Path.cwd() / 'mlflow.db'}")
     (run,) = [run for run in client.search_runs(["1"]) if run.info.run_name == name]
-    history = client.get_metric_history(run.info.run_id, f"snapshots/val_accuracy_{figure}")
+    history = client.get_metric_history(run.info.run_id, f"snapshots/{split}_accuracy_{figure}")
     return {point.step: point.value for point in history}
 
 
@@ -78,13 +86,52 @@ def test_ends_are_the_initial_images_and_the_set(
     assert not list((checkpoints.folder() / "evaluate").glob("snapshot-*/*"))
 
 
+def test_learned_labels_are_those_of_the_moment(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of two iterations ends with what one of four had after two: the same draws, images and labels."""
+    kept = STORE.load_snapshots("soft")
+    assert kept.labels is not None
+    assert torch.equal(kept.labels[1], STORE.load_synthetic("soft-2").labels)
+    assert torch.equal(kept.labels[2], STORE.load_synthetic("soft").labels)
+    assert not torch.equal(kept.labels[1], kept.labels[2])
+    assert STORE.load_snapshots("one").labels is None
+    for run in ("soft", "soft-2"):
+        assert command(f"evaluate --run {run} --snapshots", monkeypatch) == 0
+    assert curve("soft", "mean")[2] == curve("soft-2", "mean")[2]
+
+
+def test_snapshots_without_the_labels_of_their_moment_are_not_scored(
+    params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = STORE.snapshots_file("soft")
+    whole, record = path.read_bytes(), Record(values.SNAPSHOTS, tensors.record_of(path, "")["settings"])
+    STORE.save_snapshots("soft", replace(STORE.load_snapshots("soft"), labels=None), record)
+    try:
+        assert command("evaluate --run soft --snapshots", monkeypatch) > 0
+    finally:
+        path.write_bytes(whole)
+    assert (
+        "is of earlier code and lacks the labels on the way: make it with `python -m src.cli distill" in capsys.readouterr().err
+    )
+
+
+def test_the_best_on_the_test_split_is_told_as_such(
+    params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("evaluate --run one --snapshots --test", monkeypatch) == 0
+    found, shown = curve("one", "mean", "test"), " ".join(capsys.readouterr().err.split())
+    assert found[4] == pytest.approx(files.read_json(STORE.metrics_file("one"), "")["test_accuracy_mean"])
+    best = max(found, key=lambda iteration: found[iteration])
+    assert f"best of 3 on the test split {100 * found[best]:.1f} ± " in shown
+    assert f"iteration {best}: chosen on that split, for comparison only" in shown
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
         ("--run start", "start: is not distilled and has no snapshots: name a run with iterations"),
         ("--run nothing", "no run is named 'nothing'"),
-        ("", "--snapshots needs --run and no other option"),
-        ("--run one --networks D2", "--snapshots needs --run and no other option"),
+        ("", "--snapshots needs --run and, beside it, --test alone"),
+        ("--run one --networks D2", "--snapshots needs --run and, beside it, --test alone"),
     ],
 )
 def test_what_cannot_be_scored_is_a_sentence(

@@ -184,6 +184,9 @@ def evaluate(
     snapshots: Annotated[
         bool, typer.Option("--snapshots", help="Score the set as it was on the way, on the validation split alone.")
     ] = False,
+    test: Annotated[
+        bool, typer.Option("--test", help="Of --snapshots: on the test split too, whose best public code reports.")
+    ] = False,
     strict: StrictOption = False,
 ) -> None:
     """Train fresh students on a run's synthetic set and score them on the validation and test splits."""
@@ -192,7 +195,9 @@ def evaluate(
     params = load()
     others = [] if networks is None else [name.strip() for name in networks.split(",")]
     if snapshots and (run is None or networks is not None or file is not None or released is not None):
-        raise UserError("--snapshots needs --run and no other option: name the run whose images are to be scored")
+        raise UserError("--snapshots needs --run and, beside it, --test alone: name the run whose images are to be scored")
+    if test and not snapshots:
+        raise UserError("--test belongs to --snapshots, as all else is tested anyway: leave it out")
     if released is not None and (run is not None or file is not None):
         raise UserError("--released names all that is scored: leave out --run and --from")
     if released is None and data is not None:
@@ -215,7 +220,7 @@ def evaluate(
     if snapshots:
         from src.studies import snapshots as moments
 
-        return each(moments.run, runs, strict)
+        return each(lambda store, one: moments.run(store, one, test), runs, strict)
     from src.stages import evaluate as stage
 
     if file is not None:

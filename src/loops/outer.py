@@ -32,13 +32,21 @@ Read = Callable[[int, int, int], Tensor]  # (expert, start, stop) -> theta*_star
 
 
 @dataclass(frozen=True)
+class Snapshot:
+    """What is kept of an iteration, on the CPU."""
+
+    pixels: Tensor  # (S, C, H, W)
+    labels: Tensor | None = None  # (S, K), or of tuples (S, q), where they are learned
+
+
+@dataclass(frozen=True)
 class Distilling:
     """The outer loop on its way: all that it carries from one iteration to the next."""
 
     state: State
     anchor: State  # of the last iteration that is a multiple of ANCHOR_ITERATIONS
     rows: tuple[Row, ...]  # one for each iteration done
-    snapshots: Mapping[int, Tensor]  # iteration -> pixels (S, C, H, W)
+    snapshots: Mapping[int, Snapshot]  # by iteration
     restores: tuple[int, ...] = ()  # iterations at which it diverged
 
     @property
@@ -53,7 +61,8 @@ class Distilling:
             for name, value in vars(getattr(self, which)).items()
             if value is not None
         }
-        tensors |= {f"snapshot.{iteration}": pixels for iteration, pixels in self.snapshots.items()}
+        for iteration, one in self.snapshots.items():
+            tensors |= {f"{key}.{iteration}": value for key, value in vars(one).items() if value is not None}
         return tensors, {"rows": self.rows, "restores": self.restores}
 
 
@@ -137,7 +146,8 @@ def differentiate(
 def first(loop: Loop, images: Tensor, pixels: Tensor | None = None) -> Distilling:
     """The outer loop before its first iteration, at images (S, C, H, W) on the device; `pixels` where they were given so."""
     state = distillation.start(images, loop.distil, loop.logits, loop.syn_lr, loop.similarity)
-    return Distilling(state, state, (), {0: loop.space.to_pixels(images.cpu()) if pixels is None else pixels})
+    kept = _snapshot(loop, state)
+    return Distilling(state, state, (), {0: kept if pixels is None else replace(kept, pixels=pixels)})
 
 
 def resumed(loop: Loop, stored: Stored | None) -> Distilling | None:
@@ -152,14 +162,14 @@ def resumed(loop: Loop, stored: Stored | None) -> Distilling | None:
     if len(rows) > loop.distil.iterations:
         progress.say(f"{loop.name}: its {len(rows)} iterations are more than {loop.distil.iterations}, so it begins anew")
         return None
-    parts: dict[str, dict[str, Tensor]] = {"state": {}, "anchor": {}, "snapshot": {}}
+    parts: dict[str, dict[str, Tensor]] = {"state": {}, "anchor": {}, "pixels": {}, "labels": {}}
     for name, value in tensors.items():
         kind, _, key = name.partition(".")
         parts[kind][key] = value
     device = loop.labels.device
     state, anchor = (State(**{key: value.to(device) for key, value in parts[kind].items()}) for kind in ("state", "anchor"))
-    kept = {int(key): pixels for key, pixels in parts["snapshot"].items()}
-    kept[len(rows)] = _pixels(loop, state)
+    kept = {int(key): Snapshot(pixels, parts["labels"].get(key)) for key, pixels in parts["pixels"].items()}
+    kept[len(rows)] = _snapshot(loop, state)
     snapshots = {moment: kept[moment] for moment in sorted(kept) if moment in loop.moments}
     return Distilling(state, anchor, rows, snapshots, tuple(facts["restores"]))
 
@@ -172,7 +182,7 @@ def iterate(loop: Loop, at: Distilling) -> Distilling:
     try:
         state, figures = distillation.iterate(*given, at.iteration, loop.real, _on(at.state.images, loop.columns))
     except DivergenceError as error:
-        good = f"last good matching loss {at.rows[-1]['matching_loss']:g}" if at.rows else "no good iteration before it"
+        good = f"last good {loop.distil.loss} {at.rows[-1]['matching_loss']:g}" if at.rows else "no good iteration before it"
         of = f"expert {drawn['expert']}, start epoch {drawn['start_epoch']}, " if drawn else ""
         where = f"iteration {at.iteration} ({of}{good})"
         return _restored(loop, at, f"run {loop.name} diverged at {where}: {error}")
@@ -180,7 +190,7 @@ def iterate(loop: Loop, at: Distilling) -> Distilling:
     row = {"iteration": at.iteration, **drawn, **_row(figures, settings, at.iteration), **rates, "lr_img": settings.lr_img}
     done = replace(at, state=state, rows=(*at.rows, row))
     if done.iteration in loop.moments:
-        done = replace(done, snapshots={**at.snapshots, done.iteration: _pixels(loop, state)})
+        done = replace(done, snapshots={**at.snapshots, done.iteration: _snapshot(loop, state)})
     return replace(done, anchor=state) if done.iteration % ANCHOR_ITERATIONS == 0 else done
 
 
@@ -204,10 +214,9 @@ def _drawn(loop: Loop, iteration: int) -> tuple[dict[str, str], list[Start], tor
     return drawn, starts, draws
 
 
-def _pixels(loop: Loop, state: State) -> Tensor:
-    """The images that are kept, (S, C, H, W), on the CPU."""
-    images, _ = state.scored
-    return loop.space.to_pixels(images.cpu())
+def _snapshot(loop: Loop, state: State) -> Snapshot:
+    images, soft = state.scored
+    return Snapshot(loop.space.to_pixels(images.cpu()), None if soft is None else soft.cpu())
 
 
 def _starts(loop: Loop, iteration: int, draws: torch.Generator) -> tuple[dict[str, str], list[Start]]:
@@ -232,7 +241,7 @@ def _restored(loop: Loop, at: Distilling, problem: str) -> Distilling:
     restores = (*at.restores, at.iteration)
     lr_img = loop.distil.lr_img / 2 ** len(restores)
     progress.say(f"Warning: {problem}. Restored at iteration {iteration} with lr_img {lr_img:g}")
-    snapshots = {moment: pixels for moment, pixels in at.snapshots.items() if moment <= iteration}
+    snapshots = {moment: one for moment, one in at.snapshots.items() if moment <= iteration}
     return Distilling(at.anchor, at.anchor, at.rows[:iteration], snapshots, restores)
 
 

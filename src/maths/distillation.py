@@ -394,7 +394,7 @@ def _check(figures: Figures, new: State, settings: Distillation) -> None:
     cause = "the student diverged in the inner loop" if lost else "the images', syn_lr's or labels' last step was too large"
     begun = "null" if settings.lr_init is None else f"{settings.lr_init:g}"
     raise DivergenceError(
-        f"{cause}: matching loss {figures.matching_loss:g}, gradient norm {figures.grad_norm_images:g} (images) and "
+        f"{cause}: {settings.loss} {figures.matching_loss:g}, gradient norm {figures.grad_norm_images:g} (images) and "
         f"{figures.grad_norm_syn_lr:g} (syn_lr), largest value of the new images {largest:g} at syn_lr {figures.syn_lr:g}: "
         f"lower lr_img ({settings.lr_img:g}), lr_lr ({settings.lr_lr:g}) or lr_init ({begun}), "
         f"or shorten syn_steps ({settings.syn_steps})"

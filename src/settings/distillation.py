@@ -164,9 +164,20 @@ class Distillation(Settings):
         return self.max_start_epoch - 1 + self.expert_epochs
 
     @property
+    def loss(self) -> str:
+        """What an iteration lowers, in words."""
+        words = {"matching": "matching loss", "real": "loss on real images", "both": "loss of matching and real images"}
+        return words[self.objective]
+
+    @property
     def matches(self) -> bool:
         """Whether students are matched to experts."""
         return self.iterations > 0 and self.objective != "real"
+
+    @property
+    def learns_labels(self) -> bool:
+        """Whether the labels of images, or the similarity of tuples, change from one iteration to the next."""
+        return self.labels == "learned" or self.similarity is not None
 
     @property
     def asks_experts(self) -> bool:

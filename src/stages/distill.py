@@ -267,8 +267,8 @@ def _iterate(loop: Loop, at: Distilling, checkpoint: Checkpoint, tracker: Tracke
     """All iterations that are left. What is logged already is not logged twice."""
     for row in at.rows:
         run_log.log_row(tracker, row)
-    for iteration, pixels in at.snapshots.items():
-        run_log.log_images(tracker, pixels, loop.classes, iteration, loop.tuples)
+    for iteration, one in at.snapshots.items():
+        run_log.log_images(tracker, one.pixels, loop.classes, iteration, loop.tuples)
     furthest, total = at.iteration, loop.distil.iterations
     with progress.progress(f"distill {loop.name}", total, furthest) as advance, checkpoint.kept() as keep:
         while at.iteration < total:
@@ -278,10 +278,11 @@ def _iterate(loop: Loop, at: Distilling, checkpoint: Checkpoint, tracker: Tracke
                 furthest, row = at.iteration, at.rows[-1]
                 run_log.log_row(tracker, row)
                 if furthest in at.snapshots:
-                    run_log.log_images(tracker, at.snapshots[furthest], loop.classes, furthest, loop.tuples)
+                    pixels = at.snapshots[furthest].pixels
+                    run_log.log_images(tracker, pixels, loop.classes, furthest, loop.tuples)
                     labels = outer.labels(loop, at.state).cpu()
-                    watch(furthest, SyntheticSet(at.snapshots[furthest], labels, at.state.syn_lr.cpu()))
-                advance(f"matching loss {row['matching_loss']:.4f}, syn_lr {row['syn_lr']:.4f}")
+                    watch(furthest, SyntheticSet(pixels, labels, at.state.syn_lr.cpu()))
+                advance(f"{loop.distil.loss} {row['matching_loss']:.4f}, syn_lr {row['syn_lr']:.4f}")
     return at
 
 
@@ -294,9 +295,11 @@ def _of_all(record: Record, group: Ranks | None) -> Record:
 
 
 def _save(store: Store, name: str, ended: Distilling, labels: Tensor, record: Record) -> None:
-    pixels, snapshots = ended.snapshots[ended.iteration], ended.snapshots if ended.rows else {}
-    moments = [*snapshots.values()]  # none of a set that is not distilled
-    kept = Snapshots(torch.tensor([*snapshots]).long(), torch.stack(moments) if moments else pixels.new_empty(0))
-    store.save_snapshots(name, kept, record)
+    pixels, snapshots = ended.snapshots[ended.iteration].pixels, ended.snapshots if ended.rows else {}
+    moments = [one.pixels for one in snapshots.values()]  # none of a set that is not distilled
+    soft = [one.labels for one in snapshots.values() if one.labels is not None]
+    kept = torch.stack(moments) if moments else pixels.new_empty(0)
+    iterations = torch.tensor([*snapshots]).long()
+    store.save_snapshots(name, Snapshots(iterations, kept, torch.stack(soft) if soft else None), record)
     files.write_csv(store.history_file(name), ended.rows, HISTORY_COLUMNS)
     store.save_synthetic(name, SyntheticSet(pixels, labels, ended.state.syn_lr), record)

@@ -68,7 +68,7 @@ def log_outputs(tracker: Tracker, store: Store, run: Run) -> None:
     for iteration, pixels in moments or [(0, synthetic.pixels)]:
         log_images(tracker, pixels, synthetic.classes, iteration, shape if isinstance(shape, TupleShape) else None)
     if rows:
-        _log_figure(tracker, rows)
+        _log_figure(tracker, rows, run.distillation.loss)
     for path in (store.synthetic_file(name), store.snapshots_file(name), store.history_file(name)):
         tracker.file(path, "distill")
         tracker.output(path)
@@ -89,10 +89,10 @@ def log_cost(tracker: Tracker, what: str, spent: cost.Cost | None) -> None:
         tracker.metrics({f"cost/{what}_seconds": spent.seconds, f"cost/{what}_peak_memory_mib": spent.peak_memory_mib})
 
 
-def _log_figure(tracker: Tracker, rows: list[dict[str, str]]) -> None:
+def _log_figure(tracker: Tracker, rows: list[dict[str, str]], loss: str) -> None:
     iterations = [int(row["iteration"]) for row in rows]
-    lines = {"matching loss": [float(row["matching_loss"]) for row in rows]}
-    tracker.curve("figures/matching_loss.png", iterations, lines, ("iteration", "matching loss"))
+    lines = {loss: [float(row["matching_loss"]) for row in rows]}
+    tracker.curve("figures/matching_loss.png", iterations, lines, ("iteration", loss))
 
 
 def _known(figures: dict[str, float]) -> dict[str, float]:

@@ -226,8 +226,10 @@ class Store:
         tensors.write(to, found, tensors.record_of(path, remake("distill", run)))
 
     def save_snapshots(self, run: str, value: Snapshots, record: Record) -> None:
-        tensors.save(self.snapshots_file(run), dict(vars(value)), replace(record, kind=values.SNAPSHOTS))
+        kept = {name: tensor for name, tensor in vars(value).items() if tensor is not None}
+        tensors.save(self.snapshots_file(run), kept, replace(record, kind=values.SNAPSHOTS))
 
     def load_snapshots(self, run: str) -> Snapshots:
-        dtypes = {"iterations": torch.int64, "pixels": torch.float32}
-        return Snapshots(**tensors.load(self.snapshots_file(run), values.SNAPSHOTS, remake("distill", run), dtypes))
+        dtypes, learned = {"iterations": torch.int64, "pixels": torch.float32}, {"labels": torch.float32}
+        given = (values.SNAPSHOTS, remake("distill", run), dtypes, learned)
+        return Snapshots(**tensors.load(self.snapshots_file(run), *given))

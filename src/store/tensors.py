@@ -24,6 +24,7 @@ RECORD = "record"  # its key in a JSON artifact
 PROVENANCE = "provenance"  # its key in a record
 
 Dtypes = Mapping[str, torch.dtype | tuple[torch.dtype, ...]]  # of tensors by name; a tuple allows several
+NONE: Dtypes = {}
 
 
 def read_sealed(path: Path, remedy: str) -> dict[str, Any]:
@@ -80,11 +81,16 @@ def write(path: Path, tensors: dict[str, Tensor], about: dict[str, Any], folder:
     files.write_tensors(path, tensors, {METADATA_KEY: metadata}, folder)
 
 
-def load(path: Path, kind: str, remedy: str, dtypes: Dtypes) -> dict[str, Tensor]:
-    """All tensors, of the kind, names and dtypes expected, finite, and as they were written."""
+def load(path: Path, kind: str, remedy: str, dtypes: Dtypes, sometimes: Dtypes = NONE) -> dict[str, Tensor]:
+    """All tensors, of the kind, names and dtypes expected, finite, and as they were written.
+
+    Those of `sometimes` may be there or not.
+    """
     found_kind, found = read_whole(path, remedy)
-    allowed = {name: one if isinstance(one, tuple) else (one,) for name, one in dtypes.items()}
-    fits = found.keys() == allowed.keys() and all(tensor.dtype in allowed[name] for name, tensor in found.items())
+    allowed = {name: one if isinstance(one, tuple) else (one,) for name, one in {**dtypes, **sometimes}.items()}
+    fits = dtypes.keys() <= found.keys() <= allowed.keys() and all(
+        tensor.dtype in allowed[name] for name, tensor in found.items()
+    )
     if found_kind != kind or not fits:
         raise ArtifactError(f"{path} is a '{found_kind}', not a '{kind}' with {', '.join(dtypes)}: {remedy}")
     for name, tensor in found.items():

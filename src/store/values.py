@@ -171,6 +171,7 @@ class Snapshots:
 
     iterations: Tensor  # (n,)
     pixels: Tensor  # (n, S, C, H, W), or (0,)
+    labels: Tensor | None = None  # (n, S, K), or of tuples (n, S, q), where they are learned
 
 
 # what they are, so precisely that none is taken for another one of its folder
