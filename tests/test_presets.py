@@ -76,7 +76,9 @@ def parsed(name: str) -> tuple[presets.Preset, Any]:
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_is_valid_by_itself(name: str) -> None:
     preset, params = parsed(name)
-    assert list(params.runs) == [name]
+    *before, last = params.runs
+    assert (last, bool(before)) == (name, preset.method == "matching-then-real")
+    name = before[0] if before else name  # whose images it begins with
     run, experts = params.runs[name], params.experts.get(params.runs[name].experts)
     quick = preset.family.endswith("-quick")
     assert params.prepare[run.dataset].source == preset.family.removesuffix("-quick").replace("-", "_")
@@ -165,7 +167,7 @@ def test_a_small_variant_is_its_preset_with_fewer_experts_and_iterations(name: s
     assert (few is None) == (many is None) == (small.runs[run].experts is None)
     assert (small.runs[run].network == large.runs[whole].network) == (variant != "w32")
     distil = small.distillations[run]
-    kept = {name: getattr(distil, name) for name in ("iterations", "snapshot_every", "max_start_epoch")}
+    kept = {name: getattr(distil, name) for name in ("iterations", "snapshot_every", "max_start_epoch", "initial_run")}
     assert distil == large.distillations[whole].model_copy(update=kept)
     assert distil.max_start_epoch == large.distillations[whole].max_start_epoch or variant == "w32"
 
@@ -245,6 +247,17 @@ def test_accuracies_to_compare_with(name: str, method: str, accuracy: float) -> 
     assert (preset.status, preset.compare, preset.published[method]) == ("ours", method, accuracy)
 
 
+def test_a_run_that_begins_with_another_ones_images_brings_it_along() -> None:
+    name, before = "cifar10-ipc1-matching-then-real-cpu", "cifar10-ipc1-mtt-cpu"
+    preset, params = parsed(name)
+    assert list(params.runs) == [before, name]
+    assert all(PRESETS[before].sections[section].items() <= own.items() for section, own in preset.sections.items())
+    distil = params.distillations[name]
+    assert (distil.initialisation, distil.initial_run, distil.lr_init) == ("run", before, None)
+    assert (distil.objective, distil.matches, preset.experts, preset.epochs) == ("real", False, 10, 3)
+    assert distil.inner_momentum == params.evaluate[params.runs[name].evaluate].momentum
+
+
 def test_baselines_match_no_experts() -> None:
     _, params = parsed("cifar10-whole")
     assert (params.runs["cifar10-whole"].ipc, params.distillations["cifar10-whole"].iterations) == ("all", 0)
@@ -316,7 +329,7 @@ def test_fewer_experts(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         ),
         (
             "preset list --method dc",
-            "no preset is for 'dc': choose one of ast, ast-student, att, datm, ftd, k-means, mtt, pad, ",
+            "no preset is for 'dc': choose one of ast, ast-student, att, datm, ftd, k-means, matching-then-real, mtt, ",
         ),
     ],
 )

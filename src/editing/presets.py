@@ -19,7 +19,7 @@ Sections = Mapping[str, Mapping[str, Tree]]  # section of params.yaml -> name ->
 
 @dataclass(frozen=True)
 class Preset:
-    """One run with all that it names."""
+    """One run with all that it names, the run that it begins with among it."""
 
     name: str
     family: str  # the data set as papers call it; its entry of `prepare` may be one of several
@@ -40,8 +40,11 @@ class Preset:
 
     @property
     def epochs(self) -> int:
-        """Epochs of each expert that are matched; 0 for a baseline."""
-        own = dict(self.sections["runs"][self.name]["distill"])
+        """Epochs of each expert that are matched, by the run or by that which it begins with; 0 for a baseline."""
+        return max(self._epochs(run) for run in self.sections["runs"])
+
+    def _epochs(self, run: str) -> int:
+        own = dict(self.sections["runs"][run]["distill"])
         settings = Distillation(**{**self.sections["distill"][own.pop("method")], **own})
         return settings.last_epoch if settings.matches else 0
 
@@ -55,7 +58,7 @@ def load() -> Mapping[str, Preset]:
         for dataset, recipes in blocks["cells"].items()
         for recipe, cells in recipes.items()
         for ipc, variants in cells.items()
-        for cell in (variants if isinstance(variants, list) else [variants])
+        for cell in _variants(variants)
     ]
     families = [dataset["family"] for dataset in blocks["datasets"].values()]
     recipes = list(blocks["recipes"])
@@ -80,7 +83,7 @@ def compose(
     method, protocol = kind["method"], for_augmentation(kind["evaluate"], augmentation)
     buffer = "-".join(filter(None, (dataset, kind["experts"], variant))) if kind["experts"] else None
     shared = blocks["methods"][method]
-    if shared["iterations"]:  # a baseline augments nothing
+    if shared.get("iterations") != 0:  # a baseline augments nothing
         method, shared = for_augmentation(method, augmentation), {**shared, "augmentation": augmentation}
     trained = {"dataset": dataset, "network": network, **blocks["experts"].get(kind["experts"], {}), **experts}
     run = {"dataset": dataset, "network": network, "experts": buffer, "ipc": ipc}
@@ -111,6 +114,10 @@ def read(file: str) -> Tree:
     return found
 
 
+def _variants(cells: Tree | list[Tree]) -> list[Tree]:
+    return cells if isinstance(cells, list) else [cells]
+
+
 def _preset(blocks: Tree, accuracies: Tree, dataset: str, recipe: str, ipc: int | str, cell: Tree) -> Preset:
     kind, described = blocks["recipes"][recipe], dict(blocks["datasets"][dataset])
     described["network"] = cell.get("network", described["network"])
@@ -119,6 +126,13 @@ def _preset(blocks: Tree, accuracies: Tree, dataset: str, recipe: str, ipc: int 
     variant, experts = cell.get("variant", ""), cell.get("experts", {})
     other = variant if experts or "network" in cell else ""  # a variant of the run alone shares the experts
     name = "-".join((*parts, variant) if variant else parts)
+    own, begun = cell["distill"], {}
+    if "begins" in kind:  # with what another recipe's run of the same variant made
+        cells = _variants(blocks["cells"][dataset][kind["begins"]][ipc])
+        (same,) = (one for one in cells if one.get("variant", "") == variant)
+        first = _preset(blocks, accuracies, dataset, kind["begins"], ipc, same)
+        own, begun = {"initial_run": first.name, **own}, first.sections
+    sections = compose(name, recipe, dataset, described, ipc, own, experts, other)
     published, status = accuracies.get(family, {}).get(ipc, {}), cell.get("status", kind["status"])
     return Preset(
         name=name,
@@ -131,5 +145,5 @@ def _preset(blocks: Tree, accuracies: Tree, dataset: str, recipe: str, ipc: int 
         note=cell.get("note", ""),
         published=published,
         compare=next((method for method in kind["compare"] if method in published), None),
-        sections=compose(name, recipe, dataset, described, ipc, cell["distill"], experts, other),
+        sections={section: {**begun.get(section, {}), **entries} for section, entries in sections.items()},
     )
