@@ -71,7 +71,7 @@ def test_only_evaluate_opens_the_test_split() -> None:
 def test_studies_leave_the_test_split_alone() -> None:
     """But for `compare` and `adopt`, which read what `evaluate` found there, and what a user asks for by --test."""
     readers = [m for m in modules() if m.startswith("src/studies/") and '"test"' in text_of(m)]
-    named = ("ablate", "compare", "method_groups", "methods", "samples", "variants")
+    named = ("ablate", "compare", "method_groups", "methods", "samples", "snapshots", "variants")
     assert readers == [f"src/studies/{name}.py" for name in named]
 
 

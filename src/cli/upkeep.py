@@ -66,6 +66,23 @@ def gallery(
 
 
 @app.command()
+def publish(
+    experts: Annotated[list[str], typer.Argument(help="Sets of the section `experts`, as dvc.lock has them.")],
+    to: Annotated[Path, typer.Option(file_okay=False, help="Folder to write to; what it has of a remote stays.")],
+) -> None:
+    """Put expert buffers into a folder that others pull them from, as a remote of DVC, with a card that says how."""
+    from src.settings.params import load
+
+    params = load()
+    for name in experts:
+        params.expert_set(name)
+    from src.settings import resolved
+    from src.stages import publish as publishing
+
+    publishing.run([resolved.buffer(params, name) for name in experts], to)
+
+
+@app.command()
 def verify(path: Annotated[Path, typer.Argument(dir_okay=False, help="A .safetensors file that a stage wrote.")]) -> None:
     """Check that an artifact is as it was written, and made from the settings and inputs of now."""
     from src.settings.params import load

@@ -126,7 +126,8 @@ def _preset(blocks: Tree, accuracies: Tree, dataset: str, recipe: str, ipc: int 
     variant, experts = cell.get("variant", ""), cell.get("experts", {})
     other = variant if experts or "network" in cell else ""  # a variant of the run alone shares the experts
     name = "-".join((*parts, variant) if variant else parts)
-    own, begun = cell["distill"], {}
+    own: Tree = cell["distill"]
+    begun: Sections = {}
     if "begins" in kind:  # with what another recipe's run of the same variant made
         cells = _variants(blocks["cells"][dataset][kind["begins"]][ipc])
         (same,) = (one for one in cells if one.get("variant", "") == variant)

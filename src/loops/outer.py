@@ -61,8 +61,8 @@ class Distilling:
             for name, value in vars(getattr(self, which)).items()
             if value is not None
         }
-        for iteration, one in self.snapshots.items():
-            tensors |= {f"{key}.{iteration}": value for key, value in vars(one).items() if value is not None}
+        tensors |= {f"snapshot.{iteration}": one.pixels for iteration, one in self.snapshots.items()}
+        tensors |= {f"labels.{iteration}": one.labels for iteration, one in self.snapshots.items() if one.labels is not None}
         return tensors, {"rows": self.rows, "restores": self.restores}
 
 
@@ -162,13 +162,13 @@ def resumed(loop: Loop, stored: Stored | None) -> Distilling | None:
     if len(rows) > loop.distil.iterations:
         progress.say(f"{loop.name}: its {len(rows)} iterations are more than {loop.distil.iterations}, so it begins anew")
         return None
-    parts: dict[str, dict[str, Tensor]] = {"state": {}, "anchor": {}, "pixels": {}, "labels": {}}
+    parts: dict[str, dict[str, Tensor]] = {"state": {}, "anchor": {}, "snapshot": {}, "labels": {}}
     for name, value in tensors.items():
         kind, _, key = name.partition(".")
         parts[kind][key] = value
     device = loop.labels.device
     state, anchor = (State(**{key: value.to(device) for key, value in parts[kind].items()}) for kind in ("state", "anchor"))
-    kept = {int(key): Snapshot(pixels, parts["labels"].get(key)) for key, pixels in parts["pixels"].items()}
+    kept = {int(key): Snapshot(pixels, parts["labels"].get(key)) for key, pixels in parts["snapshot"].items()}
     kept[len(rows)] = _snapshot(loop, state)
     snapshots = {moment: kept[moment] for moment in sorted(kept) if moment in loop.moments}
     return Distilling(state, anchor, rows, snapshots, tuple(facts["restores"]))

@@ -65,7 +65,7 @@ def of_synthetic(store: Store, run: Run) -> Iterator[Compared]:
     at = outer.first(loop, images)
     begun = snapshots.pixels[0] if len(snapshots.iterations) else recorded.pixels
     if run.distillation.given is None and run.initial is None:
-        yield _equal("the initial images", at.snapshots[0], begun)
+        yield _equal("the initial images", at.snapshots[0].pixels, begun)
     if run.distillation.iterations:
         yield _first(store, loop, at)
         yield from _last(loop, recorded.pixels)
@@ -89,14 +89,14 @@ def _last(loop: Loop, pixels: Tensor) -> Iterator[Compared]:
     for path in sorted((checkpoints.folder() / "distill" / loop.name).glob("*.safetensors")):
         stored = checkpoints.stored(path)
         ended = outer.resumed(loop, stored) if stored and len(stored[1]["rows"]) == total else None
-        if ended is None or not torch.equal(ended.snapshots[total], pixels):
+        if ended is None or not torch.equal(ended.snapshots[total].pixels, pixels):
             continue
         begun = total // outer.ANCHOR_ITERATIONS * outer.ANCHOR_ITERATIONS
         if begun < total:
             at = replace(ended, state=ended.anchor, rows=ended.rows[:begun], snapshots={})
             while at.iteration < total:
                 at = outer.iterate(loop, at)
-            yield _equal(f"the images after the last {total - begun} iterations", at.snapshots[total], pixels)
+            yield _equal(f"the images after the last {total - begun} iterations", at.snapshots[total].pixels, pixels)
         return
 
 

@@ -1,0 +1,125 @@
+"""publish: expert buffers in a folder that others take them from, laid out as a remote of DVC. No stage of the pipeline.
+
+Any host of static files serves such a folder. What belongs to it is the commit whose params.yaml and dvc.lock name the files.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from src.ground.counting import counted
+from src.ground.errors import ArtifactError, UserError
+from src.pages import markdown
+from src.pages.tables import Table
+from src.process import progress
+from src.settings.resolved import Buffer
+from src.store import files
+
+if TYPE_CHECKING:
+    from dvc.repo import Repo
+
+REMOTE = "published"
+MIB = 2**20
+NEEDED = ("params.yaml", "dvc.lock", "dvc.yaml", "src")  # of the commit, by those who take the files
+CARD = """# Expert trajectories
+
+{table}
+
+They are laid out as a remote of [DVC](https://dvc.org), for commit `{commit}` of the repository that trained them. In a clone:
+
+```sh
+git checkout {commit}
+dvc remote add --local {remote} URL   # of this folder: https://..., or a path
+{pulls}
+```
+
+The data set comes from `python -m src.cli prepare --dataset NAME`. `dvc repro` takes what was pulled for
+up to date, and trains no expert anew.
+"""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A buffer as DVC knows it."""
+
+    buffer: Buffer
+    files: int
+    size: int  # bytes
+
+    @property
+    def stage(self) -> str:
+        return f"experts@{self.buffer.name}"
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        own = self.buffer
+        epochs = f"{own.settings.count} x {own.settings.last_epoch}"
+        return own.name, own.dataset.name, epochs, str(self.files), f"{self.size / MIB:,.1f}"
+
+
+def run(buffers: Sequence[Buffer], folder: Path) -> None:
+    """Put these buffers, and a card that says how to take them, into `folder`, beside what it has of them and of others.
+
+    Raises UserError where a buffer is not as dvc.lock says, or no commit has that, ArtifactError where the folder can't be
+    written or its file system has too little room.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    _check_committed()
+    try:
+        with Repo(config={"remote": {REMOTE: {"url": str(folder.absolute())}}}) as repo:
+            found = [_found(repo, one) for one in buffers]
+            _check_room(folder, sum(one.size for one in found))
+            table = Table("experts", "data set", "count x epochs", "files", "MiB", title=str(folder))
+            for one in found:
+                table.add_row(*one.cells)
+            progress.console.print(table)
+            sent = repo.push(targets=[one.stage for one in found], remote=REMOTE)
+            commit = repo.scm.get_rev()
+    except (DvcException, OSError) as error:
+        raise ArtifactError(f"{folder} does not take the files ({error}): permit writing there, or free space") from error
+    _write_card(folder, found, commit)
+    progress.say(
+        f"{counted(sent, 'file')} written to {folder}, the others were there; {folder / 'README.md'} says how to take them"
+    )
+
+
+def _check_committed() -> None:
+    done = subprocess.run(["git", "status", "--porcelain", "--", *NEEDED], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"no commit tells others what the files are ({done.stderr.strip()}): put the project under git")
+    if done.stdout:
+        changed = ", ".join(line[3:] for line in done.stdout.splitlines())
+        raise UserError(
+            f"{changed}: no commit has that, and those who take the files need one: `git add` and `git commit` first"
+        )
+
+
+def _found(repo: Repo, buffer: Buffer) -> Published:
+    """Raises UserError unless it is as dvc.lock says."""
+    stage = f"experts@{buffer.name}"
+    if repo.status(targets=[stage]):
+        raise UserError(f"{stage} is not as dvc.lock says: `dvc repro {stage}`, then commit dvc.lock")
+    outs = [out for one in repo.index.stages if one.addressing == stage for out in one.outs]
+    return Published(buffer, sum(out.meta.nfiles or 1 for out in outs), sum(out.meta.size or 0 for out in outs))
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        sizes = f"{needed / MIB:,.0f} MiB, and there are {free / MIB:,.0f}"
+        raise ArtifactError(f"{folder} may need {sizes}: free space, or name fewer buffers")
+
+
+def _write_card(folder: Path, found: Sequence[Published], commit: str) -> None:
+    heads = ("experts", "data set", "count x epochs", "files", "MiB")
+    table = markdown.table(heads, [one.cells for one in found], left=(0, 1))
+    pulls = "\n".join(f"dvc pull --remote {REMOTE} {one.stage}" for one in found)
+    files.write_text(folder / "README.md", CARD.format(table=table, commit=commit, remote=REMOTE, pulls=pulls))
