@@ -122,6 +122,14 @@ def test_histories_tell_what_a_method_has(params: Params) -> None:
     assert float(both["matching_loss"]) == pytest.approx(float(both["way_point_1"]) + float(both["real_loss"]), rel=1e-6)
 
 
+def test_the_report_has_each_loss_of_the_runs_that_lower_it(params: Params) -> None:
+    (group,) = results.groups(STORE, resolved.pipeline(params).runs)
+    found = {chart.title: [line.label for line in chart.lines] for chart in report._matching(STORE, group).charts}
+    assert set(found["Matching loss"]) == set(RUNS) - {"real"}
+    assert set(found["Loss on real images"]) == {"real", "refined"}
+    assert set(found["Learned step size, syn_lr"]) == set(RUNS)
+
+
 def test_a_run_begins_with_another_ones_set(params: Params) -> None:
     kept, begun = STORE.load_synthetic("datm"), STORE.load_snapshots("refined")
     assert torch.equal(begun.pixels[0], kept.pixels)

@@ -87,6 +87,7 @@ class Result:
     pixels: str = ""  # digest of its images, equal for the same ones with other labels
     colour: int | None = None  # None where not distilled
     gain: float | None = None  # mean test accuracy above the baseline's; None without one
+    matches: bool = True  # whether students were matched to experts, where it is distilled
     tuples: bool = False  # whether it is of tuples, whose mean recall stands for the accuracy
 
     @property
@@ -189,6 +190,7 @@ class Curves:
     heading: str
     charts: tuple[Chart, ...]
     window: int = 1  # iterations of the running mean
+    real: bool = False  # whether a loss on real images is among them
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics as numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from src.pages import charts, markdown, page, standings
 from src.pages.charts import Chart, Series
@@ -19,7 +19,10 @@ from src.store import cost, files, removed, tensors, values
 from src.store.store import Store, remake
 
 # of histories, what only some methods have
-SOMETIMES = {"matched_step": "Step of the student that was matched", "start_bound": "Start epochs lie below"}
+SOMETIMES = {
+    "matched_step": "Step of the student that was matched",
+    "start_bound": "Start epochs lie below",
+}
 WINDOWS = 15  # so many running means fit into a curve side by side
 
 
@@ -112,12 +115,12 @@ def _film(store: Store, result: Result) -> Film:
 
 
 def _matching(store: Store, group: Group) -> Curves:
-    """Matching loss and learned step size of the distilled runs of a group, and what else some of them tell."""
+    """Losses and learned step size of the distilled runs of a group, and what else some of them tell."""
     columns = ("iteration", "matching_loss", "syn_lr")
     history = {r.run: files.read_numbers(store.history_file(r.run), columns, remake("distill", r.run)) for r in group.distilled}
     window = max(len(rows) for rows in history.values()) // WINDOWS | 1
 
-    def series(column: str, window: int) -> list[Series]:
+    def series(column: str, results: Iterable[Result], window: int = 1) -> list[Series]:
         return [
             Series(
                 r.run,
@@ -126,17 +129,19 @@ def _matching(store: Store, group: Group) -> Curves:
                 [row[column] for row in history[r.run]],
                 window=window,
             )
-            for r in group.distilled
+            for r in results
         ]
 
-    loss = charts.line_chart("Matching loss", "iteration", series("matching_loss", window), log=True)
-    rate = charts.line_chart("Learned step size, syn_lr", "iteration", series("syn_lr", 1))
+    matched = series("matching_loss", (r for r in group.distilled if r.matches), window)
+    loss = charts.line_chart("Matching loss", "iteration", matched, log=True) if matched else None
+    rate = charts.line_chart("Learned step size, syn_lr", "iteration", series("syn_lr", group.distilled))
+    real = _told(store, group, "real_loss", "Loss on real images", window)
     more = (_told(store, group, column, title) for column, title in SOMETIMES.items())
-    shown = (loss, rate, *(chart for chart in more if chart is not None))
-    return Curves(f"{group.dataset}, {page.per_class(group.ipc)}", shown, window)
+    shown = tuple(chart for chart in (loss, real, rate, *more) if chart is not None)
+    return Curves(f"{group.dataset}, {page.per_class(group.ipc)}", shown, window, real is not None)
 
 
-def _told(store: Store, group: Group, column: str, title: str) -> Chart | None:
+def _told(store: Store, group: Group, column: str, title: str, window: int = 1) -> Chart | None:
     """A column of those histories of a group that have it."""
     series = []
     for result in group.distilled:
@@ -144,7 +149,7 @@ def _told(store: Store, group: Group, column: str, title: str) -> Chart | None:
         if column in files.read_csv(path, remedy)[0]:
             rows = files.read_numbers(path, ("iteration", column), remedy)
             x, y = ([row[key] for row in rows] for key in ("iteration", column))
-            series.append(Series(result.run, result.colour or 0, x, y))
+            series.append(Series(result.run, result.colour or 0, x, y, window=window))
     return charts.line_chart(title, "iteration", series) if series else None
 
 

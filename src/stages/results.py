@@ -37,6 +37,7 @@ def result_of(store: Store, run: Run) -> Result:
         method=run.method,
         initialisation=distil.initialisation,
         distilled=distil.iterations > 0,
+        matches=distil.matches,
         parts=() if run.ipc == "all" else _parts(run),
         val=val,
         test=test,
