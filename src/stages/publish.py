@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 REMOTE = "published"
 MIB = 2**20
+HEADS = ("experts", "data set", "count x epochs", "files", "MiB")
 NEEDED = ("params.yaml", "dvc.lock", "dvc.yaml", "src")  # of the commit, by those who take the files
 CARD = """# Expert trajectories
 
@@ -38,8 +39,8 @@ dvc remote add --local {remote} URL   # of this folder: https://..., or a path
 {pulls}
 ```
 
-The data set comes from `python -m src.cli prepare --dataset NAME`. `dvc repro` takes what was pulled for
-up to date, and trains no expert anew.
+The data set comes from `python -m src.cli prepare --dataset NAME`. `dvc repro` takes what was pulled for up to date, and trains
+no expert anew.
 """
 
 
@@ -47,13 +48,10 @@ up to date, and trains no expert anew.
 class Published:
     """A buffer as DVC knows it."""
 
+    stage: str
     buffer: Buffer
     files: int
     size: int  # bytes
-
-    @property
-    def stage(self) -> str:
-        return f"experts@{self.buffer.name}"
 
     @property
     def cells(self) -> tuple[str, ...]:
@@ -76,14 +74,14 @@ def run(buffers: Sequence[Buffer], folder: Path) -> None:
         with Repo(config={"remote": {REMOTE: {"url": str(folder.absolute())}}}) as repo:
             found = [_found(repo, one) for one in buffers]
             _check_room(folder, sum(one.size for one in found))
-            table = Table("experts", "data set", "count x epochs", "files", "MiB", title=str(folder))
+            table = Table(*HEADS, title=str(folder))
             for one in found:
                 table.add_row(*one.cells)
             progress.console.print(table)
             sent = repo.push(targets=[one.stage for one in found], remote=REMOTE)
             commit = repo.scm.get_rev()
     except (DvcException, OSError) as error:
-        raise ArtifactError(f"{folder} does not take the files ({error}): permit writing there, or free space") from error
+        raise ArtifactError(f"DVC can't put the buffers into {folder}: {error}; mend that, and run this again") from error
     _write_card(folder, found, commit)
     progress.say(
         f"{counted(sent, 'file')} written to {folder}, the others were there; {folder / 'README.md'} says how to take them"
@@ -107,7 +105,7 @@ def _found(repo: Repo, buffer: Buffer) -> Published:
     if repo.status(targets=[stage]):
         raise UserError(f"{stage} is not as dvc.lock says: `dvc repro {stage}`, then commit dvc.lock")
     outs = [out for one in repo.index.stages if one.addressing == stage for out in one.outs]
-    return Published(buffer, sum(out.meta.nfiles or 1 for out in outs), sum(out.meta.size or 0 for out in outs))
+    return Published(stage, buffer, sum(out.meta.nfiles or 1 for out in outs), sum(out.meta.size or 0 for out in outs))
 
 
 def _check_room(folder: Path, needed: int) -> None:
@@ -119,7 +117,6 @@ def _check_room(folder: Path, needed: int) -> None:
 
 
 def _write_card(folder: Path, found: Sequence[Published], commit: str) -> None:
-    heads = ("experts", "data set", "count x epochs", "files", "MiB")
-    table = markdown.table(heads, [one.cells for one in found], left=(0, 1))
+    table = markdown.table(HEADS, [one.cells for one in found], left=(0, 1))
     pulls = "\n".join(f"dvc pull --remote {REMOTE} {one.stage}" for one in found)
     files.write_text(folder / "README.md", CARD.format(table=table, commit=commit, remote=REMOTE, pulls=pulls))

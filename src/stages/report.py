@@ -19,10 +19,7 @@ from src.store import cost, files, removed, tensors, values
 from src.store.store import Store, remake
 
 # of histories, what only some methods have
-SOMETIMES = {
-    "matched_step": "Step of the student that was matched",
-    "start_bound": "Start epochs lie below",
-}
+SOMETIMES = {"matched_step": "Step of the student that was matched", "start_bound": "Start epochs lie below"}
 WINDOWS = 15  # so many running means fit into a curve side by side
 
 
