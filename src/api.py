@@ -278,7 +278,7 @@ def _logits(given: _Source, distil: Distillation, images: Tensor, labels: Tensor
     if distil.labels != "learned":
         return None
     if not given.trajectories or labels.is_floating_point():
-        return softened(labels, given.real.shape.classes)
+        return softened(labels, given.real.shape.classes, distil.label_certainty)
     network = _function(given.spec, given.real.shape, torch.device("cpu"))
     last = (trajectory[given.last] for trajectory in given.trajectories)
     return logits_of(network, last, images.cpu(), labels.cpu()).to(images.device)

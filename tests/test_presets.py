@@ -253,7 +253,7 @@ def test_a_run_that_begins_with_another_ones_images_brings_it_along() -> None:
     assert list(params.runs) == [before, name]
     assert all(PRESETS[before].sections[section].items() <= own.items() for section, own in preset.sections.items())
     distil = params.distillations[name]
-    assert (distil.initialisation, distil.initial_run, distil.lr_init) == ("run", before, None)
+    assert (distil.initialisation, distil.initial_run, distil.lr_init) == ("run", before, 0.0024)
     assert (distil.objective, distil.matches, preset.experts, preset.epochs) == ("real", False, 10, 3)
     assert distil.inner_momentum == params.evaluate[params.runs[name].evaluate].momentum
 

@@ -14,8 +14,6 @@ from src.maths import initialisation, scores
 from src.maths.networks import FlatNetwork
 from src.maths.tasks import Real, Tuples
 
-CERTAINTY = 0.7  # a class as good as certain leaves its logits no gradient
-
 
 def images(
     kind: str,
@@ -93,10 +91,10 @@ def logits(network: FlatNetwork, thetas: Iterable[Tensor], images: Tensor, label
     return total / count
 
 
-def softened(labels: Tensor, classes: int) -> Tensor:
-    """Logits (S, K) of soft labels (S, K), or of classes (S,), of which each gets `CERTAINTY` and an even share of the rest."""
+def softened(labels: Tensor, classes: int, certainty: float) -> Tensor:
+    """Logits (S, K) of soft labels (S, K), or of classes (S,), of which each gets `certainty` and an even share of the rest."""
     if not labels.is_floating_point():
-        labels = CERTAINTY * F.one_hot(labels, classes).float() + (1 - CERTAINTY) / classes
+        labels = certainty * F.one_hot(labels, classes).float() + (1 - certainty) / classes
     return labels.clamp_min(torch.finfo(labels.dtype).tiny).log()
 
 

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from src.settings.base import Augmentation, Momentum, NonNegativeReal, Positive, PositiveReal, Settings, Sha256
 from src.settings.contrast import Contrast, Similarity
 
+CERTAINTY = 0.7  # a class as good as certain leaves its logits no gradient
 CHOOSERS = ("representative", "k_means_embeddings", "herding", "k_center", "classified")  # initialisations that ask experts
 
 
@@ -108,7 +109,9 @@ class Distillation(Settings):
     labels: Literal["fixed", "expert", "learned"] = _off("fixed")
     """Those of the initial images; softmax of the target expert's logits of the images, anew in each iteration (TESLA); or
     learned as softmax of logits (DATM): from soft ones that the initial images have, else from the mean over the experts that
-    classify the image rightly in the end, or, with none of these, from 0.7 for its class and the rest for all alike."""
+    classify the image rightly in the end, or, with none of these, from `label_certainty`."""
+    label_certainty: Annotated[float, Field(gt=0, lt=1)] = _off(CERTAINTY)
+    """Of learned labels that begin with neither: the share of the image's class; what is left is shared by all alike."""
     lr_label: NonNegativeReal = _off(0.0)
     """Learning rate of the learned labels' logits (DATM 2 to 10)."""
     label_momentum: Momentum = _off(0.0)
@@ -242,6 +245,10 @@ def _of_labels(own: Distillation) -> Iterator[Rule]:
         own.labels != "learned" and bool(own.lr_label or own.label_momentum),
         f"lr_label and label_momentum move labels that are learned, and these are '{own.labels}': set labels to learned, or "
         "both to 0",
+    )
+    yield (
+        own.labels != "learned" and own.label_certainty != CERTAINTY,
+        f"label_certainty is of labels that are learned, and these are '{own.labels}': set labels to learned, or leave it out",
     )
 
 

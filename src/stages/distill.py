@@ -199,7 +199,7 @@ def _logits(store: Store, run: Run, images: Tensor, labels: Tensor) -> Tensor | 
         return None
     statistics = store.load_statistics(run.dataset.name)
     if run.buffer is None or labels.is_floating_point():
-        return initial.softened(labels, statistics.image_shape.classes)
+        return initial.softened(labels, statistics.image_shape.classes, run.distillation.label_certainty)
     name, settings, where = run.experts.name, run.experts.settings, torch.device("cpu")
     last = (settings.last_epoch, settings.last_epoch + 1)
     thetas = (store.read_snapshots(name, index, *last)[0] for index in range(settings.count))

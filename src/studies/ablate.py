@@ -23,6 +23,7 @@ from src.pages import markdown, page
 from src.pages.page import AST_PARTS, PARTS, Accuracy, lowered
 from src.pages.tables import Table
 from src.process import progress
+from src.settings.distillation import CERTAINTY
 from src.settings.resolved import Run
 from src.settings.studies import Tune
 from src.store import files
@@ -44,7 +45,7 @@ SWITCHES: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ("distill", {"weight_perturbation": 0.0}),
     ("distill", {"target": "end", "nearest_by": "l2"}),
     ("distill", {"ema": None}),
-    ("distill", {"labels": "fixed", "lr_label": 0.0, "label_momentum": 0.0}),
+    ("distill", {"labels": "fixed", "lr_label": 0.0, "label_momentum": 0.0, "label_certainty": CERTAINTY}),
     ("distill", {"start_growth": None}),
     ("distill", {"unmatched_depth": 0.0}),
     ("distill", {"objective": "matching", "real": None}),
