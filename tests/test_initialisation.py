@@ -11,6 +11,7 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from src.ground.errors import DataError
+from src.loops.initial import softened
 from src.maths.initialisation import (
     check_ipc,
     herding_indices,
@@ -21,6 +22,16 @@ from src.maths.initialisation import (
 )
 
 K = 3
+
+
+def test_learned_labels_begin_as_sure_as_they_are_told() -> None:
+    """From classes; soft labels stay as they are, and a class without any share of one has a logit that is finite."""
+    found = softened(torch.tensor([0, 2]), 4, 0.92).softmax(1)
+    torch.testing.assert_close(found, torch.tensor([[0.94, 0.02, 0.02, 0.02], [0.02, 0.02, 0.94, 0.02]]))
+    soft = torch.tensor([[0.5, 0.25, 0.25, 0.0]])
+    logits = softened(soft, 4, 0.92)
+    assert logits.isfinite().all()
+    torch.testing.assert_close(logits.softmax(1), soft)
 
 
 def seeded(seed: int) -> torch.Generator:

@@ -327,6 +327,7 @@ def test_labels_start_from_the_mean_of_the_experts_that_are_right() -> None:
         ({"start_growth": {"max_start_epoch": 11, "iterations": 5}}, "not above max_start_epoch 10"),
         ({"start_growth": {"max_start_epoch": 3, "iterations": 5}, "min_start_epoch": 3}, "must lie above min_start_epoch 3"),
         ({"lr_label": 1.0}, "these are 'fixed': set labels to learned"),
+        ({"label_certainty": 0.9}, "label_certainty is of labels that are learned, and these are 'fixed'"),
         ({"labels": "expert", "objective": "real", "real": {}}, "none is matched"),
         ({"initialisation": "run"}, "initial_run go together"),
         ({"initial_run": "one"}, "initial_run go together"),
