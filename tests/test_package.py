@@ -31,12 +31,8 @@ CORE = [Requirement(line) for line in PROJECT["dependencies"]]
 PIPELINE = [Requirement(line) for line in PROJECT["optional-dependencies"]["pipeline"]]
 CLUSTER = [Requirement(line) for line in PROJECT["optional-dependencies"]["cluster"]]
 OURS = [module for module in modules() if not module.startswith("src/exchange/templates/")]  # those are for other places
-TAKES_PIPELINE = (
-    "src/tracking/",
-    "src/studies/",
-    "src/pages/pictures.py",
-    "src/stages/publish.py",
-)  # modules that commands without it do not import
+# modules that commands without it do not import
+TAKES_PIPELINE = ("src/tracking/", "src/studies/", "src/pages/pictures.py", "src/stages/publish.py")
 BUILD = "from setuptools import build_meta; print(build_meta.build_wheel('made'))"
 INSTALLED = f"""
 {BLOCK}
