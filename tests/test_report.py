@@ -125,6 +125,15 @@ def test_every_run_is_there_with_its_accuracies(params: Params) -> None:
     assert "not measured here" in html
 
 
+def test_the_page_says_that_the_best_is_chosen_on_the_validation_split(params: Params) -> None:
+    """Where there is a choice; the run that is best on the test split may then be another one."""
+    one, *_ = groups = results.groups(STORE, resolved.pipeline(params).runs)
+    report.run(STORE, resolved.pipeline(params))
+    html, _ = made()
+    assert ("the best on the validation split" in html) == any(len(group.distilled) > 1 for group in groups)
+    assert one.best.val.mean == max(result.val.mean for result in one.distilled)
+
+
 def test_results_are_compared_with_their_own_group(params: Params) -> None:
     one, ten, whole = results.groups(STORE, resolved.pipeline(params).runs)
     assert [(group.ipc, group.best.run) for group in (one, ten, whole)] == [(1, "one"), (10, "ten"), ("all", "whole")]
