@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,8 @@ from src.ground.errors import ArtifactError, UserError
 from src.maths import pixels as spaces
 from src.maths.networks import ImageShape
 from src.maths.pixels import Normalisation, Whitening
+from src.settings import resolved
+from src.settings.params import parse
 from src.store.store import read_synthetic
 from src.store.values import Record, Snapshots, SyntheticSet
 from tests.imports import ROOT
@@ -113,6 +116,14 @@ def test_every_form_comes_back_from_every_space(space: Any, form: Callable[..., 
 
 RELEASED = sorted(path.parent.name for path in (ROOT / "data" / "released").glob("*/set.json"))
 FIGURES = {"cifar10": MTT_FIGURES["cifar10"], "digits": ((0.305,), (0.376,)), "fashion": ((0.286,), (0.353,))}  # mean and std
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_every_released_card_names_all_that_its_run_takes(name: str) -> None:
+    card = json.loads((ROOT / "data" / "released" / name / "set.json").read_text(encoding="utf-8"))
+    run = resolved.run(parse(card["settings"]), name)
+    assert run.spec.model_dump() == card["network"] and run.evaluation.model_dump(mode="json") == card["evaluation"]
+    assert run.initial is None or run.initial.name == run.distillation.initial_run
 
 
 @pytest.mark.parametrize("name", RELEASED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +19,14 @@ from src.pages import markdown, page
 from src.settings import params as reading
 from src.settings import resolved
 from src.settings.params import Params
-from src.stages import distill, report, repro, resolve, results
+from src.stages import distill, export, report, repro, resolve, results
 from src.stages.records import prepared
 from src.store import code, files
 from src.studies import ablate, gradient_error, space, variants
 from src.studies import compare as comparison
 from src.studies.variants import Changes, Workspace
+from tests.called import command
+from tests.imports import ROOT
 from tests.small_run import STORE, made
 
 RUNS: dict[str, dict[str, Any]] = {
@@ -134,6 +137,27 @@ def test_a_run_begins_with_another_ones_set(params: Params) -> None:
     kept, begun = STORE.load_synthetic("datm"), STORE.load_snapshots("refined")
     assert torch.equal(begun.pixels[0], kept.pixels)
     assert float(history("refined")[0]["syn_lr"]) == pytest.approx(kept.syn_lr.item())
+
+
+def test_an_export_brings_the_runs_that_it_begins_with(
+    params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which share its method, with values of their own; so it scores on a clone that has made nothing."""
+    run, released = resolved.run(params, "refined"), tmp_path / "data" / "released" / "refined"
+    export.run(STORE, run, released)
+    again = resolved.run(reading.parse(files.read_json(released / "set.json", "")["settings"]), "refined")
+    for one, other in zip((run, *run.initials), (again, *again.initials), strict=True):
+        assert (one.name, one.distillation, one.evaluation) == (other.name, other.distillation, other.evaluation)
+        assert one.buffer is not None and other.buffer is not None and one.buffer.settings == other.buffer.settings
+    metrics = files.read_json(STORE.metrics_file("refined"), "")
+    shown = page.score(page.Accuracy(metrics["test_accuracy_mean"], metrics["test_accuracy_std"]))
+        page.Accuracy(*(files.read_json(STORE.metrics_file("refined"), "")[f"test_accuracy_{of}"] for of in ("mean", "std")))
+    )
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    assert command("evaluate --released refined", monkeypatch) == 0
+    assert capsys.readouterr().err.count(shown) == 2, "what was found, and what it was released with"
 
 
 def test_a_run_comes_after_the_one_that_it_begins_with(params: Params) -> None:

@@ -111,17 +111,17 @@ def _card(store: Store, run: Run, statistics: Statistics, syn_lr: float, count: 
 
 
 def _settings(run: Run, statistics: Statistics) -> dict[str, Any]:
-    """The sections of params.yaml for this run alone, tied to the very images that it was distilled from."""
-    dataset, buffer = run.dataset.settings.model_copy(update={"sha256": statistics.source_sha256}), run.buffer
-    own: dict[str, Any] = {"dataset": run.dataset.name, "network": run.network}
-    own["experts"] = None if buffer is None else buffer.name
-    own |= {"ipc": run.ipc, "distill": {"method": run.method}, "evaluate": run.protocol, "cross": []}
-    return {
-        "seed": run.seed,
-        "prepare": {run.dataset.name: dataset.model_dump(mode="json", exclude={"path"})},
-        "networks": {run.network: run.spec.model_dump(mode="json")},
-        "experts": {} if buffer is None else {buffer.name: buffer.settings.model_dump(mode="json")},
-        "distill": {run.method: run.distillation.model_dump(mode="json")},
-        "evaluate": {run.protocol: run.evaluation.model_dump(mode="json")},
-        "runs": {run.name: own},
-    }
+    """The sections of params.yaml for this run and those it begins with, tied to the very images that it was distilled from."""
+    dataset = run.dataset.settings.model_copy(update={"sha256": statistics.source_sha256})
+    found: dict[str, Any] = {"seed": run.seed, "prepare": {run.dataset.name: dataset.model_dump(mode="json", exclude={"path"})}}
+    found |= {section: {} for section in ("networks", "experts", "distill", "evaluate", "runs")}
+    for one in (run, *run.initials):
+        method = one.method if one is run else f"{one.name}-{one.method}"  # as two may share it, with other values of their own
+        own = {"dataset": one.dataset.name, "network": one.network, "experts": one.buffer and one.buffer.name, "ipc": one.ipc}
+        found["networks"][one.network] = one.spec.model_dump(mode="json")
+        if one.buffer is not None:
+            found["experts"][one.buffer.name] = one.buffer.settings.model_dump(mode="json")
+        found["distill"][method] = one.distillation.model_dump(mode="json")
+        found["evaluate"][one.protocol] = one.evaluation.model_dump(mode="json")
+        found["runs"][one.name] = {**own, "distill": {"method": method}, "evaluate": one.protocol, "cross": []}
+    return found
