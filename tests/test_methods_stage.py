@@ -151,8 +151,6 @@ def test_an_export_brings_the_runs_that_it_begins_with(
         assert one.buffer is not None and other.buffer is not None and one.buffer.settings == other.buffer.settings
     metrics = files.read_json(STORE.metrics_file("refined"), "")
     shown = page.score(page.Accuracy(metrics["test_accuracy_mean"], metrics["test_accuracy_std"]))
-        page.Accuracy(*(files.read_json(STORE.metrics_file("refined"), "")[f"test_accuracy_{of}"] for of in ("mean", "std")))
-    )
     shutil.copy(ROOT / "params.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
     capsys.readouterr()
