@@ -83,9 +83,7 @@ def run(buffers: Sequence[Buffer], folder: Path) -> None:
     except (DvcException, OSError) as error:
         raise ArtifactError(f"DVC can't put the buffers into {folder}: {error}; mend that, and run this again") from error
     _write_card(folder, found, commit)
-    progress.say(
-        f"{counted(sent, 'file')} written to {folder}, the others were there; {folder / 'README.md'} says how to take them"
-    )
+    progress.say(f"{counted(sent, 'new file')} in {folder}; {folder / 'README.md'} says how to take them")
 
 
 def _check_committed() -> None:
