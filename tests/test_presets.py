@@ -247,15 +247,22 @@ def test_accuracies_to_compare_with(name: str, method: str, accuracy: float) -> 
     assert (preset.status, preset.compare, preset.published[method]) == ("ours", method, accuracy)
 
 
-def test_a_run_that_begins_with_another_ones_images_brings_it_along() -> None:
-    name, before = "cifar10-ipc1-matching-then-real-cpu", "cifar10-ipc1-mtt-cpu"
-    preset, params = parsed(name)
+BEGUN = {  # preset -> the run that it begins with, its syn_lr, the experts and epochs that are matched
+    "cifar10-ipc1-matching-then-real-cpu": ("cifar10-ipc1-mtt-cpu", 0.0024, 10, 3),
+    "cifar10-ipc10-matching-then-real-cpu": ("cifar10-ipc10-ast-w32", None, 10, 11),
+}
+
+
+@pytest.mark.parametrize("name", BEGUN)
+def test_a_run_that_begins_with_another_ones_images_brings_it_along(name: str) -> None:
+    (before, syn_lr, *experts), (preset, params) = BEGUN[name], parsed(name)
     assert list(params.runs) == [before, name]
     assert all(PRESETS[before].sections[section].items() <= own.items() for section, own in preset.sections.items())
-    distil = params.distillations[name]
-    assert (distil.initialisation, distil.initial_run, distil.lr_init) == ("run", before, 0.0024)
-    assert (distil.objective, distil.matches, preset.experts, preset.epochs) == ("real", False, 10, 3)
-    assert distil.inner_momentum == params.evaluate[params.runs[name].evaluate].momentum
+    distil, run = params.distillations[name], params.runs[name]
+    assert (distil.initialisation, distil.initial_run, distil.lr_init) == ("run", before, syn_lr)
+    assert (distil.objective, distil.matches, preset.experts, preset.epochs) == ("real", False, *experts)
+    assert distil.inner_momentum == params.evaluate[run.evaluate].momentum
+    assert run.network == "ConvNetD3W128", "the preset's own network, whatever the first run's"
 
 
 def test_baselines_match_no_experts() -> None:

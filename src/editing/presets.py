@@ -128,10 +128,11 @@ def _preset(blocks: Tree, accuracies: Tree, dataset: str, recipe: str, ipc: int 
     name = "-".join((*parts, variant) if variant else parts)
     own: Tree = cell["distill"]
     begun: Sections = {}
-    if "begins" in kind:  # with what another recipe's run of the same variant made
-        cells = _variants(blocks["cells"][dataset][kind["begins"]][ipc])
-        (same,) = (one for one in cells if one.get("variant", "") == variant)
-        first = _preset(blocks, accuracies, dataset, kind["begins"], ipc, same)
+    begins = cell.get("begins", kind.get("begins"))
+    if begins:  # with what another recipe's run made, of the same variant if none is named
+        cells = _variants(blocks["cells"][dataset][begins["recipe"]][ipc])
+        (same,) = (one for one in cells if one.get("variant", "") == begins.get("variant", variant))
+        first = _preset(blocks, accuracies, dataset, begins["recipe"], ipc, same)
         own, begun = {"initial_run": first.name, **own}, first.sections
     sections = compose(name, recipe, dataset, described, ipc, own, experts, other)
     published, status = accuracies.get(family, {}).get(ipc, {}), cell.get("status", kind["status"])
