@@ -61,13 +61,16 @@ READERS: dict[str, dict[str, tuple[str, ...]]] = {  # kind -> file -> stages tha
     "trajectory": {f"data/experts/{EXPERTS}/trajectories/{index:03d}.safetensors": ("distill", "report") for index in range(2)},
     "synthetic set": {f"data/distill/{RUN}/synthetic.safetensors": ("evaluate", "report")},
     "snapshots": {f"data/distill/{RUN}/snapshots.safetensors": ("evaluate", "report")},
+    "scores": {
+        f"data/evaluate/{RUN}/scores.json": ("report",),
+        f"data/evaluate/{RUN}/students.csv": ("report",),
+        f"data/evaluate/{RUN}/networks.csv": ("report",),
+        f"data/metrics/{RUN}.json": ("report",),
+    },
     "table": {
         f"data/experts/{EXPERTS}/curves.csv": (),
         f"data/distill/{RUN}/history.csv": (),
-        f"data/evaluate/{RUN}/students.csv": (),
-        f"data/evaluate/{RUN}/networks.csv": (),
         f"data/evaluate/{RUN}/predictions.csv": (),
-        f"data/metrics/{RUN}.json": (),
         "data/report/report.md": (),
     },
 }

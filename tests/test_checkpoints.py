@@ -411,6 +411,8 @@ def test_clean_deletes_what_is_stale_and_no_more(
         "stale": replace(WORK, definition={"record": {"lr": 0.2}, "backend": "eager"}),
         "gone": replace(WORK, name="renamed"),
         "unknown": Work("distill", "lost", {}, 0),
+        "study": Work("experts", "r-0123456789ab", {}, 0),
+        "snapshots": Work("evaluate", "snapshot-100-val-r@ConvNet", {}, 0),
     }
     paths = {name: work.checkpoint().path for name, work in works.items()}
     for one in works.values():
@@ -421,9 +423,9 @@ def test_clean_deletes_what_is_stale_and_no_more(
     clean.run(STORE, resolved.pipeline(params), yes=False, everything=False)
     assert all(path.exists() for path in paths.values())
     shown = capsys.readouterr()
-    assert "3 of 5 files" in shown.err
+    assert "3 of 7 files" in shown.err
     assert "2 h 0 min" in shown.out
     clean.run(STORE, resolved.pipeline(params), yes=True, everything=False)
-    assert {name for name, path in paths.items() if path.exists()} == {"current", "unknown"}
+    assert {name for name, path in paths.items() if path.exists()} == {"current", "unknown", "study", "snapshots"}
     clean.run(STORE, resolved.pipeline(params), yes=True, everything=True)
     assert not [name for name, path in paths.items() if path.exists()]

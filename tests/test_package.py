@@ -32,7 +32,7 @@ PIPELINE = [Requirement(line) for line in PROJECT["optional-dependencies"]["pipe
 CLUSTER = [Requirement(line) for line in PROJECT["optional-dependencies"]["cluster"]]
 OURS = [module for module in modules() if not module.startswith("src/exchange/templates/")]  # those are for other places
 # modules that commands without it do not import
-TAKES_PIPELINE = ("src/tracking/", "src/studies/", "src/pages/pictures.py", "src/stages/publish.py")
+TAKES_PIPELINE = ("src/tracking/", "src/studies/", "src/pages/pictures.py", "src/stages/publish.py", "src/stages/repro.py")
 BUILD = "from setuptools import build_meta; print(build_meta.build_wheel('made'))"
 INSTALLED = f"""
 {BLOCK}

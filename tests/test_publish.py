@@ -58,7 +58,9 @@ def test_a_fresh_clone_pulls_what_was_published(trained: Path, tmp_path: Path) -
     assert again.returncode == 0, again.stderr
     assert "Running stage 'prepare@digits'" in again.stdout
     assert "Running stage 'experts@digits-smooth'" not in again.stdout
-    done = call(trained, *PUBLISH, str(shared))
+    full = "import shutil, sys; shutil.disk_usage = lambda path: type('Usage', (), {'free': 0})"
+    code = f"{full}; sys.argv[1:] = {[*PUBLISH[3:], str(shared)]}; from src.cli import main; main()"
+    done = call(trained, sys.executable, "-c", code)  # a full disk does no harm where all is there
     assert "0 new files in" in " ".join(done.stderr.split())
 
 
@@ -71,6 +73,12 @@ def test_what_no_commit_or_lock_has_is_a_sentence(trained: Path, tmp_path: Path)
     refused = call(other, *PUBLISH, str(tmp_path / "shared"))
     assert refused.returncode == 1
     assert "params.yaml: no commit has that" in refused.stderr
+    committed(other)  # but not resolved, so that dvc.lock is of the settings before
+    refused = call(other, *PUBLISH, str(tmp_path / "shared"))
+    assert "experts@digits-smooth is not as dvc.lock says: `dvc repro experts@digits-smooth`" in " ".join(
+        refused.stderr.split()
+    )
+    assert call(other, "dvc", "repro", "experts@digits-smooth").returncode == 0
     committed(other)
     next((other / BUFFER).iterdir()).unlink()
     refused = call(other, *PUBLISH, str(tmp_path / "shared"))

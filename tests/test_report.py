@@ -20,7 +20,7 @@ from src.settings import resolved
 from src.settings.distillation import Distillation
 from src.settings.params import Params, parse
 from src.stages import beyond, report, results
-from src.stages.records import experts_record, prepared_record, synthetic_record
+from src.stages.records import experts_record, prepared_record, scores_record, synthetic_record
 from src.store import files
 from src.store.values import Snapshots, Split, Statistics, SyntheticSet
 from tests.small_run import STORE
@@ -83,6 +83,8 @@ def _make_run(params: Params, name: str) -> None:
     scores = {"val_accuracy_mean": mean - 0.1, "val_accuracy_std": 0.01, "test_accuracy_mean": mean, "test_accuracy_std": 0.012}
     files.write_json(STORE.metrics_file(name), scores)
     files.write_csv(STORE.students_file(name), [{"student": i, "test_accuracy": mean} for i in range(2)])
+    files.write_csv(STORE.networks_file(name), [{"network": params.runs[name].network, **scores}])
+    STORE.save_scores(name, scores_record(STORE, resolved.run(params, name)))
 
 
 def made() -> tuple[str, str]:

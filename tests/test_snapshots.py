@@ -11,10 +11,13 @@ import mlflow
 import pytest
 import torch
 
+from src.settings import resolved
 from src.settings.params import Params
+from src.stages import evaluate
 from src.store import checkpoints, files, tensors, values
 from src.store.store import Store
 from src.store.values import Record
+from src.studies import snapshots
 from tests.called import command
 from tests.small_run import STORE, made
 
@@ -34,6 +37,7 @@ def raw_params() -> dict[str, Any]:
         "distill": {
             "mtt": {**real, "iterations": 4, "syn_steps": 2, "lr_lr": 0.01, "snapshot_every": 2},
             "soft": {**real, **REAL, "iterations": 4, "syn_steps": 2, "snapshot_every": 2},
+            "expert": {**real, "labels": "expert", "iterations": 4, "syn_steps": 2, "snapshot_every": 2},
             "real": {**real, "iterations": 0},
         },
         "evaluate": {"mtt": protocol, "best": {**protocol, "score": "best_test", "test_every": 5}},
@@ -42,6 +46,7 @@ def raw_params() -> dict[str, Any]:
             "best": {**run, "distill": {"method": "mtt"}, "evaluate": "best"},
             "start": {**run, "distill": {"method": "real"}},
             "soft": {**run, "experts": None, "distill": {"method": "soft"}},
+            "expert": {**run, "distill": {"method": "expert"}},
             "soft-2": {**run, "experts": None, "distill": {"method": "soft", "iterations": 2}},
         },
     }
@@ -103,7 +108,8 @@ def test_snapshots_without_the_labels_of_their_moment_are_not_scored(
     params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = STORE.snapshots_file("soft")
-    whole, record = path.read_bytes(), Record(values.SNAPSHOTS, tensors.record_of(path, "")["settings"])
+    whole, found = path.read_bytes(), tensors.record_of(path, "")
+    record = Record(values.SNAPSHOTS, found["settings"], found["inputs"])
     STORE.save_snapshots("soft", replace(STORE.load_snapshots("soft"), labels=None), record)
     try:
         assert command("evaluate --run soft --snapshots", monkeypatch) > 0
@@ -139,3 +145,33 @@ def test_what_cannot_be_scored_is_a_sentence(
 ) -> None:
     assert command(f"evaluate --snapshots {words}", monkeypatch) > 0
     assert sentence in capsys.readouterr().err
+
+
+def test_labels_of_experts_are_hard_before_the_first_iteration(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = STORE.load_snapshots("expert").labels
+    assert labels is not None and labels.shape == (3, 20, 10)
+    assert torch.equal(labels[0].argmax(1), STORE.load_synthetic("start").labels)
+    assert labels[0].amax(1).eq(1).all()
+    assert torch.equal(labels[-1], STORE.load_synthetic("expert").labels)
+    assert labels[1:].amax(2).lt(1).all()
+    assert command("evaluate --run expert --snapshots", monkeypatch) == 0
+    assert curve("expert", "mean")[0] == pytest.approx(metric("start", "mean"))
+
+
+def test_stopped_without_the_test_split_it_goes_on_with_it(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Students that are finished then have looked at the validation split alone."""
+    predict_all, done = evaluate.predict_all, []
+
+    def stopped_after_one(*given: Any) -> Any:
+        if done:
+            raise KeyboardInterrupt
+        done.append(predict_all(*given))
+        return done[0]
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(evaluate, "predict_all", stopped_after_one)
+        snapshots.run(STORE, resolved.run(params, "one"), test=False)
+    assert list((checkpoints.folder() / "evaluate").glob("snapshot-*/*"))
+    assert command("evaluate --run one --snapshots --test", monkeypatch) == 0
+    assert curve("one", "mean", "test").keys() == {0, 2, 4}
+    assert not list((checkpoints.folder() / "evaluate").glob("snapshot-*/*"))

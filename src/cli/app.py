@@ -22,9 +22,9 @@ REFUSALS = (errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, er
 
 # what a signal leaves of commands that the same command goes on with; the others begin again
 KEPT = {
-    **dict.fromkeys(("experts", "distill", "evaluate"), stopping.GOES_ON),
+    **dict.fromkeys(("experts", "distill", "evaluate", "repro"), stopping.GOES_ON),
     "tune": "finished trials are kept, and the same command goes on with the others",
-    "ablate": "finished variants are kept, and the same command goes on with the others",
+    **dict.fromkeys(("ablate", "methods"), "finished variants are kept, and the same command goes on with the others"),
     "track-sync": "what is not delivered still waits, and the same command goes on with it",
 }
 

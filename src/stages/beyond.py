@@ -17,8 +17,8 @@ from src.pages.standings import Standing, Standings
 from src.process.progress import say
 from src.settings.resolved import Run
 from src.stages import results
-from src.stages.records import synthetic_settings
-from src.store import files, tensors
+from src.stages.records import check_scores, check_synthetic, synthetic_settings
+from src.store import files
 from src.store.store import Store
 
 NO_WHOLE = "a run of all real images (ipc: all) of the same data set and network, whose protocol scores the same epoch"
@@ -56,7 +56,8 @@ def available(store: Store, runs: Mapping[str, Run]) -> list[Evaluated]:
     found = []
     for run in runs.values():
         with contextlib.suppress(ArtifactError):
-            tensors.check_record(store.synthetic_file(run.name), synthetic_settings(run), "")
+            check_synthetic(store, run)
+            check_scores(store, run)
             found.append(Evaluated(run, results.result_of(store, run)))
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,11 +21,13 @@ from src.process.progress import say
 from src.settings.networks import Network
 from src.settings.resolved import Pipeline, Run
 from src.stages import records, work
-from src.store import checkpoints
+from src.store import checkpoints, files
 from src.store.store import Store
 from src.store.values import Record
 
 KIB = 2**10
+# names that are no entry's of params.yaml: variants of studies, snapshots, files; the same command goes on from these
+OTHERS = re.compile(r"(?:snapshot|file)-.+@.+|.+-[0-9a-f]{12}(?:-\d+-\d+)?(?:@.+)?")
 
 
 @dataclass(frozen=True)
@@ -34,13 +37,16 @@ class Leftover:
     path: Path
     stage: str
     name: str
-    state: str  # current, stale, or unknown where its inputs are missing
+    state: str  # current, stale, unknown where its inputs are missing, or another command's
 
 
 def run(store: Store, pipeline: Pipeline, yes: bool, everything: bool) -> None:
-    """List checkpoints; with `yes` delete what is stale, with `everything` all of it."""
+    """List checkpoints; with `yes` delete what is stale, with `everything` all of it.
+
+    What is half written is listed where the process that wrote it is gone.
+    """
     definitions = _definitions(store, pipeline)
-    found = [_leftover(path, definitions) for path in checkpoints.found()]
+    found = [_leftover(path, definitions) for path in checkpoints.found() if files.is_abandoned(path)]
     Console(highlight=False, markup=False).print(_table(found))
     doomed = [one for one in found if everything or one.state == "stale"]
     size = sum(one.path.stat().st_size for one in doomed) / KIB
@@ -88,6 +94,8 @@ def _leftover(path: Path, definitions: Mapping[tuple[str, str], Mapping[str, Any
         stage, name = path.relative_to(checkpoints.folder()).parts[:2]
         return Leftover(path, stage, name, "stale")
     stage, name = about["stage"], about["name"]
+    if (stage, name) not in definitions and OTHERS.fullmatch(name):
+        return Leftover(path, stage, name, "of a study, snapshots or a file")
     now = definitions.get((stage, name), {})  # a name that params.yaml has no more makes nothing current
     if now is None:
         return Leftover(path, stage, name, "unknown")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from src.ground.errors import ArtifactError, UserError
@@ -25,8 +26,8 @@ from src.process.ranks import Ranks
 from src.settings.networks import Network
 from src.settings.resolved import Run
 from src.stages import run_log, work
-from src.stages.records import experts_record, iterations_record, prepared, synthetic_record, synthetic_settings
-from src.store import checkpoints, cost, files, tensors
+from src.stages.records import check_synthetic, experts_record, iterations_record, prepared, synthetic_record
+from src.store import checkpoints, cost, files
 from src.store.checkpoints import Checkpoint, Work
 from src.store.cost import Cost
 from src.store.store import Store, read_synthetic
@@ -69,7 +70,7 @@ def _ready(store: Store, initial: Run, group: Ranks | None) -> None:
 
 def _is_made(store: Store, run: Run) -> bool:
     try:
-        tensors.check_record(store.synthetic_file(run.name), synthetic_settings(run), "")
+        check_synthetic(store, run)
     except ArtifactError:
         return False
     return True
@@ -93,11 +94,10 @@ def _follow(store: Store, run: Run, group: Ranks) -> None:
 
 
 def _run(store: Store, run: Run, watch: Watch, group: Ranks | None) -> None:
-    name, buffer = run.name, run.buffer
+    name = run.name
     device = work.start(run.runtime, name)
     statistics = prepared(store, run.dataset, "train")
-    if buffer is not None:
-        store.check_trajectories(buffer.name, buffer.settings.count, experts_record(store, buffer))
+    check_inputs(store, run)
     record = work.whole(synthetic_record(store, run), run.runtime, "distill", device)
     images, labels = initial_images(store, run, statistics, device)
     outer.check_batch(run.distillation, len(labels), f"runs.{name}.distill.batch_syn")
@@ -108,7 +108,7 @@ def _run(store: Store, run: Run, watch: Watch, group: Ranks | None) -> None:
         with cost.measured(device) as spent:
             loop, ended, checkpoint = _optimise(store, run, statistics, images, labels, record, tracker, watch, group)
         spent.add(Cost(checkpoint.seconds_before))
-        _save(store, name, ended, outer.labels(loop, ended.state).cpu(), _of_all(record, group))
+        _save(store, name, ended, labels.cpu(), outer.labels(loop, ended.state).cpu(), _of_all(record, group))
         cost.keep(store.synthetic_file(name), spent)
         run_log.log_outputs(tracker, store, run)
     if ended.iteration:
@@ -116,6 +116,15 @@ def _run(store: Store, run: Run, watch: Watch, group: Ranks | None) -> None:
     progress.say(
         f"{name}: {len(labels)} synthetic {loop.noun}, syn_lr {ended.state.syn_lr.mean().item():.4g}, in {spent.seconds:.0f} s"
     )
+
+
+def check_inputs(store: Store, run: Run) -> None:
+    """Raises ArtifactError where the experts, or the set that the run begins with, are missing or made differently."""
+    buffer = run.buffer
+    if buffer is not None:
+        store.check_trajectories(buffer.name, buffer.settings.count, experts_record(store, buffer))
+    if run.initial is not None:
+        check_synthetic(store, run.initial)
 
 
 def initial_images(store: Store, run: Run, statistics: Statistics, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -294,12 +303,21 @@ def _of_all(record: Record, group: Ranks | None) -> Record:
     return replace(record, provenance={**record.provenance, "runtime": lent})
 
 
-def _save(store: Store, name: str, ended: Distilling, labels: Tensor, record: Record) -> None:
+def _soft(moments: Sequence[Tensor | None], first: Tensor) -> Tensor | None:
+    """Labels (T, S, K) on the way, where there are any; `first` before an expert has labelled the images."""
+    known = [one for one in moments if one is not None]
+    if not known:
+        return None
+    hard = first if first.is_floating_point() else F.one_hot(first, known[0].shape[1]).float()
+    return torch.stack([hard if one is None else one for one in moments])
+
+
+def _save(store: Store, name: str, ended: Distilling, first: Tensor, labels: Tensor, record: Record) -> None:
     pixels, snapshots = ended.snapshots[ended.iteration].pixels, ended.snapshots if ended.rows else {}
     moments = [one.pixels for one in snapshots.values()]  # none of a set that is not distilled
-    soft = [one.labels for one in snapshots.values() if one.labels is not None]
     kept = torch.stack(moments) if moments else pixels.new_empty(0)
     iterations = torch.tensor([*snapshots]).long()
-    store.save_snapshots(name, Snapshots(iterations, kept, torch.stack(soft) if soft else None), record)
+    soft = _soft([one.labels for one in snapshots.values()], first)
+    store.save_snapshots(name, Snapshots(iterations, kept, soft), record)
     files.write_csv(store.history_file(name), ended.rows, HISTORY_COLUMNS)
     store.save_synthetic(name, SyntheticSet(pixels, labels, ended.state.syn_lr), record)

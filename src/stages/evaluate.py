@@ -25,10 +25,10 @@ from src.process import progress, workers
 from src.settings.networks import Network
 from src.settings.resolved import Run
 from src.stages import run_log, students, work
-from src.stages.records import prepared, students_record, synthetic_settings
-from src.store import checkpoints, cost, files, tensors
+from src.stages.records import check_synthetic, prepared, scores_record, students_record
+from src.store import checkpoints, cost, files
 from src.store.cost import Cost
-from src.store.store import Store, read_synthetic, remake
+from src.store.store import Store, read_synthetic
 from src.store.values import Statistics, SyntheticSet, TupleStatistics
 from src.tracking import tracker as tracking
 from src.tracking.tracker import Tracker
@@ -111,7 +111,7 @@ def _check_fit(path: Path, synthetic: SyntheticSet, statistics: Statistics) -> N
 def inputs(store: Store, run: Run) -> tuple[Statistics, SyntheticSet]:
     """What a run's students are made from; raises ArtifactError where it was made with other settings."""
     statistics = prepared(store, run.dataset, *SPLITS)
-    tensors.check_record(store.synthetic_file(run.name), synthetic_settings(run), remake("distill", run.name))
+    check_synthetic(store, run)
     return statistics, store.load_synthetic(run.name)
 
 
@@ -234,6 +234,7 @@ def _save(
 ) -> None:
     """Students, metrics and predictions are the own network's; predictions its first student's, for DVC's confusion plot."""
     name, classes = run.name, statistics.classes
+    store.scores_file(name).unlink(missing_ok=True)  # not of a part of them
     pairs: Iterable[tuple[int, int]] = ()  # tuples have no classes to confuse
     if not isinstance(statistics, TupleStatistics):
         labels = store.load_split(run.dataset.name, "test").labels
@@ -243,6 +244,7 @@ def _save(
     files.write_csv(store.students_file(name), rows[run.network])
     files.write_csv(store.networks_file(name), [{"network": network, **summaries[network]} for network in summaries])
     files.write_json(store.metrics_file(name), summaries[run.network])
+    store.save_scores(name, scores_record(store, run))
 
 
 def _log(tracker: Tracker, store: Store, run: Run, summaries: Mapping[str, dict[str, float]]) -> None:
@@ -252,7 +254,7 @@ def _log(tracker: Tracker, store: Store, run: Run, summaries: Mapping[str, dict[
     run_log.log_cost(tracker, "evaluate", cost.lookup(store.metrics_file(run.name)))
     tracker.dataset(dataset, store.split_file(dataset, "test"), "testing")
     run_log.log_tuples(tracker, store, run)
-    made = (store.metrics_file, store.students_file, store.networks_file, store.predictions_file)
+    made = (store.metrics_file, store.students_file, store.networks_file, store.scores_file, store.predictions_file)
     for path in (file(run.name) for file in made):
         tracker.file(path, "evaluate")
         tracker.output(path)

@@ -17,14 +17,15 @@ from src.exchange import words, writing
 from src.exchange.exported import Exported, record_of, target
 from src.exchange.formats.images import save_pictures
 from src.exchange.formats.safetensors import WHAT
+from src.ground.errors import ArtifactError
 from src.maths.pixels import Whitening
 from src.pages import pictures
 from src.process import progress
 from src.settings import resolved
 from src.settings.resolved import Run
 from src.stages import export_tuples
-from src.stages.records import synthetic_settings
-from src.store import files, tensors
+from src.stages.records import check_scores, check_synthetic
+from src.store import files
 from src.store.store import Store, remake
 from src.store.values import Statistics
 
@@ -65,7 +66,7 @@ def run_as(store: Store, runs: Sequence[Run], folder: Path, form: str, half: boo
 def gathered(store: Store, run: Run, half: bool = False) -> Exported:
     """All that there is to know about the synthetic set of a run. Raises ArtifactError where it was made differently."""
     path, dataset = store.synthetic_file(run.name), run.dataset.name
-    tensors.check_record(path, synthetic_settings(run), remake("distill", run.name))
+    check_synthetic(store, run)
     synthetic, statistics = store.load_synthetic(run.name), store.load_statistics(dataset)
     space, syn_lr = store.load_space(dataset), synthetic.syn_lr.item()
     card = _card(store, run, statistics, syn_lr, len(synthetic.labels), half)
@@ -90,7 +91,7 @@ def gathered(store: Store, run: Run, half: bool = False) -> Exported:
 
 def _card(store: Store, run: Run, statistics: Statistics, syn_lr: float, count: int, half: bool) -> dict[str, Any]:
     """What a reader of the tensors needs: their meaning, the students' recipe and, where it is measured, the accuracy."""
-    dataset, metrics = run.dataset, store.metrics_file(run.name)
+    dataset = run.dataset
     shape = (count, statistics.channels, statistics.size, statistics.size)
     return {
         "run": run.name,
@@ -106,8 +107,21 @@ def _card(store: Store, run: Run, statistics: Statistics, syn_lr: float, count: 
         "network": run.spec.model_dump(),
         "evaluation": run.evaluation.model_dump(mode="json"),
         "settings": _settings(run, statistics),
-        "accuracy": files.read_json(metrics, remake("evaluate", run.name)) if metrics.exists() else None,
+        "accuracy": _accuracy(store, run),
     }
+
+
+def _accuracy(store: Store, run: Run) -> dict[str, float] | None:
+    """Of this very set by its own protocol; None where that isn't measured."""
+    metrics = store.metrics_file(run.name)
+    if not metrics.exists():
+        return None
+    try:
+        check_scores(store, run)
+    except ArtifactError as error:
+        progress.say(f"{run.name} is exported without accuracy, as {error}")
+        return None
+    return dict(files.read_json(metrics, remake("evaluate", run.name)))
 
 
 def _settings(run: Run, statistics: Statistics) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from src.process import progress
 from src.settings.contrast import Contrast
 from src.settings.datasets import AudioModality
 from src.settings.resolved import Run
-from src.stages.records import synthetic_settings
+from src.stages.records import check_synthetic
 from src.store import files, tensors
 from src.store.store import Store, remake
 from src.store.values import SyntheticSet, TupleStatistics
@@ -25,7 +25,7 @@ TENSORS = "tuples.safetensors"
 
 def run(store: Store, run: Run, folder: Path) -> None:
     """Write a run to `folder`: a tensor for each modality, the similarity that students learn, what can be seen and heard."""
-    tensors.check_record(store.synthetic_file(run.name), synthetic_settings(run), remake("distill", run.name))
+    check_synthetic(store, run)
     synthetic, statistics = store.load_synthetic(run.name), store.load_tuple_statistics(run.dataset.name)
     own = dict(zip(statistics.kinds, synthetic.pixels.split(statistics.shape.sizes, dim=1), strict=True))
     shaped = {one.name: own[one.name].unflatten(1, one.shape) for one in statistics.shape.modalities}

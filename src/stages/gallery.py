@@ -11,9 +11,9 @@ from src.pages.animation import FORMATS, Moments
 from src.process import progress
 from src.settings import resolved
 from src.settings.resolved import Pipeline, Run
-from src.stages.records import synthetic_settings
-from src.store import files, tensors, values
-from src.store.store import Store, remake
+from src.stages.records import check_synthetic
+from src.store import files, values
+from src.store.store import Store
 
 PAGE = ".html"
 
@@ -47,10 +47,10 @@ def _chosen(pipeline: Pipeline, names: Sequence[str]) -> Sequence[str]:
 
 def moments(store: Store, run: Run) -> Moments:
     """A run's images over its iterations; raises ArtifactError where they are missing, or made with other settings."""
-    name, remedy = run.name, remake("distill", run.name)
+    name = run.name
     classes = store.load_statistics(run.dataset.name).classes
-    for path, kind in ((store.synthetic_file(name), values.SYNTHETIC), (store.snapshots_file(name), values.SNAPSHOTS)):
-        tensors.check_record(path, synthetic_settings(run, kind), remedy)
+    for kind in (values.SYNTHETIC, values.SNAPSHOTS):
+        check_synthetic(store, run, kind)
     synthetic, snapshots = store.load_synthetic(name), store.load_snapshots(name)
     if len(snapshots.iterations):
         return Moments(name, classes, synthetic.classes, tuple(snapshots.iterations.tolist()), snapshots.pixels)

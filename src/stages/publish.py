@@ -73,7 +73,7 @@ def run(buffers: Sequence[Buffer], folder: Path) -> None:
     try:
         with Repo(config={"remote": {REMOTE: {"url": str(folder.absolute())}}}) as repo:
             found = [_found(repo, one) for one in buffers]
-            _check_room(folder, sum(one.size for one in found))
+            _check_room(folder, _to_send(repo, found))
             table = Table(*HEADS, title=str(folder))
             for one in found:
                 table.add_row(*one.cells)
@@ -98,12 +98,20 @@ def _check_committed() -> None:
 
 
 def _found(repo: Repo, buffer: Buffer) -> Published:
-    """Raises UserError unless it is as dvc.lock says."""
+    """Raises UserError unless it, and all that it is made from, params.yaml and code among it, is as dvc.lock says."""
     stage = f"experts@{buffer.name}"
-    if repo.status(targets=[stage]):
+    if repo.status(targets=[stage], with_deps=True):
         raise UserError(f"{stage} is not as dvc.lock says: `dvc repro {stage}`, then commit dvc.lock")
     outs = [out for one in repo.index.stages if one.addressing == stage for out in one.outs]
     return Published(stage, buffer, sum(out.meta.nfiles or 1 for out in outs), sum(out.meta.size or 0 for out in outs))
+
+
+def _to_send(repo: Repo, found: Sequence[Published]) -> int:
+    """Bytes that the folder lacks."""
+    cache = repo.cache.local
+    used = set().union(*repo.used_objs(targets=[one.stage for one in found]).values())
+    missing = repo.cloud.status(used, remote=REMOTE).new
+    return sum(Path(cache.oid_to_path(one.value)).stat().st_size for one in missing)
 
 
 def _check_room(folder: Path, needed: int) -> None:

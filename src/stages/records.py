@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 
+from src.ground.errors import ArtifactError
 from src.settings.networks import Network
 from src.settings.resolved import Buffer, DataSet, Run
 from src.store import files, tensors, values
@@ -33,13 +37,11 @@ def experts_record(store: Store, buffer: Buffer) -> Record:
     train = store.split_file(buffer.dataset.name, "train")
     store.load_labels(buffer.dataset.name, "train")  # a missing or damaged split is said in its own words
     experts, network = buffer.settings.model_dump(mode="json", exclude={"count"}), buffer.spec.model_dump()
-    return Record(
-        "trajectory", {"seed": buffer.seed, "experts": experts, "network": network}, {store.key(train): files.digest(train)}
-    )
+    return Record("trajectory", {"seed": buffer.seed, "experts": experts, "network": network}, _digests(store, [train]))
 
 
 def synthetic_settings(run: Run, kind: str = values.SYNTHETIC) -> Record:
-    """What a run's settings say of its synthetic set; evaluation takes it without the experts at hand."""
+    """What a run's settings say of its synthetic set."""
     settings = {
         "seed": run.seed,
         "dataset": run.dataset.name,
@@ -54,15 +56,53 @@ def synthetic_settings(run: Run, kind: str = values.SYNTHETIC) -> Record:
 
 
 def synthetic_record(store: Store, run: Run) -> Record:
-    """The whole record of a run's synthetic set, with the expert buffer it is made from, or else the real images.
+    """The whole record of a run's synthetic set: real images, the expert buffer, and the set that it begins with.
 
-    A run that begins with another's set is made from that too.
+    Raises ArtifactError where one of these is missing.
     """
-    own = run.buffer
-    made_from = [store.split_file(run.dataset.name, "train") if own is None else store.trajectories_folder(own.name)]
+    made_from = _at_hand(store, run)
+    if run.buffer is not None:
+        made_from[store.trajectories_folder(run.buffer.name)] = remake("experts", run.buffer.name)
+    for path, remedy in made_from.items():
+        if not path.exists():
+            raise ArtifactError(f"{path} is missing: {remedy}")
+    return replace(synthetic_settings(run), inputs=_digests(store, made_from))
+
+
+def check_synthetic(store: Store, run: Run, kind: str = values.SYNTHETIC, path: Path | None = None) -> None:
+    """Raises ArtifactError where a run's set was made from other settings, real images or initial set than those of now.
+
+    What isn't at hand is not compared, and experts never are: whoever pulled a set has neither. They are of the set's settings
+    and of its real images. Snapshots are another kind; another path is one of the same set elsewhere.
+    """
+    made_from = [one for one in _at_hand(store, run) if one.exists()]
+    own = store.snapshots_file(run.name) if kind == values.SNAPSHOTS else store.synthetic_file(run.name)
+    expected = replace(synthetic_settings(run, kind), inputs=_digests(store, made_from))
+    tensors.check_record(path or own, expected, remake("distill", run.name))
+
+
+def _at_hand(store: Store, run: Run) -> dict[Path, str]:
+    """What a synthetic set is made from but for experts, which may be large, with how it is made again."""
+    found = {store.split_file(run.dataset.name, "train"): remake("prepare", run.dataset.name)}
     if run.initial is not None:
-        made_from.append(store.synthetic_file(run.initial.name))
-    return replace(synthetic_settings(run), inputs={store.key(path): files.digest(path) for path in made_from})
+        found[store.synthetic_file(run.initial.name)] = remake("distill", run.initial.name)
+    return found
+
+
+def _digests(store: Store, paths: Iterable[Path]) -> dict[str, str]:
+    return {store.key(path): _digest(path) for path in paths}
+
+
+def _digest(path: Path) -> str:
+    """Remembered, as a report asks for that of a data set as often as it has runs."""
+    members = [path, *sorted(path.rglob("*"))]
+    states = ((one.as_posix(), about.st_mtime_ns, about.st_size, about.st_ino) for one in members for about in [one.stat()])
+    return _digest_as_it_is(path.absolute(), tuple(states))
+
+
+@functools.cache
+def _digest_as_it_is(path: Path, states: tuple[tuple[str, int, int, int], ...]) -> str:
+    return files.digest(path)
 
 
 def iterations_record(record: Record) -> Record:
@@ -75,4 +115,30 @@ def students_record(store: Store, run: Run, spec: Network, synthetic: SyntheticS
     """What students of one network under a run's protocol, and what they predict, are made from. No artifact carries it."""
     settings = {"seed": run.seed, "network": spec.model_dump(), "evaluate": run.evaluation.model_dump(mode="json")}
     folder = store.dataset_folder(run.dataset.name)
-    return Record("students", settings, {store.key(folder): files.digest(folder), "synthetic set": synthetic.sha256()})
+    return Record("students", settings, {**_digests(store, [folder]), "synthetic set": synthetic.sha256()})
+
+
+def scores_record(store: Store, run: Run) -> Record:
+    """The record of a run's scores, which are tables that carry none: it lies beside them.
+
+    Raises ArtifactError where the synthetic set or the scores themselves are missing.
+    """
+    name = run.name
+    settings = {
+        "seed": run.seed,
+        "dataset": run.dataset.name,
+        "networks": {network: spec.model_dump() for network, spec in run.networks.items()},
+        "evaluate": run.evaluation.model_dump(mode="json"),
+    }
+    data_set = store.dataset_folder(run.dataset.name)
+    tables = (store.metrics_file(name), store.students_file(name), store.networks_file(name))
+    for path in tables:
+        if not path.exists():
+            raise ArtifactError(f"{path} is missing: {remake('evaluate', name)}")
+    scored = {"synthetic set": store.load_synthetic(name).sha256()}
+    return Record("scores", settings, scored | _digests(store, [*tables, data_set]))
+
+
+def check_scores(store: Store, run: Run) -> None:
+    """Raises ArtifactError where a run's scores are missing, or of another synthetic set, protocol or networks than its own."""
+    tensors.check_record(store.scores_file(run.name), scores_record(store, run), remake("evaluate", run.name))

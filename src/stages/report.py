@@ -14,8 +14,8 @@ from src.process import progress
 from src.settings.resolved import Buffer, Pipeline, Run
 from src.stages import beyond, results, tuples
 from src.stages.beyond import Evaluated
-from src.stages.records import experts_record, prepared, synthetic_settings
-from src.store import cost, files, removed, tensors, values
+from src.stages.records import check_scores, check_synthetic, experts_record, prepared
+from src.store import cost, files, removed, values
 from src.store.store import Store, remake
 
 # of histories, what only some methods have
@@ -41,13 +41,13 @@ def run(store: Store, pipeline: Pipeline) -> None:
 
 def check(store: Store, run: Run) -> None:
     """Raises ArtifactError where an artifact was made with other settings: the page would name today's."""
-    name, buffer, remedy = run.name, run.buffer, remake("distill", run.name)
+    buffer = run.buffer
     prepared(store, run.dataset)
-    made = {store.synthetic_file(name): values.SYNTHETIC, store.snapshots_file(name): values.SNAPSHOTS}
-    for path, kind in made.items():
-        tensors.check_record(path, synthetic_settings(run, kind), remedy)
+    for kind in (values.SYNTHETIC, values.SNAPSHOTS):
+        check_synthetic(store, run, kind)
     if buffer is not None and store.trajectories_folder(buffer.name).exists():  # the page itself takes only their curves
         store.check_trajectories(buffer.name, buffer.settings.count, experts_record(store, buffer))
+    check_scores(store, run)
 
 
 def page_of(

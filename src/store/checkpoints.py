@@ -28,6 +28,7 @@ from src.store import files
 
 METADATA_KEY = "checkpoint"  # one entry, as artifacts have it
 DAMAGE = (OSError, SafetensorError, KeyError, TypeError, ValueError)  # what reading a damaged one raises
+BUSY = "is being made by another process"
 PAUSES = 50  # times that writing took must pass before the next: at most 2 % of the time
 
 Facts = dict[str, Any]  # numbers, text, lists: all that is no tensor
@@ -168,7 +169,7 @@ def at_work(stage: str, name: str) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise UserError(f"{stage} {name} is being made by another process: wait for its end, or stop it") from None
+        raise UserError(f"{stage} {name} {BUSY}: wait for its end, or stop it") from None
     except OSError as error:
         raise _unwritable(Path(lock.lock_file), error) from None
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import fcntl
 import hashlib
 import io
 import json
@@ -32,14 +33,17 @@ def write_atomically(path: Path, write: Callable[[Path], None], folder: Path | N
     Raises ArtifactError where the file system refuses; `path` then is as it was.
     """
     temporary: Path | None = None
+    handle: int | None = None  # its lock tells other processes that it is being written
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         folder = folder or path.parent
         for left_over in folder.glob(f".{path.name}.*.tmp"):
-            left_over.unlink(missing_ok=True)
+            if is_abandoned(left_over):
+                left_over.unlink(missing_ok=True)
         handle, name = tempfile.mkstemp(dir=folder, prefix=f".{path.name}.", suffix=".tmp")
-        os.close(handle)
         temporary = Path(name)
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
         write(temporary)
         temporary.chmod(0o644)
         with temporary.open("rb") as file:
@@ -50,9 +54,21 @@ def write_atomically(path: Path, write: Callable[[Path], None], folder: Path | N
             f"{path} can't be written ({error.strerror or error}): free space or permit writing there"
         ) from error
     finally:
+        if handle is not None:
+            os.close(handle)
         if temporary is not None:
             with contextlib.suppress(OSError):  # a folder that became read-only; the error above says more
                 temporary.unlink(missing_ok=True)
+
+
+def is_abandoned(path: Path) -> bool:
+    """Whether no process is writing this file."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
 
 
 @contextlib.contextmanager

@@ -32,7 +32,7 @@ def outputs(store: Store, stage: str, name: str) -> tuple[Path, ...]:
         return store.trajectories_folder(name), store.expert_curves_file(name)
     if stage == "distill":
         return store.synthetic_file(name), store.snapshots_file(name), store.history_file(name)
-    scores = store.metrics_file(name), store.networks_file(name)
+    scores = store.metrics_file(name), store.networks_file(name), store.scores_file(name)
     return (*scores, store.students_file(name), store.predictions_file(name))
 
 

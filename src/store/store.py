@@ -94,11 +94,20 @@ class Store:
     def networks_file(self, run: str) -> Path:
         return self.data / "evaluate" / run / "networks.csv"
 
+    def scores_file(self, run: str) -> Path:
+        """What these tables and the metrics were made from."""
+        return self.data / "evaluate" / run / "scores.json"
+
     def predictions_file(self, run: str) -> Path:
         return self.data / "evaluate" / run / "predictions.csv"
 
     def report_file(self, suffix: str) -> Path:
         return self.data / "report" / f"report.{suffix}"
+
+    # -- scores
+
+    def save_scores(self, run: str, record: Record) -> None:
+        files.write_json(self.scores_file(run), files.sealed({tensors.RECORD: record.plain()}))
 
     # -- real images
 

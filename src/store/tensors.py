@@ -42,10 +42,9 @@ def check_record(path: Path, expected: Record, remedy: str) -> None:
 
 
 def differences(path: Path, expected: Record, remedy: str) -> list[str]:
-    """Every setting and, where `expected` names some, every input in which the artifact's record is another one."""
+    """Every setting in which the artifact's record is another one, and every input of those that `expected` names."""
     found, wanted = record_of(path, remedy), expected.plain()
-    if not expected.inputs:
-        wanted["inputs"] = found.get("inputs")
+    wanted["inputs"] = {**found.get("inputs", {}), **expected.inputs}
     return differing({**found, PROVENANCE: None}, {**wanted, PROVENANCE: None})
 
 

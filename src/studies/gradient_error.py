@@ -45,6 +45,7 @@ def run(store: Store, run: Run, every: int) -> None:
         raise UserError(f"{run.name}: TESLA's gradient is of students that learn by SGD: name a run that is distilled so")
     device, exact = work.start(run.runtime, run.name), distil.model_copy(update={"gradient": "exact"})
     statistics = prepared(store, run.dataset, "train")
+    distill.check_inputs(store, run)
     images, labels = distill.initial_images(store, run, statistics, device)
     loop, _, _ = distill.loop_of(store, run, statistics, images, labels)
     loop, found = Loop(**{**vars(loop), "distil": exact}), []

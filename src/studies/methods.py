@@ -94,11 +94,14 @@ def run(
         problems |= {name: one.problem for name, one in tuned.items() if one.problem}
         with workspace.entered():
             found = table(names, against or names[0], tuned, lines, splits, problems)
+        left_out = _left_out(name, names)
         written = _write(name, found, seeds, against or names[0], page.WORDS[first.dataset.headline])
         for path in written:
             tracker.file(path)
     _show(found, name, seeds, against or names[0], page.WORDS[first.dataset.headline])
     progress.say(f"written: {', '.join(str(path) for path in written)}")
+    if left_out:
+        progress.say(f"The table that was there had {', '.join(left_out)} too: name all runs to have one of them all")
     return found
 
 
@@ -207,6 +210,9 @@ def _tune(store: Store, base: Run, tune: Tune, workspace: Workspace, trials: int
         except UserError as error:  # of its experts: other runs go on
             return Tuned(problem=str(error))
     done = _first(plan.open(), trials)
+    if len(done) < trials:
+        left = f"{trials - len(done)} of its {trials} trials are in the hands of another process"
+        raise UserError(f"{base.name}: {left}: run this again when that has ended, or stop it")
     seconds = sum(trial.user_attrs.get("seconds", 0.0) for trial in done)
     complete = [trial for trial in done if trial.state == TrialState.COMPLETE]
     if not complete:
@@ -302,6 +308,15 @@ def _show(found: Sequence[Row], name: str, seeds: int, against: str, figure: str
     for one in found:
         if one.problem:
             console.print(f"{one.run} failed: {one.problem}", soft_wrap=True)
+
+
+def _left_out(name: str, names: Sequence[str]) -> list[str]:
+    """Runs of the table that is there, and that this one takes the place of, which this one lacks."""
+    path = folder() / f"{name}.json"
+    if not path.exists():
+        return []
+    with files.understood(path, "delete it"):
+        return [row["run"] for row in files.read_json(path, "delete it")["rows"] if row["run"] not in names]
 
 
 def _write(name: str, found: Sequence[Row], seeds: int, against: str, figure: str) -> tuple[Path, ...]:

@@ -22,7 +22,7 @@ from src.settings.protocols import Protocol
 from src.settings.resolved import Run
 from src.settings.runtime import Runtime
 from src.settings.studies import Tune
-from src.store import files
+from src.store import checkpoints, files
 from src.store.store import Store
 from src.studies import processes, trials, variants
 from src.studies.processes import Pool
@@ -62,7 +62,10 @@ def make(
     splits: tuple[str, ...],
     workers: int,
 ) -> Problems:
-    """Make what is missing of `wanted`, each seed's line by a label, side by side: experts first, each set once."""
+    """Make what is missing of `wanted`, each seed's line by a label, side by side: experts first, each set once.
+
+    Raises UserError, when all else is made, where another process is at something of it.
+    """
     lines = [(label, number, one) for label, own in wanted.items() for number, one in enumerate(own)]
     labels = {first.name: (first, f"for {label}, seed {n}") for label, n, one in lines for first in one[:-1]}
     labels |= {one[-1].name: (one[-1], f"{label}, seed {n}") for label, n, one in lines}
@@ -88,6 +91,9 @@ def make(
                 for name, (variant, label) in now.items()
             }
             problems |= _ended(jobs, {name: label for name, (_, label) in now.items()}, advance)
+    busy = next((problem for problem in problems.values() if checkpoints.BUSY in problem), None)
+    if busy is not None:
+        raise UserError(f"{busy}; the same command then goes on, and takes it from there")
     return problems
 
 

@@ -20,7 +20,8 @@ from src.pages.tables import Table
 from src.process import progress
 from src.settings.resolved import Run
 from src.stages import evaluate, work
-from src.store import checkpoints, files
+from src.stages.records import check_synthetic
+from src.store import checkpoints, files, values
 from src.store.store import Store, remake
 from src.store.values import SyntheticSet
 
@@ -38,6 +39,7 @@ def run(store: Store, run: Run, test: bool) -> None:
     with checkpoints.at_work("evaluate", name):
         device = work.start(run.runtime, name)
         statistics, synthetic = evaluate.inputs(store, run)
+        check_synthetic(store, run, values.SNAPSHOTS)
         labels = {split: store.load_labels(run.dataset.name, split) for split in splits}
         task = evaluate.task_of(run, statistics)
         reached: dict[int, dict[str, Accuracy]] = {}
@@ -45,7 +47,7 @@ def run(store: Store, run: Run, test: bool) -> None:
             sets = _sets(store, run, synthetic)
             for iteration, one in sets.items():
                 progress.say(f"{name}: as it was after iteration {iteration}")
-                given = (network, one, statistics, device, _place(name, iteration), splits)
+                given = (network, one, statistics, device, _place(name, iteration, splits), splits)
                 measured, _ = evaluate.predict_all(store, _at_the_last_epoch(run), *given)
                 reached[iteration] = {split: _score(task, measured[split], labels[split]) for split in splits}
                 for split, score in reached[iteration].items():
@@ -53,7 +55,8 @@ def run(store: Store, run: Run, test: bool) -> None:
                     tracker.metrics({f"{figure}_mean": score.mean, f"{figure}_std": score.std}, iteration)
                 table.add_row(str(iteration), *(page.score(score) for score in reached[iteration].values()))
         for iteration in sets:
-            evaluate.forget(_place(name, iteration), [run.network])
+            for looked_at in (("val",), evaluate.SPLITS):
+                evaluate.forget(_place(name, iteration, looked_at), [run.network])
     progress.console.print(table)
     if test:
         progress.say(f"{name}: {_best_on_test(reached)}")
@@ -75,9 +78,9 @@ def _at_the_last_epoch(run: Run) -> Run:
     return replace(run, evaluation=run.evaluation.model_copy(update={"score": "last"}))
 
 
-def _place(name: str, iteration: int) -> str:
-    """Where students are kept until all are scored."""
-    return f"snapshot-{iteration}-{name}"
+def _place(name: str, iteration: int, splits: tuple[str, ...]) -> str:
+    """Where students are kept until all are scored: by what is kept of them in the end, their predictions on these splits."""
+    return "-".join(("snapshot", str(iteration), *splits, name))
 
 
 def _sets(store: Store, run: Run, synthetic: SyntheticSet) -> dict[int, SyntheticSet]:

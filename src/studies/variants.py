@@ -34,7 +34,7 @@ from src.settings.runtime import Runtime
 from src.settings.studies import Tune
 from src.stages import distill, evaluate, experts
 from src.stages.distill import Watch
-from src.stages.records import experts_record, synthetic_settings
+from src.stages.records import check_synthetic, experts_record, synthetic_settings
 from src.store import checkpoints, cost, files, tensors, values
 from src.store.store import Store, remake
 from src.store.values import SyntheticSet
@@ -215,9 +215,9 @@ def ready_experts(variant: Variant, source: Path) -> None:
     if initial is not None:
         path = store.synthetic_file(initial.name)
         try:
-            tensors.check_record(path, synthetic_settings(initial), "")
+            check_synthetic(store, initial)
         except ArtifactError:
-            tensors.check_record(source / path, synthetic_settings(initial), remake("distill", initial.name))
+            check_synthetic(store, initial, path=source / path)
             place(source / path, path)
     if buffer is None:
         return None
@@ -301,7 +301,7 @@ def _distil(variant: Variant, watch: Watch) -> None:
     """Unless a process that was killed later has done so; its partial work is kept only where it was asked to stop."""
     store, name = Store(), variant.name
     try:
-        tensors.check_record(store.synthetic_file(name), synthetic_settings(variant.run), "")
+        check_synthetic(store, variant.run)
     except ArtifactError:
         try:
             distill.run(store, variant.run, watch)
