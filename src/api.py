@@ -149,7 +149,7 @@ def train_experts(
     asked = _settings(Experts, {**NOT_NAMED, "count": 1, **settings})
     if asked.imported is not None:
         raise UserError("imported names experts that `import experts` brought into the pipeline: leave it out to train some")
-    spec, lent = _specified(network, ConvNet(depth=3, width=128)), machine or Runtime()
+    spec, lent = _specified(network, ConvNet(depth=3, width=128)), _runtime(machine)
     with _lent(lent, lent.threads or 1) as device:
         real = real_images(images, labels, pixel_max, zca_eps)
         held = real if val is None else _in_space(*val, pixel_max, real)
@@ -214,9 +214,16 @@ class _Source:
     last: int = -1  # expert epoch
 
 
+def _runtime(machine: Runtime | None) -> Runtime:
+    """How the machine is used. Raises UserError where it is no Runtime."""
+    if machine is not None and not isinstance(machine, Runtime):
+        raise UserError(f"machine is a {type(machine).__name__}: give a Runtime, as Runtime(threads=1)")
+    return machine or Runtime()
+
+
 def _source(source: ExpertBuffer | RealImages, network: Network | None, machine: Runtime | None) -> _Source:
     if isinstance(source, RealImages):
-        return _Source(source, _specified(network, ConvNet(depth=3, width=128)), 0, machine or Runtime())
+        return _Source(source, _specified(network, ConvNet(depth=3, width=128)), 0, _runtime(machine))
     if not isinstance(source, ExpertBuffer):
         raise UserError(
             f"distill from {type(source).__name__}? Give what train_experts gave, or real_images for objective 'real'"
@@ -229,6 +236,8 @@ def _source(source: ExpertBuffer | RealImages, network: Network | None, machine:
 def _method(initial: Synthetic | None, settings: Mapping[str, Any]) -> Distillation:
     usual: dict[str, Any] = {"initialisation": "random", "iterations": 1000}
     if initial is not None:
+        if not isinstance(initial, Synthetic):
+            raise UserError(f"initial is a {type(initial).__name__}: give what distill or load_synthetic gave")
         if "initialisation" in settings:
             raise UserError(
                 f"initial is a set to begin with, and so is initialisation {settings['initialisation']!r}: give one"
@@ -245,7 +254,10 @@ def _method(initial: Synthetic | None, settings: Mapping[str, Any]) -> Distillat
 
 
 def _check_experts(distil: Distillation, given: _Source) -> None:
-    """Raises UserError where experts are asked for that aren't there."""
+    """Raises UserError where experts are asked for that aren't there, or way points that no step of the student matches."""
+    if distil.intermediate_loss != "off" and distil.expert_epochs > distil.syn_steps:
+        text = f"{distil.expert_epochs} way points of intermediate_loss do not fit into {distil.syn_steps} syn_steps"
+        raise UserError(f"{text}: lower expert_epochs, or raise syn_steps")
     if distil.asks_experts and not given.trajectories:
         asked = "objective 'matching'" if distil.matches else f"initialisation '{distil.initialisation}' or its labels"
         raise UserError(f"{asked} asks experts, and real images were given: give what train_experts gave, or objective='real'")
@@ -266,7 +278,7 @@ def _begun(
             had, wanted = (f"{s.channels}x{s.size}x{s.size} of {s.classes} classes" for s in (initial.shape, real.shape))
             raise UserError(f"initial is of images {had}, not {wanted}: give a set of the same data set")
         return real.space.normalise(initial.pixels), initial.labels
-    if not isinstance(ipc, int) or ipc < 1:
+    if not isinstance(ipc, int) or isinstance(ipc, bool) or ipc < 1:
         raise UserError(f"ipc is {ipc!r}: give a number of images a class, 1 or more")
     chooser = _function(given.spec, real.shape, torch.device("cpu"))
     chosen = (distil.initialisation, ipc, root, real.images, real.labels, real.counts, chooser)
@@ -312,7 +324,7 @@ def evaluate(
     if asked.selects_on_test:
         raise UserError("score 'best_test' chooses on the images that it scores: leave it out, or use the command line")
     held = _in_space(images, labels, pixel_max, None, synthetic.space, synthetic.shape)
-    found = _trained(synthetic, network, asked, seed, machine or Runtime(), report, held)
+    found = _trained(synthetic, network, asked, seed, _runtime(machine), report, held)
     return [scores.accuracy(predicted, held.labels) for predicted in found.predicted]
 
 
@@ -333,7 +345,7 @@ def train_student(
     if asked.selects_on_test:
         raise UserError("score 'best_test' chooses on real images, of which a student is given none: leave it out")
     spec, shape = _specified(network, synthetic.spec), synthetic.shape
-    found = _trained(synthetic, spec, asked, seed, machine or Runtime(), report, None, only=1)
+    found = _trained(synthetic, spec, asked, seed, _runtime(machine), report, None, only=1)
     module = networks.build(spec, shape, torch.Generator())
     if isinstance(found.last, nn.Module):  # that one is hooked into the signals that end a stage
         module.load_state_dict(found.last.state_dict())
@@ -374,6 +386,8 @@ def real_images(images: Tensor, labels: Tensor, pixel_max: int = 255, zca_eps: f
     if not (held := torch.bincount(classes)).all():
         raise UserError(f"no image is of class {int(held.argmin())}: number the classes from 0 on without a gap")
     if zca_eps is not None:
+        if not zca_eps > 0:
+            raise UserError(f"zca_eps is {zca_eps!r}: give a number above 0, as 0.1")
         space: Space = pixels.fit_whitening(whole, pixel_max, zca_eps)
     else:
         space = pixels.fit_normalisation(whole, pixel_max)
@@ -409,6 +423,8 @@ def _classes(found: SyntheticSet) -> int:
 
 def _integers(images: Tensor, pixel_max: int) -> Tensor:
     """The images (N, C, H, W) on the CPU, once it is sure that they are integers: statistics are exact on these."""
+    if pixel_max < 1:
+        raise UserError(f"pixel_max is {pixel_max!r}: give the largest value that a pixel may have, 255 for 8 bits")
     if not isinstance(images, Tensor):
         raise UserError(f"images are of the type {type(images).__name__}: give a tensor, as torch.as_tensor(images) makes one")
     if images.dim() != 4 or images.shape[2] != images.shape[3]:
@@ -449,7 +465,7 @@ def _settings(model: type[Model], given: Mapping[str, Any]) -> Model:
     try:
         found = model.model_validate(given)
     except ValidationError as error:
-        raise ParamsError(model.__name__, describe(error, model)) from None
+        raise ParamsError(model.__name__, describe(error, model, given)) from None
     told = [name for name in OF_TUPLES if name in given and getattr(found, name) != model.model_fields[name].default]
     if told:
         raise UserError(f"{told[0]} is of tuples, and these are images in classes: leave it out, or use the command line")

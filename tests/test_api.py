@@ -273,6 +273,9 @@ IMAGES, LABELS = torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1,
         (IMAGES, LABELS, {"imported": "0" * 64}, UserError, "imported names experts that `import experts` brought"),
         (IMAGES, 2 * LABELS, {}, UserError, "no image is of class 1: number the classes from 0 on without a gap"),
         (IMAGES, LABELS, {"network": "ConvNet"}, UserError, "network is 'ConvNet': give the specification of one"),
+        (IMAGES, LABELS, {"zca_eps": -0.5}, UserError, r"zca_eps is -0\.5: give a number above 0"),
+        (IMAGES, LABELS, {"pixel_max": 0}, UserError, "pixel_max is 0: give the largest value that a pixel may have"),
+        (IMAGES, LABELS, {"machine": {"threads": 1}}, UserError, "machine is a dict: give a Runtime"),
         (IMAGES, LABELS, {"epochs": 0}, ParamsError, "epochs: input should be greater than or equal to 1; got 0"),
         (IMAGES, LABELS, {"epoch": 1}, ParamsError, "epoch: unknown key: choose from"),
     ],
@@ -289,7 +292,11 @@ def test_mistakes_of_distill_and_evaluate(experts: ExpertBuffer, synthetic: Synt
         distill(experts, 500)
     with pytest.raises(UserError, match="initialisation 'given' takes a set that `import synthetic` brought"):
         distill(experts, 1, initialisation="given")
-    for ipc in (0, "all"):
+    with pytest.raises(UserError, match="3 way points of intermediate_loss do not fit into 1 syn_steps: lower expert_epochs"):
+        distill(experts, 1, syn_steps=1, expert_epochs=3, intermediate_loss="sum")
+    with pytest.raises(UserError, match="initial is a str: give what distill or load_synthetic gave"):
+        distill(experts, initial="a set")  # type: ignore[arg-type]
+    for ipc in (0, "all", True):
         with pytest.raises(UserError, match=f"ipc is {ipc!r}: give a number of images a class"):
             distill(experts, ipc)  # type: ignore[arg-type]
     real = real_images(*split("train"), pixel_max=16)

@@ -112,8 +112,9 @@ def test_a_released_set_scores_on_a_fresh_clone(
     metrics = json.loads((made / STORE.metrics_file("one")).read_text())
     mean, std = (100 * metrics[f"test_accuracy_{figure}"] for figure in ("mean", "std"))
     capsys.readouterr()
-    for words in ("", " --data digits"):
-        assert command(f"evaluate --released one{words}", monkeypatch) == 0
+    shutil.copytree(clone / "data/released/one", clone / "data/released/renamed")
+    for words in ("one", "one --data digits", "renamed"):
+        assert command(f"evaluate --released {words}", monkeypatch) == 0
         said = capsys.readouterr().err
         assert said.count(f"{mean:.1f} ± {std:.1f}") == 2, "what was found, and what it was released with"
     assert command("evaluate --released one --networks MLP", monkeypatch) == 0
@@ -122,7 +123,7 @@ def test_a_released_set_scores_on_a_fresh_clone(
     other = [np.zeros((30, 8, 8), np.uint8), np.arange(30) % 10]
     np.savez(clone / "other.npz", images=other[0], labels=other[1])
     for words, sentence in (
-        ("--released two", "no released set is named 'two': choose one of one"),
+        ("--released two", "no released set is named 'two': choose one of one, renamed"),
         ("--released one --run one", "leave out --run and --from"),
         ("--data digits", "--data belongs to --released"),
         ("--released one --data other.npz", "digits come with scikit-learn, and are read from no other place"),

@@ -138,6 +138,8 @@ def test_the_repository_reads_its_own_format(tmp_path: Path) -> None:
         assert torch.equal(found.labels, exported.labels)
         assert found.syn_lr.item() == exported.syn_lr
         assert load_file(path)["pixels"].dtype == (torch.float16 if half else torch.float32)
+    with pytest.raises(UserError, match="--half belongs to --format safetensors, not to huggingface: leave it out"):
+        writing.write_many("huggingface", [small(), small(half=True)], tmp_path / "several")
     with pytest.raises(UserError, match="too large for float16: export it without --half"):
         writing.write("safetensors", small(half=True, pixels=torch.full((20, 3, 8, 8), 1e6)), tmp_path / "huge")
     assert not list((tmp_path / "huge").iterdir())

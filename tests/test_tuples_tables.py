@@ -169,6 +169,44 @@ WRONG: list[tuple[Callable[[Path, list[dict[str, Any]]], list[dict[str, Any]]], 
 ]
 
 
+def test_a_folder_called_as_a_table_is_none(tmp_path: Path) -> None:
+    write(tmp_path / "captions.csv", captions(tmp_path))
+    (tmp_path / "notes.txt").mkdir()
+    check(read(tmp_path))
+
+
+def test_lines_that_are_no_objects(tmp_path: Path) -> None:
+    (tmp_path / "metadata.jsonl").write_text('["a.png", "a word"]\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"metadata\.jsonl can't be read as a table \(a line is no object with named values"):
+        read(tmp_path)
+
+
+def test_files_that_a_parquet_table_names(tmp_path: Path) -> None:
+    rows = [{"image": {"bytes": None, "path": f"{n}.png"}, "caption": str(n)} for n in range(20)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
+    with pytest.raises(DataError, match="20 files that the table names can't be found"):
+        read(tmp_path)
+
+
+VECTORS: dict[str, Any] = {"words": PAIR["words"], "numbers": {"kind": "vector", "column": "vector"}}
+
+
+@pytest.mark.parametrize(
+    ("write_one", "sentence"),
+    [
+        (lambda path: np.save(path, np.zeros(4)), r"07\.npy has 4 numbers, .*\.npy 3: bring all vectors to one length"),
+        (lambda path: path.write_bytes(b"\x93NUMPY\x01"), r"07\.npy can't be read as an array of NumPy .*: write it again"),
+    ],
+)
+def test_vectors_that_do_not_fit(write_one: Callable[[Path], object], sentence: str, tmp_path: Path) -> None:
+    for number in range(20):
+        np.save(tmp_path / f"{number:02d}.npy", np.zeros(3))
+    write_one(tmp_path / "07.npy")
+    write(tmp_path / "all.csv", [{"vector": f"{number:02d}.npy", "caption": f"{number}"} for number in range(20)])
+    with pytest.raises(DataError, match=sentence):
+        read(tmp_path, VECTORS, val_fraction=0.05, test_fraction=0.05)
+
+
 @pytest.mark.parametrize(("change", "sentence"), WRONG)
 def test_what_is_wrong_is_a_sentence(
     tmp_path: Path, change: Callable[[Path, list[dict[str, Any]]], list[dict[str, Any]]], sentence: str
@@ -280,6 +318,11 @@ def test_channels_and_widths_of_samples() -> None:
         sounds.of_one_length([(stereo[0], 800), (stereo[1], 400)], ["a.wav", "b.wav"], 1.0)
 
 
+def test_full_scale_of_32_bits_does_not_turn_over() -> None:
+    loud = np.array([0, 2**30, 2**31 - 1, -(2**31)], dtype=np.int32)
+    assert sounds.decoded(tuples.wav(loud), "a.wav")[0].tolist() == [0, 16384, 32767, -32768]
+
+
 def test_a_spectrogram_shows_pitch_and_can_be_heard_again() -> None:
     seconds = torch.arange(4000) / 8000
     tones = torch.stack([torch.sin(2 * torch.pi * pitch * seconds) for pitch in (300.0, 1200.0)])
@@ -316,3 +359,24 @@ def test_init_adds_a_first_run_on_a_folder_of_captions(
     assert not init_tuples.is_table(tmp_path / "photos" / "pictures")
     with pytest.raises(DataError, match="--ipc 27 exceeds the 26 tuples"):
         init.run("photos", "more", 16, 27)
+    before, table = params.prepare["photos"].sha256, tmp_path / "photos/mine.csv"
+    table.write_text(table.read_text(encoding="utf-8").replace("said", "sung"), encoding="utf-8")
+    with pytest.raises(DataError, match=r"are not those that prepare\.photos\.sha256 says: add --update"):
+        init.run("photos", "photos", 16, 1)
+    init.run("photos", "photos", 16, 1, update=True)
+    assert load().prepare["photos"].sha256 not in (before, None)
+    table.write_text("image,caption\n" + "".join(f"{n}.png, \n" for n in range(9)), encoding="utf-8")
+    with pytest.raises(DataError, match="has no text in any row: write captions into its column caption"):
+        init.run("photos", "silent", 16, 1)
+
+
+def test_what_is_said_of_images_makes_a_table_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever names a column of labels wants classes, whatever texts are beside them."""
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for name in ("cats", "dogs"):
+        tuples.write_pictures(tmp_path / "photos" / name, COUNT)
+    write(tmp_path / "photos/labels.csv", [{"filename": "cats/picture-00.png", "text": "a cat"}])
+    assert init_tuples.is_table(tmp_path / "photos")
+    init.run("photos", "photos", 16, 1, splits="none")
+    assert load().prepare["photos"].modalities is None

@@ -114,7 +114,7 @@ PresetArgument = Annotated[str, typer.Argument(help="A preset, as `preset list` 
 @preset_app.command("list")
 def preset_list(
     dataset: Annotated[str | None, typer.Option(help="Only presets of this data set, such as cifar10.")] = None,
-    method: Annotated[str | None, typer.Option(help="Only presets of this method: ast, mtt, random or whole.")] = None,
+    method: Annotated[str | None, typer.Option(help="Only presets of this method, as the table names it.")] = None,
 ) -> None:
     """Show all presets with the accuracy to compare with and the experts they need."""
     from src.stages import presets

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -36,20 +37,50 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
-def describe(error: ValidationError, model: type[BaseModel], path: str = "") -> Problems:
-    """One problem for each dotted path, in words; the branches of a union share one."""
+def describe(error: ValidationError, model: type[BaseModel], given: Any, path: str = "") -> Problems:
+    """One problem for each dotted path into what was `given`, in words; the branches of a union share one."""
     found: dict[str, str] = {}
     for item in error.errors():
-        # beyond the field, pydantic adds the branch of a union, which is no place in the file, to indices and keys
-        places = [part for i, part in enumerate(item["loc"]) if i == 0 or isinstance(part, int) or part == "method"]
-        where = ".".join(str(part) for part in (path, *places) if part != "")
-        found[where] = f"{found[where]}, or: {_text(item, model)}" if where in found else _text(item, model)
+        places = _places(item, given)
+        where, text = ".".join(str(part) for part in (path, *places) if part != ""), _text(item, model, places)
+        found[where] = f"{found[where]}, or: {text}" if where in found and text != found[where] else text
     return list(found.items())
 
 
-def _text(item: Any, model: type[BaseModel]) -> str:
+def _places(item: Any, given: Any) -> list[str | int]:
+    """Keys and indices that lead to the mistake; pydantic adds the branches of unions, which are no places in the file."""
+    found: list[str | int] = []
+    for number, part in enumerate(item["loc"], start=1):
+        if (isinstance(given, Mapping) and part in given) or (isinstance(given, Sequence) and isinstance(part, int)):
+            given = given[part] if isinstance(given, Mapping) or part < len(given) else None
+            found.append(part)
+        elif number == len(item["loc"]) and item["type"] == "missing":
+            found.append(part)
+    return found
+
+
+def _keys(item: Any, model: type[BaseModel], places: Sequence[str | int]) -> list[str]:
+    """Those that the mapping with an unknown one may have; none where it can't be told what it is."""
+    owners = [model]
+    for part in places[:-1]:
+        fields = [owner.model_fields[part].annotation for owner in owners if part in owner.model_fields]
+        owners = [inner for one in fields for inner in _models(one)] or owners
+    branches = [owner for owner in owners if owner.__name__ in item["loc"]]
+    owners = branches or owners
+    return list(owners[0].model_fields) if len(owners) == 1 else []
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for one in get_args(annotation):
+        yield from _models(one)
+
+
+def _text(item: Any, model: type[BaseModel], places: Sequence[str | int]) -> str:
     if item["type"] == "extra_forbidden":
-        return f"unknown key: choose from {', '.join(model.model_fields)}"
+        known = _keys(item, model, places)
+        return f"unknown key: choose from {', '.join(known)}" if known else "unknown key: take it out"
     if item["type"] == "missing":
         return MISSING
     if item["type"] == "value_error":  # one of our own rules, in our own words

@@ -206,7 +206,7 @@ def _validate(model: type[Model], value: Any, path: str, problems: Problems) -> 
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        problems.extend(describe(error, model, path))
+        problems.extend(describe(error, model, value, path))
         return None
 
 
@@ -218,7 +218,8 @@ def _distillations(methods: Mapping[str, Any], runs: Mapping[str, Any], problems
         if isinstance(value, dict):
             found: Problems = []
             _validate(Distillation, value, f"distill.{name}", found)
-            told[name] = [problem for problem in found if problem[1] != MISSING]
+            top = {f"distill.{name}.{field}" for field in Distillation.model_fields}
+            told[name] = [(place, text) for place, text in found if text != MISSING or place not in top]
             problems += told[name]
             good[name] = value
         else:

@@ -119,7 +119,10 @@ def _values(held: Held) -> Values:
     array = held.array
     flat = array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
     if flat.ndim == 1 and flat.dtype.kind in "SU":
-        return [str(text) for text in (np.char.decode(flat, "utf-8") if flat.dtype.kind == "S" else flat)]
+        try:
+            return [str(text) for text in (np.char.decode(flat, "utf-8") if flat.dtype.kind == "S" else flat)]
+        except UnicodeDecodeError as error:
+            raise DataError(f"{held.title} holds bytes that are not UTF-8 ({error}): save its labels as text") from None
     whole = flat.dtype.kind in "biu" or (flat.dtype.kind == "f" and bool((np.isfinite(flat) & (flat == np.round(flat))).all()))
     if flat.ndim != 1 or not whole:
         text = f"{held.title} has the shape {array.shape} and type {array.dtype}, but labels are one integer or text an image"

@@ -17,16 +17,16 @@ from src.exchange import words, writing
 from src.exchange.exported import Exported, record_of, target
 from src.exchange.formats.images import save_pictures
 from src.exchange.formats.safetensors import WHAT
-from src.ground.errors import ArtifactError
 from src.maths.pixels import Whitening
 from src.pages import pictures
 from src.process import progress
 from src.settings import resolved
 from src.settings.resolved import Run
 from src.stages import export_tuples
-from src.stages.records import check_scores, check_synthetic
+from src.stages.records import check_synthetic
+from src.stages.results import measured
 from src.store import files
-from src.store.store import Store, remake
+from src.store.store import Store
 from src.store.values import Statistics
 
 
@@ -107,21 +107,8 @@ def _card(store: Store, run: Run, statistics: Statistics, syn_lr: float, count: 
         "network": run.spec.model_dump(),
         "evaluation": run.evaluation.model_dump(mode="json"),
         "settings": _settings(run, statistics),
-        "accuracy": _accuracy(store, run),
+        "accuracy": measured(store, run),
     }
-
-
-def _accuracy(store: Store, run: Run) -> dict[str, float] | None:
-    """Of this very set by its own protocol; None where that isn't measured."""
-    metrics = store.metrics_file(run.name)
-    if not metrics.exists():
-        return None
-    try:
-        check_scores(store, run)
-    except ArtifactError as error:
-        progress.say(f"{run.name} is exported without accuracy, as {error}")
-        return None
-    return dict(files.read_json(metrics, remake("evaluate", run.name)))
 
 
 def _settings(run: Run, statistics: Statistics) -> dict[str, Any]:

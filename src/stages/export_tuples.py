@@ -16,8 +16,9 @@ from src.settings.contrast import Contrast
 from src.settings.datasets import AudioModality
 from src.settings.resolved import Run
 from src.stages.records import check_synthetic
+from src.stages.results import measured
 from src.store import files, tensors
-from src.store.store import Store, remake
+from src.store.store import Store
 from src.store.values import SyntheticSet, TupleStatistics
 
 TENSORS = "tuples.safetensors"
@@ -71,7 +72,7 @@ def _column(store: Store, run: Run, statistics: TupleStatistics, name: str, valu
 
 def _card(store: Store, run: Run, statistics: TupleStatistics, kept: dict[str, Tensor]) -> dict[str, Any]:
     """What a reader of the tensors needs."""
-    metrics, loss = store.metrics_file(run.name), run.evaluation.contrast or Contrast()
+    loss = run.evaluation.contrast or Contrast()
     return {
         "run": run.name,
         "dataset": run.dataset.name,
@@ -82,7 +83,7 @@ def _card(store: Store, run: Run, statistics: TupleStatistics, kept: dict[str, T
         "loss": loss.model_dump(),
         "network": run.spec.model_dump(mode="json"),
         "evaluation": run.evaluation.model_dump(mode="json"),
-        "recall": files.read_json(metrics, remake("evaluate", run.name)) if metrics.exists() else None,
+        "recall": measured(store, run),
     }
 
 

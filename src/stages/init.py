@@ -61,9 +61,8 @@ def run(
     Raises UserError, before anything is written, where the images don't allow it or params.yaml has other settings.
     """
     params = load()
-    if path is None and init_tuples.is_table(Path(data)):
-        init_tuples.run(data, _place(data), name, size, ipc, skip_broken)
-        return
+    if path is None and splits is None and label_column is None and init_tuples.is_table(Path(data)):
+        return init_tuples.run(data, _place(data), name, size, ipc, skip_broken, update)
     asked = Dataset(
         source=_place(data),
         size=size,
@@ -85,7 +84,7 @@ def run(
     if changed:
         params_edit.set_value(("prepare", name, "sha256"), found.sha256)
         progress.say(f"prepare.{name}.sha256 is {found.sha256} now")
-    report_added(added, run_name)
+    return report_added(added, run_name)
 
 
 def _settings(params: Params, name: str, asked: Dataset) -> Dataset:

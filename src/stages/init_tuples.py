@@ -32,13 +32,16 @@ def is_table(path: Path) -> bool:
     return "text" in found and len(found) > 1
 
 
-def run(data: str, source: str, name: str, size: int, count: int, skip_broken: bool) -> None:
+def run(data: str, source: str, name: str, size: int, count: int, skip_broken: bool, update: bool) -> None:
     """Add the data set `name`, read from `data` and called `source`, with a run of so many tuples, 1 for as many as are usual.
 
-    Raises UserError, before anything is written, where the table doesn't allow it.
+    Raises UserError, before anything is written, where the table doesn't allow it, or where params.yaml says other items and
+    it isn't to be brought up to date.
     """
-    rows = layouts.rows(Path(data))
+    rows, params = layouts.rows(Path(data)), load()
     longest = max(len(text) for row in rows for text in _texts(row.values.get(_columns(rows)["text"])))
+    if not longest:
+        raise DataError(f"{data} has no text in any row: write captions into its column {_columns(rows)['text']}")
     own: Mapping[str, Tree] = {
         "image": {"kind": "image", "size": size, "channels": 3},
         "text": {"kind": "text", "length": min(longest, LONGEST)},
@@ -46,7 +49,7 @@ def run(data: str, source: str, name: str, size: int, count: int, skip_broken: b
     }
     modalities = {NAMES[kind]: {**own[kind], "column": column} for kind, column in _columns(rows).items()}
     prepare: Tree = {"source": source, "modalities": modalities, **({"skip_broken": True} if skip_broken else {})}
-    found = reading.read(Dataset.model_validate(prepare), name, load().seed)
+    found = reading.read(Dataset.model_validate(prepare), name, params.seed)
     for line in found.notes:
         progress.say(line)
     for split, value in found.splits.items():
@@ -55,8 +58,16 @@ def run(data: str, source: str, name: str, size: int, count: int, skip_broken: b
     asked = min(FEW, max(1, train // 4)) if count == 1 else count
     if asked > train:
         raise DataError(f"--ipc {asked} exceeds the {train} tuples of the training split: lower it, or add rows")
-    run_name = f"{name}-{asked}-low-rank"
-    report_added(params_edit.add(_sections(name, {**prepare, "sha256": found.sha256()}, run_name, asked)), run_name)
+    run_name, known, digest = f"{name}-{asked}-low-rank", params.prepare.get(name), found.sha256()
+    changed = known is not None and known.sha256 != digest
+    if changed and not update:
+        raise DataError(f"the items of {name} are not those that prepare.{name}.sha256 says: add --update to take them")
+    there = known.sha256 if changed and known is not None else digest
+    added = params_edit.add(_sections(name, {**prepare, "sha256": there}, run_name, asked))
+    if changed:
+        params_edit.set_value(("prepare", name, "sha256"), digest)
+        progress.say(f"prepare.{name}.sha256 is {digest} now")
+    report_added(added, run_name)
 
 
 def _counts(value: TupleSplit) -> str:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from src.ground.errors import ArtifactError
 from src.pages.page import Accuracy, Group, Matrix, Result
+from src.process import progress
 from src.settings.resolved import Run
+from src.stages.records import check_scores
 from src.store import files
 from src.store.store import Store, remake
 
@@ -18,6 +21,19 @@ def groups(store: Store, runs: Mapping[str, Run]) -> tuple[Group, ...]:
     results = _coloured([result_of(store, run) for run in runs.values()])
     keys = dict.fromkeys((result.dataset, result.ipc) for result in results)
     return tuple(_group([r for r in results if (r.dataset, r.ipc) == key], results) for key in keys)
+
+
+def measured(store: Store, run: Run) -> dict[str, float] | None:
+    """Accuracy or recall of this very set by its own protocol; None where that isn't measured."""
+    metrics = store.metrics_file(run.name)
+    if not metrics.exists():
+        return None
+    try:
+        check_scores(store, run)
+    except ArtifactError as error:
+        progress.say(f"{run.name} is exported without its scores, as {error}")
+        return None
+    return dict(files.read_json(metrics, remake("evaluate", run.name)))
 
 
 def result_of(store: Store, run: Run) -> Result:

@@ -34,12 +34,14 @@ def run(name: str, data: str | None, networks: list[str], mine: Params) -> None:
     """Score the released set `name`, with the real images from `data` unless None, beside what it was released with."""
     folder = (FOLDER / _known(name)).absolute()
     card = files.read_json(folder / "set.json", REMEDY)
+    if "modalities" in card:
+        raise UserError(f"{name} is a set of tuples, which --released does not score: take `evaluate --run` of its run")
     with files.understood(folder / "set.json", REMEDY):
-        params, then = _params(name, card["settings"], mine), _accuracy(card["accuracy"])
-    dataset = params.runs[name].dataset
+        params, then, made_by = _params(name, card["settings"], mine), _accuracy(card["accuracy"]), str(card["run"])
+        dataset = params.runs[made_by].dataset
     if data is not None:
         params = _with_path(params, dataset, data)
-    one, store = resolved.run(params, name), Store()
+    one, store = resolved.run(params, made_by), Store()
     with _workspace().entered():
         if data is not None or not _is_prepared(store, one.dataset):
             prepare.run(store, one.dataset)

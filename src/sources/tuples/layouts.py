@@ -48,7 +48,11 @@ def rows(path: Path) -> list[Row]:
 
 def _tables(folder: Path) -> list[Path]:
     """Karpathy's file goes before others, a metadata file of its folder before what else lies there."""
-    found = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in TABLES and not path.name.startswith(".")]
+    found = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in TABLES and not path.name.startswith(".") and path.is_file()
+    ]
     split = [path for path in found if path.suffix == ".json" and _is_karpathy(path)]
     told = [path for path in found if path.stem == "metadata"]
     parquet = [path for path in found if path.suffix == ".parquet"]
@@ -94,11 +98,18 @@ def _values(table: Path) -> Iterator[Mapping[str, Any]]:
         elif table.suffix == ".json":
             yield from _karpathy(json.loads(table.read_text(encoding="utf-8")))
         elif table.suffix == ".jsonl":
-            yield from (json.loads(line) for line in table.read_text(encoding="utf-8").splitlines() if line.strip())
+            yield from (_object(line) for line in table.read_text(encoding="utf-8").splitlines() if line.strip())
         else:
             yield from _separated(table)
-    except (ValueError, KeyError, TypeError, OSError, csv.Error) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, csv.Error) as error:
         raise DataError(f"{table} can't be read as a table ({error}): repair it, or write it again") from None
+
+
+def _object(line: str) -> Mapping[str, Any]:
+    found = json.loads(line)
+    if not isinstance(found, dict):
+        raise ValueError(f"a line is no object with named values: {line[:40]}")
+    return found
 
 
 def _karpathy(found: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

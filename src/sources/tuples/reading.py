@@ -110,6 +110,10 @@ def _items(raw: RawItems, modality: Modality, pixel_max: int) -> Items:
         waves, rate = sounds.of_one_length(heard, raw.names, modality.seconds)
         shown = spectrograms.spectrograms(torch.from_numpy(waves).float() / FULL_SCALE, rate, modality.size)
         return Items(shown, groups, waves=torch.from_numpy(waves))
+    length = len(raw.values[0])
+    for value, name in zip(raw.values, raw.names, strict=True):
+        if len(value) != length:
+            raise DataError(f"{name} has {len(value)} numbers, {raw.names[0]} {length}: bring all vectors to one length")
     return Items(torch.from_numpy(np.stack(raw.values).astype(np.float32)), groups)
 
 

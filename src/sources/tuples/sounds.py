@@ -21,7 +21,7 @@ def decoded(content: bytes, name: str) -> tuple[Waves, int]:
         with wave.open(io.BytesIO(content)) as file:
             rate, channels, width = file.getframerate(), file.getnchannels(), file.getsampwidth()
             raw = file.readframes(file.getnframes())
-    except (wave.Error, EOFError) as error:
+    except (wave.Error, EOFError, RuntimeError, ValueError) as error:  # what its reader raises of damaged ones
         raise DataError(
             f"{name} can't be read as a wav file ({error}): convert it to wav with whole numbers as samples"
         ) from None
@@ -31,7 +31,8 @@ def decoded(content: bytes, name: str) -> tuple[Waves, int]:
     if not len(samples):
         raise DataError(f"{name} holds no sound: record it again, or leave it out")
     whole = (samples - 128) * 256 if width == 1 else samples / 2 ** (8 * (width - 2))
-    return whole.reshape(-1, channels).mean(axis=1).round().astype(np.int16), rate
+    mean = whole.reshape(-1, channels).mean(axis=1).round()
+    return mean.clip(-32768, 32767).astype(np.int16), rate  # a peak of 32 bits rounds to one too many
 
 
 def of_one_length(sounds: Sequence[tuple[Waves, int]], names: Sequence[str], seconds: float) -> tuple[Waves, int]:

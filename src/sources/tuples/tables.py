@@ -168,10 +168,10 @@ class Files:
         """Paths that tuples name and that are not there."""
         kinds = [held(modality) for modality in modalities.values()]
         told = dict.fromkeys(
-            value
+            path
             for one in tuples
             for kind, value in zip(kinds, one.values, strict=True)
-            if kind != "text" and isinstance(value, str)
+            if kind != "text" and isinstance(path := _held(value), str)
         )
         return [path for path in told if self.find(path) is None]
 
@@ -179,12 +179,11 @@ class Files:
         """What an item is made of. Raises DataError."""
         if kind == "text":
             return str(value)
-        if isinstance(value, Mapping):  # of the Hugging Face hub
-            value = value.get("bytes") or value.get("path")
+        value = _held(value)
         if isinstance(value, str):
             path = self.find(value)
-            assert path is not None
-            return np.load(path, allow_pickle=False).reshape(-1) if kind == "vector" else path.read_bytes()
+            assert path is not None, "what is missing was told before"
+            return _vector(path) if kind == "vector" else path.read_bytes()
         if kind == "vector":
             return np.asarray(value, dtype=np.float32).reshape(-1)
         if not isinstance(value, bytes):
@@ -193,6 +192,18 @@ class Files:
 
     def pictures(self) -> list[Path]:
         return [path for path in sorted(self.folder.rglob("*")) if path.suffix.lower() in PICTURES]
+
+
+def _held(value: Any) -> Any:
+    """Bytes or a path: those of the Hugging Face hub are in a mapping."""
+    return value.get("bytes") or value.get("path") if isinstance(value, Mapping) else value
+
+
+def _vector(path: Path) -> Any:
+    try:
+        return np.asarray(np.load(path, allow_pickle=False)).reshape(-1)
+    except (ValueError, EOFError, OSError) as error:
+        raise DataError(f"{path} can't be read as an array of NumPy ({error}): write it again with numpy.save") from None
 
 
 def _notes(
