@@ -309,6 +309,7 @@ ARRAYS = {
     "label too large": ({"x": X, "y": Y, "classes": np.array(["a", "b"])}, "label 2, but the classes are 0 to 1"),
     "label below zero": ({"x": X, "y": Y - 1}, "label -1"),
     "real numbers": ({"x": X / 255, "y": Y}, r"float64.*255 \* x"),
+    "Latin labels": ({"x": X, "y": np.array(["caf\u00e9".encode("latin-1")] * len(X))}, "holds bytes that are not UTF-8"),
     "one-hot labels": ({"x": X, "y": np.eye(3)[Y]}, "one integer or text an image"),
     "four channels": ({"x": np.concatenate([X, X[..., :1]], axis=-1), "y": Y}, "which is none of"),
     "ambiguous": ({"x": X[:, :3, :, :], "y": Y}, r"could be \(N, H, W, C\) as well as"),

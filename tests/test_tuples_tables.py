@@ -65,8 +65,8 @@ def check(source: TupleSource, each: int = 2) -> None:
             assert seen.setdefault(words.texts[caption][:2], split) == split
     assert len(seen) == COUNT
     assert {split: len(value.items["picture"].groups) for split, value in source.splits.items()} == {
-        "train": 13,
-        "val": 3,
+        "train": 12,
+        "val": 4,
         "test": 4,
     }
 
@@ -355,10 +355,10 @@ def test_init_adds_a_first_run_on_a_folder_of_captions(
     assert params.runs["photos-6-low-rank"].dataset == "photos"
     assert list(params.prepare["photos"].modalities or {}) == ["image", "text"]
     told = capsys.readouterr()
-    assert "train: 26 tuples of image 13, text 26" in told.out + told.err
+    assert "train: 24 tuples of image 12, text 24" in told.out + told.err
     assert not init_tuples.is_table(tmp_path / "photos" / "pictures")
-    with pytest.raises(DataError, match="--ipc 27 exceeds the 26 tuples"):
-        init.run("photos", "more", 16, 27)
+    with pytest.raises(DataError, match="--ipc 25 exceeds the 24 tuples"):
+        init.run("photos", "more", 16, 25)
     before, table = params.prepare["photos"].sha256, tmp_path / "photos/mine.csv"
     table.write_text(table.read_text(encoding="utf-8").replace("said", "sung"), encoding="utf-8")
     with pytest.raises(DataError, match=r"are not those that prepare\.photos\.sha256 says: add --update"):

@@ -102,11 +102,12 @@ def _parts(tuples: Sequence[Tuple], settings: Dataset, state: int) -> Mapping[st
     own = {split: [one for one in tuples if one.row.split == split] for split in SPLITS}
     rest = [one for one in tuples if one.row.split is None]
     own["train"] = own["train"] + rest
+    whole = len({_key(one.values[0], one.row) for one in own["train"]})  # that both fractions are of
     for split, fraction in (("test", settings.test_fraction), ("val", settings.val_fraction)):
         if own[split]:
             continue
         units = list(dict.fromkeys(_key(one.values[0], one.row) for one in own["train"]))
-        count = max(1, round(fraction * len(units)))
+        count = max(1, round(fraction * whole))
         if count >= len(units):
             raise DataError(f"a {split} split can't be cut off {counted(len(units), 'item')}: add some")
         drawn = np.random.default_rng([state, len(split)]).permutation(len(units))[:count]
