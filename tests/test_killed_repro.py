@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -118,3 +120,25 @@ def test_two_at_once_do_no_harm(undisturbed: Path, tmp_path: Path) -> None:
         assert code == 0 or any(sentence in errors for sentence in busy), errors
     through(folder)
     assert made(folder) == made(undisturbed)
+
+
+def test_a_signal_to_repro_alone_ends_its_stages_too(tmp_path: Path) -> None:
+    """As a scheduler or `timeout` sends it, which know nothing of the stages."""
+    folder, repro = clone(tmp_path), (sys.executable, "-m", "src.cli", "repro")
+    process, deadline = begin(folder, *repro), time.monotonic() + 120
+    members: list[psutil.Process] = []
+    while True:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):  # some end while they are looked at
+            members = psutil.Process(process.pid).children(recursive=True)
+            if any("distill" in one.cmdline() for one in members):
+                break
+    os.kill(process.pid, signal.SIGTERM)
+    code, errors = ended(process)
+    assert code == 128 + signal.SIGTERM, errors
+    assert "Stopped by SIGTERM: what is done is kept, and the same command goes on from there" in errors
+    check_gone(members, seconds=20)
+    done = call(folder, *repro)
+    assert done.returncode == 0, done.stderr
+    assert "Running stage" not in call(folder, "dvc", "repro").stdout
