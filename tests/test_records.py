@@ -121,7 +121,7 @@ def test_scores_are_of_their_set_and_protocol(params: Params, capsys: pytest.Cap
             reading(STORE, other)
     assert export.gathered(STORE, resolved.run(params, "one")).accuracy is not None
     assert export.gathered(STORE, other).accuracy is None
-    assert "one is exported without accuracy" in capsys.readouterr().err
+    assert "one is exported without its scores" in capsys.readouterr().err
     again = raw()
     again["distill"]["mtt"]["iterations"] = 3
     longer = resolved.run(parse(again), "one")
