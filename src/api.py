@@ -255,8 +255,8 @@ def _method(initial: Synthetic | None, settings: Mapping[str, Any]) -> Distillat
 
 def _check_experts(distil: Distillation, given: _Source) -> None:
     """Raises UserError where experts are asked for that aren't there, or way points that no step of the student matches."""
-    if distil.intermediate_loss != "off" and distil.expert_epochs > distil.syn_steps:
-        text = f"{distil.expert_epochs} way points of intermediate_loss do not fit into {distil.syn_steps} syn_steps"
+    if not distil.way_points_fit:
+        text = f"{distil.expert_epochs} way points do not fit into {distil.syn_steps} syn_steps"
         raise UserError(f"{text}: lower expert_epochs, or raise syn_steps")
     if distil.asks_experts and not given.trajectories:
         asked = "objective 'matching'" if distil.matches else f"initialisation '{distil.initialisation}' or its labels"

@@ -292,7 +292,7 @@ def test_mistakes_of_distill_and_evaluate(experts: ExpertBuffer, synthetic: Synt
         distill(experts, 500)
     with pytest.raises(UserError, match="initialisation 'given' takes a set that `import synthetic` brought"):
         distill(experts, 1, initialisation="given")
-    with pytest.raises(UserError, match="3 way points of intermediate_loss do not fit into 1 syn_steps: lower expert_epochs"):
+    with pytest.raises(UserError, match="3 way points do not fit into 1 syn_steps: lower expert_epochs"):
         distill(experts, 1, syn_steps=1, expert_epochs=3, intermediate_loss="sum")
     with pytest.raises(UserError, match="initial is a str: give what distill or load_synthetic gave"):
         distill(experts, initial="a set")  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from src.ground.errors import DataError
+from src.ground.errors import DataError, UserError
 from src.maths import retrieval, spectrograms
 from src.settings.datasets import Dataset
 from src.settings.params import load
@@ -361,7 +361,7 @@ def test_init_adds_a_first_run_on_a_folder_of_captions(
         init.run("photos", "more", 16, 25)
     before, table = params.prepare["photos"].sha256, tmp_path / "photos/mine.csv"
     table.write_text(table.read_text(encoding="utf-8").replace("said", "sung"), encoding="utf-8")
-    with pytest.raises(DataError, match=r"are not those that prepare\.photos\.sha256 says: add --update"):
+    with pytest.raises(UserError, match=r"the items of photos are not those that prepare\.photos\.sha256 says: add --update"):
         init.run("photos", "photos", 16, 1)
     init.run("photos", "photos", 16, 1, update=True)
     assert load().prepare["photos"].sha256 not in (before, None)

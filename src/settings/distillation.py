@@ -173,6 +173,11 @@ class Distillation(Settings):
         return words[self.objective]
 
     @property
+    def way_points_fit(self) -> bool:
+        """Whether each way point, where these are matched, has a step of the student's of its own."""
+        return self.intermediate_loss == "off" or self.expert_epochs <= self.syn_steps
+
+    @property
     def matches(self) -> bool:
         """Whether students are matched to experts."""
         return self.iterations > 0 and self.objective != "real"

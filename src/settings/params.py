@@ -312,7 +312,7 @@ def _matching_problems(name: str, run: Run, settings: Distillation, experts: Exp
             f"experts '{run.experts}': lower one of the two, or raise experts.{run.experts}.{field}"
         )
         problems.append((_place(name, run, "max_start_epoch"), text))
-    if settings.intermediate_loss != "off" and settings.expert_epochs > settings.syn_steps:
+    if not settings.way_points_fit:
         text = f"{settings.expert_epochs} way points do not fit into {settings.syn_steps} syn_steps: change one of the two"
         problems.append((_place(name, run, "expert_epochs"), text))
     if run.ipc == "all":

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
-from src.editing import params_edit, presets
+from src.editing import presets
 from src.editing.presets import Sections, Tree
 from src.ground.counting import counted
 from src.ground.errors import DataError, UserError
@@ -26,7 +26,7 @@ from src.sources.parts import divided, fractions
 from src.sources.reading import Source
 from src.sources.sentences import shown
 from src.stages import init_tuples
-from src.stages.presets import report_added
+from src.stages.presets import add_data_set
 
 DEPTHS = ((15, 2), (48, 3), (95, 4), (191, 5))  # largest side in pixels, blocks: pooling ends at 2x2 to 6x6; then 6
 SMALL = 48  # pixels: beyond, the images take a larger learning rate, as published ones do
@@ -77,14 +77,8 @@ def run(
     _check(settings, found, name)
     images = _divide(params, settings, found.source, name, ipc)
     known, run_name = params.prepare.get(name), f"{name}-ipc{ipc}-ast"
-    changed = known is not None and known.sha256 != found.sha256
-    if changed and not update:
-        raise UserError(f"the images of {name} are not those that prepare.{name}.sha256 says: add --update to take them")
-    added = params_edit.add(_sections(params, settings, found, images, name, run_name, ipc))
-    if changed:
-        params_edit.set_value(("prepare", name, "sha256"), found.sha256)
-        progress.say(f"prepare.{name}.sha256 is {found.sha256} now")
-    return report_added(added, run_name)
+    sections = _sections(params, settings, found, images, name, run_name, ipc)
+    return add_data_set(sections, run_name, name, known, found.sha256, update, "images")
 
 
 def _settings(params: Params, name: str, asked: Dataset) -> Dataset:

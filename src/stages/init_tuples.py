@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from src.editing import params_edit, presets
+from src.editing import presets
 from src.editing.presets import Sections, Tree
 from src.ground.errors import DataError
 from src.process import progress
 from src.settings.datasets import Dataset
 from src.settings.params import load
 from src.sources.tuples import layouts, reading, tables
-from src.stages.presets import report_added
+from src.stages.presets import add_data_set
 from src.store.values import TupleSplit
 
 NAMES = {"image": "image", "text": "text", "audio": "sound"}  # kinds -> what their modality is called
@@ -59,15 +59,8 @@ def run(data: str, source: str, name: str, size: int, count: int, skip_broken: b
     if asked > train:
         raise DataError(f"--ipc {asked} exceeds the {train} tuples of the training split: lower it, or add rows")
     run_name, known, digest = f"{name}-{asked}-low-rank", params.prepare.get(name), found.sha256()
-    changed = known is not None and known.sha256 != digest
-    if changed and not update:
-        raise DataError(f"the items of {name} are not those that prepare.{name}.sha256 says: add --update to take them")
-    there = known.sha256 if changed and known is not None else digest
-    added = params_edit.add(_sections(name, {**prepare, "sha256": there}, run_name, asked))
-    if changed:
-        params_edit.set_value(("prepare", name, "sha256"), digest)
-        progress.say(f"prepare.{name}.sha256 is {digest} now")
-    report_added(added, run_name)
+    sections = _sections(name, {**prepare, "sha256": digest if known is None else known.sha256}, run_name, asked)
+    add_data_set(sections, run_name, name, known, digest, update, "items")
 
 
 def _counts(value: TupleSplit) -> str:

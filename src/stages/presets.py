@@ -16,6 +16,8 @@ from src.editing.presets import Preset, Sections
 from src.editing.tuples import TuplePreset
 from src.ground.errors import UserError
 from src.pages.tables import Table
+from src.process import progress
+from src.settings.datasets import Dataset
 
 LIST = "`python -m src.cli preset list` shows all"
 FILE_WIDTH = 120  # characters of the table where it is not shown on a terminal
@@ -65,6 +67,23 @@ def add(name: str, experts: int | None) -> None:
 def report_added(added: list[str], run: str) -> None:
     """Say what was added for a run, and how to go on."""
     _say(added, run, f"dvc repro evaluate@{run}")
+
+
+def add_data_set(
+    sections: Sections, run: str, name: str, known: Dataset | None, digest: str | None, update: bool, items: str
+) -> None:
+    """Add a first run on the data set `name`, whose items have this digest, and say so; `known` is as params.yaml has it.
+
+    Raises UserError where it has another digest, and isn't to be brought up to date.
+    """
+    changed = known is not None and known.sha256 != digest
+    if changed and not update:
+        raise UserError(f"the {items} of {name} are not those that prepare.{name}.sha256 says: add --update to take them")
+    added = params_edit.add(sections)
+    if changed:
+        params_edit.set_value(("prepare", name, "sha256"), digest)
+        progress.say(f"prepare.{name}.sha256 is {digest} now")
+    report_added(added, run)
 
 
 def commands(group: Group) -> list[str]:

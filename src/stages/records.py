@@ -95,7 +95,7 @@ def _digests(store: Store, paths: Iterable[Path]) -> dict[str, str]:
 
 def _digest(path: Path) -> str:
     """Remembered, as a report asks for that of a data set as often as it has runs."""
-    members = [path, *sorted(path.rglob("*"))]
+    members = [path, *sorted(one for one in path.rglob("*") if not one.name.startswith("."))]  # of which the digest is
     states = ((one.as_posix(), about.st_mtime_ns, about.st_size, about.st_ino) for one in members for about in [one.stat()])
     return _digest_as_it_is(path.absolute(), tuple(states))
 

@@ -7,6 +7,7 @@ each repetition, with what that run, tuned where it is one of the table, made un
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from rich.console import Console
 
 from src.ground import host
 from src.ground.durations import duration
-from src.ground.errors import InterruptedWorkError, UserError
+from src.ground.errors import ArtifactError, InterruptedWorkError, UserError
 from src.ground.seeding import seed_of
 from src.maths import scores, significance
 from src.maths.significance import Difference
@@ -313,10 +314,9 @@ def _show(found: Sequence[Row], name: str, seeds: int, against: str, figure: str
 def _left_out(name: str, names: Sequence[str]) -> list[str]:
     """Runs of the table that is there, and that this one takes the place of, which this one lacks."""
     path = folder() / f"{name}.json"
-    if not path.exists():
-        return []
-    with files.understood(path, "delete it"):
-        return [row["run"] for row in files.read_json(path, "delete it")["rows"] if row["run"] not in names]
+    with contextlib.suppress(ArtifactError), files.understood(path, ""):  # missing, or damaged: it is replaced
+        return [row["run"] for row in files.read_json(path, "")["rows"] if row["run"] not in names]
+    return []
 
 
 def _write(name: str, found: Sequence[Row], seeds: int, against: str, figure: str) -> tuple[Path, ...]:
