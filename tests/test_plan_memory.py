@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -102,7 +103,10 @@ def test_the_whole_inner_loop_takes_what_is_extrapolated_from_its_first_steps() 
 
 
 def test_it_is_what_a_step_takes_on_this_machine() -> None:
-    """Roughly: the resident memory by which a process grows, where convolutions keep copies of what they read."""
+    """Roughly: the resident memory by which a process grows, where convolutions keep copies of what they read.
+
+    Under an allocator that gives back what is free: the stages' own keeps it, in pieces whose sum differs from run to run.
+    """
     code = """
 import torch
 from src.ground import runtime
@@ -113,8 +117,7 @@ from src.maths.distillation import Start
 from src.maths.networks import FlatNetwork, ImageShape
 from src.settings.distillation import Distillation
 from src.settings.networks import ConvNet
-from src.settings.runtime import Runtime
-runtime.start(Runtime(device="cpu", threads=1))
+torch.set_num_threads(1)
 def peak(): return runtime.peak_memory_mib(torch.device('cpu')) * 2**20
 def iterate(count):
     spec, shape = ConvNet(depth=3, width=64), ImageShape(3, 32, 10)
@@ -129,10 +132,11 @@ before = peak()
 iterate(200)
 print(peak() - before)
 """
-    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
     task = Task(ConvNet(depth=3, width=64), ImageShape(3, 32, 10), bfloat16=False)
     expected = plan_memory.distilling(task, METHOD.model_copy(update={"syn_steps": 2}), 200, 0)
-    assert 0.8 < float(found.stdout) / expected < 2.5
+    assert 0.8 < float(found.stdout) / expected < 1.5
 
 
 def needs(shape: ImageShape = SHAPE, **changes: Any) -> Needs:
