@@ -29,7 +29,7 @@ from src.loops.initial import images as initial_images
 from src.loops.initial import logits as logits_of
 from src.loops.initial import softened
 from src.loops.outer import Loop
-from src.maths import networks, pixels, protocol, scores
+from src.maths import initialisation, networks, pixels, protocol, scores
 from src.maths.derivatives import choose
 from src.maths.distillation import Real
 from src.maths.networks import FlatNetwork, ImageShape
@@ -184,7 +184,7 @@ def distill(
     _check_experts(distil, given)
     with _lent(given.runtime, given.runtime.threads) as device:
         images, labels = (one.to(device) for one in _begun(given, distil, ipc, initial, root))
-        outer.check_batch(distil, len(labels), "batch_syn")
+        initialisation.check_batch(distil, len(labels), "batch_syn")
         function, real = _function(given.spec, given.real.shape, device), given.real
         derivatives, _, _ = outer.differentiate(distil, given.runtime, given.spec, function, images)
         read = functools.partial(_snapshots, given.trajectories)

@@ -122,6 +122,25 @@ def test_ipc_above_the_smallest_class(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert not Path("data").exists()
 
 
+@pytest.mark.parametrize(
+    "place, value, sentence",
+    [
+        (f"{RUN}.distill.batch_syn", 11, "runs.digits-ipc1-ast.distill.batch_syn: 11 exceeds the 10 synthetic images"),
+        (f"{RUN}.cross", ["Deep"], "networks.Deep: network depth 4 halves a side of 8 pixels below 1: use depth 3 or less"),
+        (f"{RUN}.cross", ["Odd"], "networks.Odd: norm 'group' makes 4 groups, but width 6 is not a multiple of 4"),
+    ],
+    ids=["batch", "too deep", "groups"],
+)
+def test_what_a_run_can_t_have_is_told_before_experts_are_trained(
+    place: str, value: Any, sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change("networks.Deep", {"depth": 4, "width": 8})
+    change("networks.Odd", {"depth": 1, "width": 6, "norm": "group"})
+    change(place, value)
+    assert sentence in fails("prepare", monkeypatch, capsys)
+    assert not Path("data").exists()
+
+
 def test_outside_the_repository_and_broken_yaml(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     Path("params.yaml").write_text("runs: [unclosed", encoding="utf-8")
     assert "params.yaml has 1 problem" in fails("report", monkeypatch, capsys)

@@ -146,7 +146,9 @@ def with_run(name: str, ipc: int, **settings: object) -> Params:
     """The data set in params.yaml as by hand, with a run of so many images per class."""
     params = load()
     run = params.runs["digits-ipc1-ast"].model_copy(update={"dataset": name, "ipc": ipc})
-    return replace(params, prepare={name: pictures.dataset(**settings)}, runs={f"{name}-run": run})  # type: ignore[arg-type]
+    distillations = {f"{name}-run": params.distillations["digits-ipc1-ast"]}
+    prepared = {name: pictures.dataset(**settings)}  # type: ignore[arg-type]
+    return replace(params, prepare=prepared, runs={f"{name}-run": run}, distillations=distillations)
 
 
 @pytest.mark.parametrize(

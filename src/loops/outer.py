@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from src.ground.errors import DataError, DivergenceError
+from src.ground.errors import DivergenceError
 from src.ground.seeding import generator
 from src.loops.stored import Stored
 from src.maths import derivatives, distillation
@@ -117,13 +117,6 @@ def labels(loop: Loop, state: State) -> Tensor:
     """The labels that are kept with the images, (S,) classes or (S, K) probabilities."""
     _, soft = state.scored
     return loop.labels if soft is None else soft
-
-
-def check_batch(distil: Distillation, count: int, who: str) -> None:
-    """Raises DataError where a step is to take more images than there are; `who` says whose batch_syn that is."""
-    if distil.iterations and distil.batch_syn is not None and distil.batch_syn > count:
-        text = f"{who}: {distil.batch_syn} exceeds the {count} synthetic images"
-        raise DataError(f"{text}: lower it, or set null for all")
 
 
 def differentiate(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from src.ground.errors import DataError
+from src.settings.distillation import Distillation
 
 
 def check_ipc(ipc: int, counts: Mapping[str, int], who: str) -> None:
@@ -22,6 +23,13 @@ def check_ipc(ipc: int, counts: Mapping[str, int], who: str) -> None:
         raise DataError(
             f"{who}: ipc {ipc} exceeds the smallest class, '{name}', with {count} training images: set ipc to {count} or less"
         )
+
+
+def check_batch(distil: Distillation, count: int, who: str) -> None:
+    """Raises DataError where a step is to take more images than there are; `who` says whose batch_syn that is."""
+    if distil.iterations and distil.batch_syn is not None and distil.batch_syn > count:
+        text = f"{who}: {distil.batch_syn} exceeds the {count} synthetic images"
+        raise DataError(f"{text}: lower it, or set null for all")
 
 
 def synthetic_labels(classes: int, ipc: int) -> Tensor:

@@ -78,6 +78,15 @@ def build(spec: Network, shape: Shape, generator: torch.Generator) -> nn.Module:
     return network
 
 
+def check(spec: Network, shape: Shape, who: str) -> None:
+    """Raises UserError where `build` would; `who` says whose network it is."""
+    try:
+        with torch.device("meta"):
+            assembled(spec, shape)
+    except UserError as error:
+        raise UserError(f"{who}: {error}") from None
+
+
 def assembled(spec: Network, shape: Shape) -> nn.Module:
     """A network of `spec` with torch's own initialisation, built by the family's module: no other one is loaded.
 

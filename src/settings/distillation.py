@@ -83,7 +83,7 @@ class Distillation(Settings):
     nearest_by: Literal["l2", "l1"] = _off("l2")
     """Of target nearest: the distance that chooses the step, squared L2 (ATT's paper) or L1 (its public code)."""
     unmatched_depth: Annotated[float, Field(ge=0, lt=1)] = _off(0.0)
-    """PAD: share of the network's parameter tensors, counted from the images, that is not matched."""
+    """PAD: share of the network's parameter tensors, counted from the images and rounded down, that is not matched."""
     gradient: Literal["exact", "tesla"] = _off("exact")
     """Gradient of the inner loop: exact, or TESLA's, for which a student's step depends on the images of no earlier one."""
     syn_steps: Positive = 20

@@ -21,13 +21,22 @@ from src.settings.runtime import Runtime
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What a run wants of its data set."""
+
+    ipc: int | Literal["all"]
+    distillation: Distillation
+    networks: Mapping[str, Network]  # all that read its images, by name
+
+
+@dataclass(frozen=True)
 class DataSet:
     """What `prepare` makes."""
 
     name: str
     settings: Dataset
     seed: int  # root of the draws that split it
-    asked: Mapping[str, int]  # run -> images per class that it takes
+    asked: Mapping[str, Asked]  # by run
 
     @property
     def tuples(self) -> bool:
@@ -105,8 +114,14 @@ class Pipeline:
 def data_set(params: Params, name: str) -> DataSet:
     """Raises UnknownNameError."""
     seed = params.seed if params.split_seed is None else params.split_seed
-    asked = {run: own.ipc for run, own in params.runs.items() if own.dataset == name and own.ipc != "all"}
+    asked = {run: _asked(params, run) for run, own in params.runs.items() if own.dataset == name}
     return DataSet(name, params.dataset(name), seed, asked)
+
+
+def _asked(params: Params, run: str) -> Asked:
+    own = params.runs[run]
+    networks = {network: params.networks[network] for network in (own.network, *own.cross)}
+    return Asked(own.ipc, params.distillations[run], networks)
 
 
 def buffer(params: Params, name: str) -> Buffer:

@@ -16,7 +16,7 @@ from src.ground.seeding import generator
 from src.loops import initial, outer
 from src.loops.outer import Distilling, Loop
 from src.loops.stored import Stored
-from src.maths import contrast, networks, tasks
+from src.maths import contrast, initialisation, networks, tasks
 from src.maths.derivatives import Backend
 from src.maths.distillation import Real
 from src.maths.networks import FlatNetwork, Shape
@@ -86,7 +86,7 @@ def _follow(store: Store, run: Run, group: Ranks) -> None:
     device = work.start(run.runtime, run.name)
     statistics = prepared(store, run.dataset, "train")
     images, labels = initial_images(store, run, statistics, device)
-    outer.check_batch(run.distillation, len(labels), f"runs.{run.name}.distill.batch_syn")
+    initialisation.check_batch(run.distillation, len(labels), f"runs.{run.name}.distill.batch_syn")
     loop, _, _ = loop_of(store, run, statistics, images, labels, group)
     at = _begun(store, run, loop, images, group.told(None))
     while at.iteration < loop.distil.iterations:
@@ -100,7 +100,7 @@ def _run(store: Store, run: Run, watch: Watch, group: Ranks | None) -> None:
     check_inputs(store, run)
     record = work.whole(synthetic_record(store, run), run.runtime, "distill", device)
     images, labels = initial_images(store, run, statistics, device)
-    outer.check_batch(run.distillation, len(labels), f"runs.{name}.distill.batch_syn")
+    initialisation.check_batch(run.distillation, len(labels), f"runs.{name}.distill.batch_syn")
 
     find = {"ast.fingerprint": tracking.fingerprint(vars(record))}
     with tracking.track(run.dataset.name, name, "run", find) as tracker:

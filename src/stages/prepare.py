@@ -8,7 +8,8 @@ from dataclasses import replace
 import torch
 
 from src.ground.errors import DataError
-from src.maths import initialisation, pixels
+from src.maths import initialisation, networks, pixels
+from src.maths.networks import Shape
 from src.maths.pixels import Space
 from src.process import progress
 from src.settings.datasets import Dataset
@@ -32,7 +33,10 @@ def run(store: Store, dataset: DataSet) -> None:
     parts = divided(source, settings, name, dataset.seed)
     splits = {split: part.of(source) for split, part in parts.items()}
     statistics = _statistics(source, splits)
-    _check_runs(dataset, statistics)
+    for run, asked in dataset.asked.items():
+        if asked.ipc != "all":
+            initialisation.check_ipc(asked.ipc, statistics.counts["train"], f"runs.{run}.ipc")
+    _check_runs(dataset, statistics.shape, len(statistics.classes))
     space = _space(settings, splits["train"], source.pixel_max)
     _save(store, dataset, splits, space, statistics)
     _say(name, statistics, source, dataset.seed)
@@ -48,10 +52,11 @@ def _run_tuples(store: Store, dataset: DataSet) -> None:
     statistics = tuples.statistics(source, dataset.settings)
     count = statistics.counts["train"]["tuples"]
     for run, asked in dataset.asked.items():
-        if asked > count:
+        if asked.ipc != "all" and asked.ipc > count:
             raise DataError(
-                f"runs.{run}.ipc: {asked} exceeds the {count} tuples of the training split: set it to {count} or less"
+                f"runs.{run}.ipc: {asked.ipc} exceeds the {count} tuples of the training split: set it to {count} or less"
             )
+    _check_runs(dataset, statistics.shape, 1)
     _save(store, dataset, source.splits, tuples.space(source), statistics)
     for split, value in source.splits.items():
         items = ", ".join(f"{modality} {len(own.groups):,}" for modality, own in value.items.items())
@@ -102,10 +107,14 @@ def _statistics(source: Source, splits: Mapping[str, Split]) -> Statistics:
     )
 
 
-def _check_runs(dataset: DataSet, statistics: Statistics) -> None:
-    """A run that asks for too many images per class is told now, not after hours of expert training."""
-    for name, ipc in dataset.asked.items():
-        initialisation.check_ipc(ipc, statistics.counts["train"], f"runs.{name}.ipc")
+def _check_runs(dataset: DataSet, shape: Shape, classes: int) -> None:
+    """What a run asks for and can't have is told now, not after hours of expert training."""
+    specs = {name: spec for asked in dataset.asked.values() for name, spec in asked.networks.items()}
+    for name, spec in specs.items():
+        networks.check(spec, shape, f"networks.{name}")
+    for run, asked in dataset.asked.items():
+        if asked.ipc != "all":
+            initialisation.check_batch(asked.distillation, asked.ipc * classes, f"runs.{run}.distill.batch_syn")
 
 
 def _say(name: str, statistics: Statistics, source: Source, seed: int) -> None:
