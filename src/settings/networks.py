@@ -13,7 +13,7 @@ Norm = Literal["instance", "layer", "group", "batch", "none"]
 
 
 class Architecture(Settings):
-    """What all families of networks share. All read square images of 8x8 to 224x224 pixels, of any number of channels."""
+    """What all families of networks share. All read square images of 8x8 to 256x256 pixels, of any number of channels."""
 
     @property
     def keeps_statistics(self) -> bool:

@@ -323,10 +323,12 @@ def _write(name: str, found: Sequence[Row], seeds: int, against: str, figure: st
     files.write_json(folder() / f"{name}.json", {"against": against, "rows": [asdict(one) for one in found]})
     text = markdown.table(("run", "trials", *page.columns(figure), *BEHIND), list(_rows(found, against)), left=(0, 7))
     split = "test" if any("test" in one.seeds for one in found) else "validation"
+    searched = any(one.trials for one in found)
+    chosen_by = f"the best of so many trials, by validation {figure} under another seed" if searched else "the runs' own"
     about = (
         f"Mean and standard deviation over {seeds} seeds, each with experts, draws and students of its own; points and p\n"
-        f"(Welch's t-test over the seeds) of {split} {figure}. Settings: the best of so many trials, by validation {figure}\n"
-        "under another seed. Time: of the trials, and of the seeds' experts, distillation and students."
+        f"(Welch's t-test over the seeds) of {split} {figure}. Settings: {chosen_by}.\n"
+        "Time: of the trials, and of the seeds' experts, distillation and students."
     )
     settings = [
         f"- {one.run}: {', '.join(f'{field} {value}' for field, value in one.distill.items())}" for one in found if one.distill
