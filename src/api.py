@@ -190,7 +190,8 @@ def distill(
         read = functools.partial(_snapshots, given.trajectories)
         loop = Loop(
             "distill", root, distil, len(given.trajectories), read, function, derivatives, labels, real.space,
-            _logits(given, distil, images, labels), None if initial is None else initial.syn_lr.item(),
+            _logits(given, distil, images, labels),
+            None if initial is None or distil.lr_init is not None else initial.syn_lr.item(),
             _real(given, distil, device),
         )  # fmt: skip
         at = outer.first(loop, images, None if initial is None else initial.pixels)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -56,6 +57,45 @@ def test_a_run_without_parts_has_nothing_to_leave_out() -> None:
     labels = [arm.label for arm in ablate.arms(resolved.run(load(ROOT / "params.yaml"), MTT))]
     assert not [label for label in labels if label.startswith("without")]
     assert "MTT and clipping loss" in labels
+
+
+def test_no_seed_is_the_run_s_own() -> None:
+    """By which a study may have chosen the settings that are taken apart."""
+    params = load(ROOT / "params.yaml")
+    base = resolved.run(params, RUN)
+    lines = ablate._of_seeds(base, params.tune, ablate.arms(base)[0], 3)
+    seeds = [line[-1].run.seed for line in lines]
+    assert len({*seeds}) == 3 and base.seed not in seeds
+
+
+def test_a_run_without_parts_counts_once() -> None:
+    base = resolved.run(load(ROOT / "params.yaml"), MTT)
+    experts = (Experts(0.1, 0.01, 0.5), Experts(0.2, 0.01, 0.6))
+    arms = ablate.arms(base)
+    found = [ablate.Outcome(arm.label, arm.parts, {"val": (0.7, 0.8)}, experts, arm.against) for arm in arms]
+    assert len(ablate._points(found)) == 2 * 4  # experts with no part, with either, with both
+
+
+def test_sharpness_is_a_part_of_the_experts() -> None:
+    params = load(ROOT / "params.yaml")
+    base = resolved.run(params, MTT)
+    sharp = replace(base.experts, settings=base.experts.settings.model_copy(update={"sharpness": 0.01}))
+    arms = ablate.arms(replace(base, buffer=sharp))
+    of = {arm.label: (Experts(1.0 + (14 in arm.parts), 0.01, 0.5),) * 2 for arm in arms}
+    found = [ablate.Outcome(arm.label, arm.parts, {"val": (0.7, 0.8)}, of[arm.label], arm.against) for arm in arms]
+    rows = {row[0]: row[1] for row in ablate._experts_rows(found)}
+    assert rows["-"].startswith("1 ") and rows["14"].startswith("2 ")
+    assert {"1", "2", "1 2", "14", "-"} <= set(rows)
+    assert len({(point.experts, point.group) for point in ablate._points(found)}) == 2
+
+
+@pytest.mark.parametrize("beginning", ["given", "run"])
+def test_a_run_that_begins_with_a_set_keeps_it_without_any_part(beginning: str) -> None:
+    base = resolved.run(load(ROOT / "params.yaml"), MTT)
+    told = {"initialisation": beginning, "initial_run": "other" if beginning == "run" else None}
+    begun = replace(base, distillation=base.distillation.model_copy(update=told))
+    assert not any("initialisation" in arm.label or 3 in arm.parts for arm in ablate.arms(begun))
+    assert "initialisation" not in ablate.changes(begun, (), 0).distill
 
 
 def test_the_plot_has_the_arms_that_differ_in_experts_alone() -> None:

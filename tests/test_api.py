@@ -146,6 +146,8 @@ def test_no_experts_are_needed_for_the_loss_on_real_images(synthetic: Synthetic,
         assert torch.equal(found.pixels, expected.pixels) and torch.equal(found.syn_lr, expected.syn_lr)
         assert {row["real_loss"] for row in found.history} == {row["matching_loss"] for row in found.history}
     assert torch.equal(begun.snapshots[0], synthetic.pixels) and begun.history[0]["syn_lr"] == synthetic.syn_lr.item()
+    other = distill(real, initial=synthetic, **{key: value for key, value in given.items() if key != "initialisation"})
+    assert other.history[0]["syn_lr"] == pytest.approx(given["lr_init"]), "which goes before the set's"
 
 
 def test_ten_lines_without_the_pipelines_libraries(tmp_path: Path) -> None:

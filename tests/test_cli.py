@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 
 from src import cli
 from src.settings import resolved
-from src.settings.params import load
+from src.settings.params import load, parse
 from src.stages import prepare
 from tests.imports import ROOT
 from tests.small_run import STORE
@@ -139,6 +139,16 @@ def test_what_a_run_can_t_have_is_told_before_experts_are_trained(
     change(place, value)
     assert sentence in fails("prepare", monkeypatch, capsys)
     assert not Path("data").exists()
+
+
+def test_a_set_that_is_given_takes_no_real_images() -> None:
+    """However few a class has."""
+    given = {"initialisation": "given", "given": {"file": "theirs", "sha256": "0" * 64}, "iterations": 0}
+    raw = YAML(typ="safe").load(Path("params.yaml").read_text(encoding="utf-8"))
+    raw["distill"]["theirs"] = given
+    raw["runs"] = {"theirs": {**raw["runs"]["digits-ipc1-ast"], "ipc": 2000, "distill": {"method": "theirs"}}}
+    prepare.run(STORE, resolved.data_set(parse(raw), "digits"))
+    assert STORE.load_statistics("digits").counts["train"]
 
 
 def test_outside_the_repository_and_broken_yaml(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import ttest_ind
+from scipy.stats import ttest_ind, ttest_rel
 
 from src.maths import significance
+from src.maths.significance import Difference
 from tests import studying
 from tests.studying import call
 
@@ -37,8 +38,20 @@ def test_welch_is_scipys() -> None:
 
 def test_groups_without_scatter_or_with_one_member() -> None:
     assert significance.welch([0.5, 0.5], [0.5, 0.5]).p == 1
-    assert significance.welch([0.5, 0.5], [0.6, 0.6]).p == 0
+    assert significance.welch([0.5, 0.5], [0.6, 0.6]).p == 1
     assert significance.welch([0.5], [0.6, 0.7]).p == 1
+    assert significance.paired([0.5, 0.75], [0.75, 1.0]) == Difference(0.25, 1.0)
+    assert significance.paired([0.5], [0.6]).p == 1
+
+
+def test_paired_is_scipys() -> None:
+    draws = np.random.default_rng(1)
+    for count in (2, 3, 10):
+        a = draws.normal(0.9, 0.03, count)
+        b = a + draws.normal(0.01, 0.01, count)
+        found = significance.paired(a.tolist(), b.tolist())
+        assert found.p == pytest.approx(ttest_rel(b, a).pvalue)
+        assert found.mean == pytest.approx(b.mean() - a.mean())
 
 
 def test_words_say_which_is_better_and_whether_it_may_be_noise() -> None:

@@ -24,6 +24,7 @@ from src.settings import resolved
 from src.settings.params import Params, load, parse
 from src.stages import distill, evaluate, experts, plan_steps, report, results
 from src.store import files
+from src.studies import samples
 from tests.small_run import STORE, made
 
 CPU = torch.device("cpu")
@@ -298,3 +299,8 @@ def test_the_plan_counts_every_network(params: Params) -> None:
     subject = plan_steps.Subject(resolved.run(params, "one"), STORE.load_statistics(params.runs["one"].dataset), CPU)
     assert subject.cross == (params.networks["mlp"], params.networks["bn"])
     assert plan_steps.evaluate(params.runtime, subject) > 0
+
+
+def test_a_sample_says_that_other_networks_have_none(params: Params) -> None:
+    found = list(samples.of_students(STORE, resolved.run(params, "one")))
+    assert [one.what for one in found if one.difference] == [f"students of {network}" for network in CROSS]

@@ -110,9 +110,18 @@ def test_att_matches_the_nearest_step() -> None:
     close(second.images, first.images - 10 * found.images)
 
 
+def test_a_student_that_goes_astray_after_the_nearest_step() -> None:
+    thetas = torch.tensor([[0.0, 0.0], [1.0, 1.0], [2.0, 2.0], [float("nan"), float("inf")]], dtype=torch.float64)
+    target = torch.ones(2, dtype=torch.float64)
+    for by in ("l1", "l2"):
+        found = Nearest(target, target.sum(), by).reached(thetas)  # type: ignore[arg-type]
+        assert (found.step, found.value.item()) == (1, 0)
+
+
 @pytest.mark.parametrize("optimiser", ["sgd", "adam"])
 def test_learned_labels_follow_the_gradient_of_their_logits(optimiser: str) -> None:
-    chosen = settings(labels="learned", lr_label=2.0, label_momentum=0.9, outer_optimiser=optimiser, lr_img=0.1)
+    momentum = 0.9 if optimiser == "sgd" else 0.0
+    chosen = settings(labels="learned", lr_label=2.0, label_momentum=momentum, outer_optimiser=optimiser, lr_img=0.1)
     start_logits = normal(S, K, seed=4) + 2 * HOT
     states, _ = iterated(chosen, 4, logits=start_logits)
     z, images, rate = (torch.nn.Parameter(one.clone()) for one in (start_logits, states[0].images, states[0].syn_lr))
@@ -332,6 +341,8 @@ def test_labels_start_from_the_mean_of_the_experts_that_are_right() -> None:
         ({"initialisation": "run"}, "initial_run go together"),
         ({"initial_run": "one"}, "initial_run go together"),
         ({"lr_init": None}, "give a number"),
+        ({"lr_init": 1e-6, "lr_lr": 0.0}, "lr_init 1e-06 lies below syn_lr_min 1e-05, where no learning rate stays"),
+        ({"labels": "learned", "label_momentum": 0.9, "outer_optimiser": "adam"}, "label_momentum 0.9 is of SGD"),
         ({"target": "nearest", "intermediate_loss": "sum"}, "use one of the two"),
         ({"nearest_by": "l1"}, "target 'nearest'"),
         ({"inner_optimiser": "adam", "inner_momentum": 0.9}, "inner_momentum 0.9 is of SGD"),

@@ -238,6 +238,13 @@ def test_variants_of_runs_without_experts_and_of_runs_that_begin_with_another(pa
     one = variants.build(alone, params.tune, Changes({"lr_img": 0.02}), variants.protocol_of(alone, params.tune))
     assert one.run.buffer is None and one.run.distillation.lr_img == 0.02
     other = variants.build(begun, params.tune, Changes({"lr_img": 2.0}, seed=7), variants.protocol_of(begun, params.tune))
+    protocol = variants.protocol_of(begun, params.tune)
+    named = variants.build(replace(begun, method="no-initial"), params.tune, Changes(), protocol)
+    assert named.run.distillation.iterations == begun.distillation.iterations, "whatever the method is called"
+    exact = replace(alone, runtime=alone.runtime.model_copy(update={"precision": "bfloat16"}))
+    assert variants.build(exact, params.tune, Changes(), variants.protocol_of(alone, params.tune)).name != (
+        variants.build(alone, params.tune, Changes(), variants.protocol_of(alone, params.tune)).name
+    ), "numbers of another precision are other numbers"
     assert other.run.initial == begun.initial and other.run.seed == 7
     source = Path.cwd()
     workspace = Workspace(tmp_path / "workspace", source)

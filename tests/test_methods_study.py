@@ -20,10 +20,11 @@ from ruamel.yaml import YAML
 from src.editing import groups, params_edit
 from src.ground.errors import UserError
 from src.maths import significance
+from src.settings import resolved
 from src.settings.params import Params, load, parse
 from src.settings.studies import Range, Ranges
 from src.store.store import Store
-from src.studies import method_groups, methods, repeated, space
+from src.studies import ablate, method_groups, methods, repeated, space
 from src.studies.methods import Tuned
 from src.studies.variants import Changes, Variant, Workspace
 from src.tracking.tracker import Nest
@@ -77,14 +78,18 @@ def test_runs_with_experts_of_the_same_settings_share_a_seed_s(params: Params) -
     assert [line[0].experts for line in lines[0]] == [line[0].experts for line in lines[1]]
 
 
-def test_a_study_leaves_the_number_of_steps_alone_unless_told_otherwise(params: Params) -> None:
+def test_a_study_leaves_the_method_and_the_number_of_steps_alone_unless_told_otherwise(params: Params) -> None:
     mtt, *_ = methods.chosen(params, RUNS, None)
     found = space.build(mtt, methods.at_one_budget(mtt, params.tune), "student")
     plain = space.build(mtt, params.tune, "student")
     assert found["distill.syn_steps"] == CategoricalDistribution((3,)) and set(found) == set(plain)
+    for name, value in (("initialisation", "random"), ("balanced_loss", False), ("intermediate_loss", "off")):
+        assert found[f"distill.{name}"] == CategoricalDistribution((value,)), "MTT with a part of AST's is no MTT"
+    assert found["distill.lr_img"] == plain["distill.lr_img"]
     asked = Ranges(distill={"syn_steps": Range(low=2, high=6)})
     told = params.tune.model_copy(update={"ranges": {mtt.dataset.name: asked}})
-    assert methods.at_one_budget(mtt, told) == told
+    held = methods.at_one_budget(mtt, told).ranges[mtt.dataset.name].distill
+    assert held["syn_steps"] == asked.distill["syn_steps"] and {*held} == methods.HELD
 
 
 REFUSED = [
@@ -110,6 +115,26 @@ def test_refusals(names: tuple[str, ...], against: str | None, sentence: str) ->
     with pytest.raises(UserError) as error:
         methods.chosen(parse(raw), names, against)
     assert sentence in str(error.value)
+
+
+def test_imported_experts_are_of_one_seed(params: Params) -> None:
+    digest = "0" * 64
+    theirs = {**params.experts, "other-name": params.experts["other-name"].model_copy(update={"imported": digest})}
+    sentence = "runs.mtt has the imported experts 'other-name', which no other seed can train again"
+    with pytest.raises(UserError, match=sentence):
+        methods.chosen(replace(params, experts=theirs), ["real", "then-real"], None)
+    with pytest.raises(UserError, match=sentence):
+        ablate.run(STORE, resolved.run(replace(params, experts=theirs), "mtt"), params.tune, 2, False, 1)
+
+
+def test_what_begins_with_another_takes_the_time_of_its_study_too(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = methods.chosen(params, ["mtt", "then-real"], None)
+    seconds = {"mtt": 100.0, "then-real": 10.0}
+    monkeypatch.setattr(methods, "_begun", lambda one, *rest: (one, ""))
+    monkeypatch.setattr(methods, "_tune", lambda store, begun, *rest: Tuned(seconds=seconds[begun.name]))
+    nowhere: Any = None
+    found = methods._tune_all(STORE, runs, params.tune, nowhere, nowhere, 1, 1)
+    assert {name: one.seconds for name, one in found.items()} == {"mtt": 100.0, "then-real": 110.0}
 
 
 def test_a_lost_beginning_is_told_of_what_begins_with_it(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +178,7 @@ def test_figures_of_a_table(params: Params, monkeypatch: pytest.MonkeyPatch) -> 
     tuned = {"mtt": Tuned(trials=5, seconds=60.0), "real": Tuned(Changes({"lr_img": 2.0}), 5), RUN: Tuned(problem="diverged")}
     found = methods.table(("mtt", "real", RUN), "mtt", tuned, lines, ("val",), {"mtt": "", "real": "", RUN: "diverged"})
     shown = list(methods._rows(found, "mtt"))
-    p = f"{significance.welch(seeds['mtt'], seeds['real']).p:.2g}"
+    p = f"{significance.paired(seeds['mtt'], seeds['real']).p:.2g}"
     assert shown == [
         ("mtt", "5", "51.0 ± 1.0", "-", "", "", "2 min 0 s", ""),
         ("real", "5", "61.3 ± 1.5", "-", "+10.3", p, "1 min 0 s", "beyond noise, against mtt"),
@@ -241,9 +266,9 @@ def test_an_overview_of_groups_has_each_table_s_figures(
 
     def found(store: object, params: Params, names: Sequence[str], *rest: object) -> list[methods.Row]:
         """Of each number of images per class MTT, AST beyond noise, and one that failed."""
-        seeds = [{"test": (0.5, 0.52, 0.51)}, {"test": (0.6, 0.62, 0.61)}, {}]
+        seeds = [{"test": (0.5, 0.52, 0.51)}, {"test": (0.61, 0.62, 0.6)}, {}]
         rows = [methods.Row(run, 1, {}, own, 1.0) for run, own in zip(names[:3], seeds, strict=True)]
-        rows[1] = replace(rows[1], difference=significance.welch(seeds[0]["test"], seeds[1]["test"]))
+        rows[1] = replace(rows[1], difference=significance.paired(seeds[0]["test"], seeds[1]["test"]))
         rows[2] = replace(rows[2], problem="diverged")
         return rows
 
@@ -299,7 +324,7 @@ def test_killed_gone_on_with_and_called_again(tmp_path: Path, monkeypatch: pytes
         kept = [json.loads(path.read_text())["accuracies"]["val"] for path in made if path.name.startswith(f"{name}-")]
         assert set(row["seeds"]["val"]) <= {mean(one) for one in kept}
         if name != "mtt":
-            expected = significance.welch(found["mtt"]["seeds"]["val"], row["seeds"]["val"])
+            expected = significance.paired(found["mtt"]["seeds"]["val"], row["seeds"]["val"])
             assert row["difference"] == {"mean": expected.mean, "p": expected.p}
     again = call(folder, words)
     assert again.returncode == 0 and results(folder) == made and rows(folder) == found

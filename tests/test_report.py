@@ -6,6 +6,7 @@ import base64
 import copy
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -145,6 +146,22 @@ def test_results_are_compared_with_their_own_group(params: Params) -> None:
     assert ten.best.gain is None
     assert {group.whole.run for group in (one, ten, whole) if group.whole} == {"whole"}
     assert [r.colour for group in (one, ten, whole) for r in group.results] == [0, None, 0, None]
+
+
+@pytest.mark.parametrize("changed", ["network", "evaluate", "noise"])
+def test_gains_are_of_one_network_and_protocol_and_not_over_noise(params: Params, changed: str) -> None:
+    runs = dict(resolved.pipeline(params).runs)
+    found = runs["found"]
+    if changed == "network":
+        found = replace(found, spec=found.spec.model_copy(update={"width": 2}))
+    elif changed == "evaluate":
+        found = replace(found, evaluation=found.evaluation.model_copy(update={"epochs": 1}))
+    runs["found"] = found
+    rows = [results.result_of(STORE, own) for own in resolved.pipeline(params).runs.values() if own.ipc == 1]
+    if changed == "noise":
+        rows = [replace(row, initialisation="noise") if row.run == "found" else row for row in rows]
+    group = results._group(rows, rows, runs)
+    assert group.baseline is None and all(row.gain is None for row in group.results)
 
 
 def test_runs_that_are_not_distilled_make_a_page(params: Params, valid_params: dict[str, Any]) -> None:

@@ -11,12 +11,13 @@ import mlflow
 import pytest
 import torch
 
+from src.ground.errors import InterruptedWorkError
 from src.settings import resolved
 from src.settings.params import Params
-from src.stages import evaluate
+from src.stages import distill, evaluate
 from src.store import checkpoints, files, tensors, values
 from src.store.store import Store
-from src.store.values import Record
+from src.store.values import Record, SyntheticSet
 from src.studies import snapshots
 from tests.called import command
 from tests.small_run import STORE, made
@@ -175,3 +176,20 @@ def test_stopped_without_the_test_split_it_goes_on_with_it(params: Params, monke
     assert command("evaluate --run one --snapshots --test", monkeypatch) == 0
     assert curve("one", "mean", "test").keys() == {0, 2, 4}
     assert not list((checkpoints.folder() / "evaluate").glob("snapshot-*/*"))
+
+
+def test_a_look_that_is_cut_off_is_taken_again(params: Params) -> None:
+    """As a study takes at its rungs, from which a trial may end early."""
+    seen: list[int] = []
+
+    def watch(iteration: int, synthetic: SyntheticSet) -> None:
+        seen.append(iteration)
+        if len(seen) == 1:
+            raise InterruptedWorkError
+
+    watched = replace(resolved.run(params, "one"), name="watched")
+    with pytest.raises(InterruptedWorkError):
+        distill.run(STORE, watched, watch)
+    distill.run(STORE, watched, watch)
+    assert seen == [2, 2, 4]
+    assert torch.equal(STORE.load_synthetic("watched").pixels, STORE.load_synthetic("one").pixels)

@@ -127,6 +127,11 @@ def test_drawn_values_are_rounded_and_reach_no_further_than_the_experts(params: 
     tidy = space.tidy(resolved.run(params, RUN), found, {**drawn, "distill.max_start_epoch": last, "distill.expert_epochs": 4})
     assert tidy["distill.lr_img"] == 12.3
     assert tidy["distill.max_start_epoch"] - 1 + 4 == last
+    choices = {**found, "distill.max_start_epoch": CategoricalDistribution((5, 7, last))}
+    for expert_epochs, lower in ((4, 7), (last - 5, 5), (last, last)):  # the largest that the experts reach, or else as drawn
+        values = {**drawn, "distill.max_start_epoch": last, "distill.expert_epochs": expert_epochs}
+        tidy = space.tidy(resolved.run(params, RUN), choices, values)
+        assert tidy["distill.max_start_epoch"] == lower
 
 
 # -- taking trials

@@ -1,4 +1,7 @@
-"""Whether two groups of accuracies differ by more than their scatter: Welch's t-test. Source: Welch, Biometrika 34 (1947)."""
+"""Whether two groups of accuracies differ by more than their scatter: Student's t-test of pairs, or Welch's of groups.
+
+Sources: Student, Biometrika 6 (1908); Welch, Biometrika 34 (1947).
+"""
 
 from __future__ import annotations
 
@@ -22,17 +25,31 @@ class Difference:
 
 
 def welch(first: Sequence[float], second: Sequence[float]) -> Difference:
-    """Compare two groups, of any variances; p is 1 or 0 where neither scatters, and 1 where one has fewer than two members."""
+    """Compare two independent groups, of any variances; p is 1 where neither scatters, or one has fewer than two members."""
     from scipy.stats import t as student_t  # a second to import
 
     difference = mean(second) - mean(first)
     if min(len(first), len(second)) < 2:
         return Difference(difference, 1.0)
     a, b = variance(first) / len(first), variance(second) / len(second)  # squared standard errors
-    if a + b == 0:
-        return Difference(difference, float(difference == 0))
+    if a + b == 0:  # as happens to few figures of small splits: nothing tells what chance would do
+        return Difference(difference, 1.0)
     freedom = (a + b) ** 2 / (a**2 / (len(first) - 1) + b**2 / (len(second) - 1))
     return Difference(difference, 2 * float(student_t.sf(abs(difference) / (a + b) ** 0.5, freedom)))
+
+
+def paired(first: Sequence[float], second: Sequence[float]) -> Difference:
+    """Compare two groups whose members belong together, as those of one seed, which share draws, initial images and experts.
+
+    p is 1 where there are fewer than two pairs, or all differ by the same.
+    """
+    from scipy.stats import t as student_t
+
+    apart = [b - a for a, b in zip(first, second, strict=True)]
+    spread = variance(apart) if len(apart) > 1 else 0.0
+    if spread == 0:
+        return Difference(mean(apart), 1.0)
+    return Difference(mean(apart), 2 * float(student_t.sf(abs(mean(apart)) / (spread / len(apart)) ** 0.5, len(apart) - 1)))
 
 
 def words(difference: Difference, first: str, second: str) -> str:

@@ -252,6 +252,10 @@ def _of_labels(own: Distillation) -> Iterator[Rule]:
         "both to 0",
     )
     yield (
+        own.outer_optimiser == "adam" and own.label_momentum > 0,
+        f"label_momentum {own.label_momentum:g} is of SGD, and outer_optimiser is adam: set it to 0",
+    )
+    yield (
         own.labels != "learned" and own.label_certainty != CERTAINTY,
         f"label_certainty is of labels that are learned, and these are '{own.labels}': set labels to learned, or leave it out",
     )
@@ -262,6 +266,10 @@ def _of_beginning(own: Distillation) -> Iterator[Rule]:
     yield (
         (own.initialisation == "run") != (own.initial_run is not None),
         "initialisation 'run' and initial_run go together: set both, or none",
+    )
+    yield (
+        own.lr_init is not None and own.lr_init < own.syn_lr_min,
+        f"lr_init {own.lr_init} lies below syn_lr_min {own.syn_lr_min:g}, where no learning rate stays: change one of the two",
     )
     yield (
         own.lr_init is None and own.initialisation != "run",

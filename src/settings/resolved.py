@@ -28,6 +28,11 @@ class Asked:
     distillation: Distillation
     networks: Mapping[str, Network]  # all that read its images, by name
 
+    @property
+    def takes_real(self) -> bool:
+        """Whether its images begin as `ipc` of each class, and not as a set that is there."""
+        return self.distillation.initialisation not in ("given", "run")
+
 
 @dataclass(frozen=True)
 class DataSet:

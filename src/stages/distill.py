@@ -279,6 +279,13 @@ def _iterate(loop: Loop, at: Distilling, checkpoint: Checkpoint, tracker: Tracke
     for iteration, one in at.snapshots.items():
         run_log.log_images(tracker, one.pixels, loop.classes, iteration, loop.tuples)
     furthest, total = at.iteration, loop.distil.iterations
+
+    def look() -> None:
+        labels = outer.labels(loop, at.state).cpu()
+        watch(furthest, SyntheticSet(at.snapshots[furthest].pixels, labels, at.state.syn_lr.cpu()))
+
+    if 0 < furthest < total and furthest in at.snapshots:
+        look()  # again, as it may have been cut off
     with progress.progress(f"distill {loop.name}", total, furthest) as advance, checkpoint.kept() as keep:
         while at.iteration < total:
             at = outer.iterate(loop, at)
@@ -289,8 +296,7 @@ def _iterate(loop: Loop, at: Distilling, checkpoint: Checkpoint, tracker: Tracke
                 if furthest in at.snapshots:
                     pixels = at.snapshots[furthest].pixels
                     run_log.log_images(tracker, pixels, loop.classes, furthest, loop.tuples)
-                    labels = outer.labels(loop, at.state).cpu()
-                    watch(furthest, SyntheticSet(pixels, labels, at.state.syn_lr.cpu()))
+                    look()
                 advance(f"{loop.distil.loss} {row['matching_loss']:.4f}, syn_lr {row['syn_lr']:.4f}")
     return at
 

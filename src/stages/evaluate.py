@@ -64,6 +64,8 @@ def _run(store: Store, run: Run) -> None:
         cost.keep(store.metrics_file(name), spent)
         _log(tracker, store, run, summaries)
     _show(run, summaries)
+    if run.distillation.iterations and run.distillation.inner_optimiser == "adam":
+        progress.say(f"{name}: distilled for students that learn by Adam, while these learn by SGD, with the same step size")
 
 
 def forget(place: str, networks: Iterable[str]) -> None:

@@ -34,7 +34,7 @@ def run(store: Store, dataset: DataSet) -> None:
     splits = {split: part.of(source) for split, part in parts.items()}
     statistics = _statistics(source, splits)
     for run, asked in dataset.asked.items():
-        if asked.ipc != "all":
+        if asked.takes_real and asked.ipc != "all":
             initialisation.check_ipc(asked.ipc, statistics.counts["train"], f"runs.{run}.ipc")
     _check_runs(dataset, statistics.shape, len(statistics.classes))
     space = _space(settings, splits["train"], source.pixel_max)
@@ -52,7 +52,7 @@ def _run_tuples(store: Store, dataset: DataSet) -> None:
     statistics = tuples.statistics(source, dataset.settings)
     count = statistics.counts["train"]["tuples"]
     for run, asked in dataset.asked.items():
-        if asked.ipc != "all" and asked.ipc > count:
+        if asked.takes_real and asked.ipc != "all" and asked.ipc > count:
             raise DataError(
                 f"runs.{run}.ipc: {asked.ipc} exceeds the {count} tuples of the training split: set it to {count} or less"
             )
@@ -113,7 +113,7 @@ def _check_runs(dataset: DataSet, shape: Shape, classes: int) -> None:
     for name, spec in specs.items():
         networks.check(spec, shape, f"networks.{name}")
     for run, asked in dataset.asked.items():
-        if asked.ipc != "all":
+        if asked.takes_real and asked.ipc != "all":
             initialisation.check_batch(asked.distillation, asked.ipc * classes, f"runs.{run}.distill.batch_syn")
 
 

@@ -20,7 +20,7 @@ def groups(store: Store, runs: Mapping[str, Run]) -> tuple[Group, ...]:
     """All these runs, grouped by data set and images per class; raises ArtifactError where one is not made."""
     results = _coloured([result_of(store, run) for run in runs.values()])
     keys = dict.fromkeys((result.dataset, result.ipc) for result in results)
-    return tuple(_group([r for r in results if (r.dataset, r.ipc) == key], results) for key in keys)
+    return tuple(_group([r for r in results if (r.dataset, r.ipc) == key], results, runs) for key in keys)
 
 
 def measured(store: Store, run: Run) -> dict[str, float] | None:
@@ -129,19 +129,25 @@ def _coloured(results: Sequence[Result]) -> list[Result]:
     return [replace(result, colour=colours.get(result.run)) for result in results]
 
 
-def _group(members: Sequence[Result], results: Sequence[Result]) -> Group:
+def _group(members: Sequence[Result], results: Sequence[Result], runs: Mapping[str, Run]) -> Group:
+    """Gains are of students of one network and protocol, those of the best run."""
+
+    def like(one: Result, other: Result) -> bool:
+        mine, its = runs[one.run], runs[other.run]
+        return (mine.spec, mine.evaluation) == (its.spec, its.evaluation)
+
     first = members[0]
+    candidates = [r for r in members if r.distilled] or members
+    best = max(candidates, key=lambda r: r.val.mean)  # never chosen on the test split
     # random images are what everybody knows; another initialisation stands in where there are none
     real = sorted(
-        (r for r in members if not (r.distilled or r.whole or r.initialisation in ("given", "run"))),
+        (r for r in members if not (r.distilled or r.whole or r.initialisation in ("noise", "given", "run")) and like(r, best)),
         key=lambda r: r.initialisation != "random",
     )
     baseline = real[0] if real else None
     if baseline is not None:
-        rest = [r for r in members if r is not baseline]
-        gains = {r.run: r.test.mean - baseline.test.mean for r in rest}
+        gains = {r.run: r.test.mean - baseline.test.mean for r in members if r is not baseline and like(r, baseline)}
         members = [replace(r, gain=gains.get(r.run)) for r in members]
-    candidates = [r for r in members if r.distilled] or members
-    best = max(candidates, key=lambda r: r.val.mean)  # never chosen on the test split
+        best = next(r for r in members if r.run == best.run)
     whole = next((r for r in results if r.whole and r.dataset == first.dataset), None)
     return Group(first.dataset, first.ipc, tuple(members), best, baseline, whole)

@@ -56,7 +56,8 @@ SWITCHES: tuple[tuple[str, Mapping[str, Any]], ...] = (
 )
 USUAL = (True, 2.0, "representative", True, "ramp", 1.0)  # with the part where the run itself has none: of AST's
 WHOLE, NONE = "the run as it is", "MTT: no part"
-EXPERT_PARTS = (1, 2)
+OF_EXPERTS = {part for part, (section, _) in enumerate(SWITCHES, 1) if section == "experts"}
+AST_EXPERTS = (1, 2)  # of these AST's
 OF_IMAGES, OF_TUPLES = {2, 3, 9, 12}, {15, 16}  # parts that only these can have
 
 
@@ -89,6 +90,7 @@ def run(store: Store, base: Run, tune: Tune, seeds: int, test: bool, workers: in
         raise UserError(f"runs.{base.name} has 0 iterations: there are no parts to take away; name a run that is distilled")
     if not base.distillation.matches or base.distillation.inner_optimiser != "sgd":
         raise UserError(f"runs.{base.name} is not MTT with parts: name a run whose students learn by SGD, matched to experts")
+    repeated.check_seeds(base)
     splits = ("val", "test") if test else ("val",)
     dataset, experiment = base.dataset.name, f"{base.dataset.name}-studies"
     workspace = repeated.workspace(store, "ablate", base.name, dataset)
@@ -115,7 +117,7 @@ def arms(base: Run) -> tuple[Arm, ...]:
     can = _parts(base)
     own = tuple(part for part in can if _value(base, part) != _off(base, part))
     named = {lowered(PARTS[part - 1][0]): (part,) for part in can if part <= AST_PARTS or part in own}
-    groups = named | ({"the experts' parts": EXPERT_PARTS} if set(EXPERT_PARTS) <= set(can) else {})
+    groups = named | ({"the experts' parts": AST_EXPERTS} if set(AST_EXPERTS) <= set(can) else {})
     without = (
         Arm(f"without {name}", tuple(part for part in own if part not in group), WHOLE)
         for name, group in groups.items()
@@ -128,7 +130,8 @@ def arms(base: Run) -> tuple[Arm, ...]:
 def _parts(base: Run) -> tuple[int, ...]:
     """Those that a run on its data set can have."""
     others = OF_IMAGES if base.dataset.tuples else OF_TUPLES
-    return tuple(part for part in range(1, len(PARTS) + 1) if part not in others)
+    begun = {3} if base.distillation.initialisation in ("given", "run") else set()  # no part, but what it is about
+    return tuple(part for part in range(1, len(PARTS) + 1) if part not in others | begun)
 
 
 def _value(base: Run, part: int) -> Mapping[str, Any]:
@@ -157,7 +160,8 @@ def changes(base: Run, parts: Sequence[int], seed: int) -> Changes:
 
 
 def _of_seeds(base: Run, tune: Tune, arm: Arm, seeds: int) -> list[Line]:
-    roots = [base.seed, *(seed_of(base.seed, "ablate", number) for number in range(1, seeds))]
+    # not the run's own seed, by which a study may have chosen its settings
+    roots = [seed_of(base.seed, "ablate", number) for number in range(seeds)]
     protocol = variants.protocol_of(base, tune)
     return [repeated.line(base, tune, {base.name: changes(base, arm.parts, root)}, root, protocol) for root in roots]
 
@@ -182,7 +186,7 @@ def outcomes(wanted: Mapping[Arm, Sequence[Line]], splits: tuple[str, ...], prob
             if variant.experts not in measured:
                 measured[variant.experts] = usefulness.measure(variant)
         experts = tuple(measured[variant.experts] for variant in made)
-        difference = significance.welch(other["val"], seeds["val"]) if other else None
+        difference = significance.paired(other["val"], seeds["val"]) if other else None
         figures = (difference.mean, difference.p) if difference else (None, None)
         found.append(Outcome(arm.label, arm.parts, seeds, experts, arm.against, *figures))
     return found
@@ -191,11 +195,12 @@ def outcomes(wanted: Mapping[Arm, Sequence[Line]], splits: tuple[str, ...], prob
 def _points(found: Sequence[Outcome]) -> list[Point]:
     """Of the arms that differ from the run, or from MTT, in their experts alone."""
     whole = next(one.parts for one in found if one.label == WHOLE)
-    groups = {frozenset(whole).difference(EXPERT_PARTS): "with the run's other parts", frozenset(): "with no other part"}
+    groups = {frozenset(whole).difference(OF_EXPERTS): "with the run's other parts", frozenset(): "with no other part"}
+    distinct = {one.parts: one for one in found if one.seeds}.values()  # a run without parts is MTT
     return [
         Point(experts, accuracy, groups[others])
-        for one in found
-        if (others := frozenset(one.parts).difference(EXPERT_PARTS)) in groups
+        for one in distinct
+        if (others := frozenset(one.parts).difference(OF_EXPERTS)) in groups
         for experts, accuracy in zip(one.experts, one.seeds.get("val", ()), strict=True)
     ]
 
@@ -245,7 +250,7 @@ CORRELATIONS_HEADER = ("experts", "distilled {} goes with", "rank correlation", 
 
 def _experts_rows(found: Sequence[Outcome]) -> Iterator[tuple[str, ...]]:
     """A row a kind of experts."""
-    kinds = {tuple(part for part in one.parts if part in EXPERT_PARTS): one.experts for one in found if len(one.experts) > 1}
+    kinds = {tuple(part for part in one.parts if part in OF_EXPERTS): one.experts for one in found if len(one.experts) > 1}
     for parts, experts in sorted(kinds.items()):
         (step, spread), accuracy = (
             scores.mean_and_std([one.parameter_step for one in experts]),
@@ -267,7 +272,8 @@ def _write(base: str, found: Sequence[Outcome], seeds: int, figure: str) -> tupl
     experts = markdown.table(_with(EXPERTS_HEADER, figure), list(_experts_rows(found)), left=(0,))
     about = (
         f"Mean and standard deviation over {seeds} seeds, each with experts, draws and students of its own; points and p\n"
-        f"(Welch's t-test over the seeds) of validation {figure}. MTT is the run with all parts off, all else kept."
+        f"(paired t-test over the seeds, each row by itself) of validation {figure}. MTT is the run with all\n"
+        "parts off, all else kept."
     )
     beside = (
         "The experts, over the epochs that are matched: their mean squared parameter step of an epoch (small is smooth),\n"

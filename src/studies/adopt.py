@@ -56,7 +56,7 @@ def run(store: Store, pipeline: Pipeline, asked: Sequence[str]) -> None:
         say(f"{counted(len(same), 'stage')} marked up to date: commit dvc.lock")
     if len(same) < len(results):
         names = ", ".join(one.title for one in results if one not in same)
-        raise UserError(f"{names} would come out otherwise, and stay out of date: run `dvc repro`")
+        raise UserError(f"{names} would come out otherwise, or may, and stay out of date: run `dvc repro`")
     return None
 
 

@@ -74,7 +74,7 @@ def _about(columns: Sequence[Column], seeds: int) -> str:
     first = next(iter(columns[0].rows))
     return (
         f"{'Test' if tested else 'Validation'} accuracy, %, by data set and images per class: mean and standard deviation over "
-        f"{seeds} seeds, in brackets the points above {first}. *: beyond noise, p < {significance.LEVEL} (Welch's t-test over "
+        f"{seeds} seeds, in brackets the points above {first}. *: beyond noise, p < {significance.LEVEL} (paired t-test over "
         "the seeds)."
     )
 

@@ -41,6 +41,9 @@ from src.studies.variants import Changes, Workspace
 from src.tracking import tracker as tracking
 from src.tracking.tracker import Nest
 
+# what a run's method is, and what sets the cost of its trials
+HELD = {"initialisation", "balanced_loss", "intermediate_loss", "weight_perturbation", "syn_steps"}
+
 
 @dataclass(frozen=True)
 class Tuned:
@@ -48,7 +51,7 @@ class Tuned:
 
     changes: Changes = field(default_factory=Changes)  # of the best trial; of a run without a study, nothing
     trials: int = 0
-    seconds: float = 0.0  # at work, of all trials
+    seconds: float = 0.0  # at work, of all trials, and those of the runs whose sets it begins with
     problem: str = ""
 
 
@@ -127,6 +130,8 @@ def chosen(params: Params, names: Sequence[str], against: str | None) -> list[Ru
                 raise UserError(
                     f"one table has one {words}, but {runs[0].name} has {mine} and {other.name} has {its}: name runs that agree"
                 )
+    for one in runs:
+        repeated.check_seeds(one)
     buffers: list[Buffer] = []
     return [_sharing(one, buffers) for one in runs]
 
@@ -180,13 +185,18 @@ def _tune_all(
             own = searched[one.name]
             begun, problem = _begun(one, own, found, workspace, nest, workers)
             found[one.name] = Tuned(problem=problem) if problem else _tune(store, begun, own, workspace, trials, workers)
-    return found
+    before = {one.name: sum(found[first.name].seconds for first in one.initials if first.name in found) for one in runs}
+    return {name: replace(one, seconds=one.seconds + before[name]) for name, one in found.items()}
 
 
 def at_one_budget(one: Run, tune: Tune) -> Tune:
-    """A search of the run that leaves its number of student steps alone, unless the data set's own ranges have it."""
+    """A search that leaves alone what makes the run's method, and its number of student steps, unless the data set's own ranges
+    have it: MTT with one of AST's parts would be no MTT.
+    """
     own = tune.ranges.get(one.dataset.name, Ranges())
-    held = {"syn_steps": Range(choices=(one.distillation.syn_steps,)), **own.distill}
+    fields = [name.removeprefix("distill.") for name in space.start(one, tune, "student")]
+    kept = {name: Range(choices=(getattr(one.distillation, name),)) for name in fields if name in HELD}
+    held = {**kept, **own.distill}
     return tune.model_copy(update={"ranges": {**tune.ranges, one.dataset.name: own.model_copy(update={"distill": held})}})
 
 
@@ -212,8 +222,10 @@ def _tune(store: Store, base: Run, tune: Tune, workspace: Workspace, trials: int
             return Tuned(problem=str(error))
     done = _first(plan.open(), trials)
     if len(done) < trials:
-        left = f"{trials - len(done)} of its {trials} trials are in the hands of another process"
-        raise UserError(f"{base.name}: {left}: run this again when that has ended, or stop it")
+        left = f"{trials - len(done)} of its {trials} trials are not there, in the hands of another process or not to be had"
+        raise UserError(
+            f"{base.name}: {left}: see {workspace.folder / 'log.txt'}, and run this again, with fewer --trials if need be"
+        )
     seconds = sum(trial.user_attrs.get("seconds", 0.0) for trial in done)
     complete = [trial for trial in done if trial.state == TrialState.COMPLETE]
     if not complete:
@@ -259,7 +271,7 @@ def table(
         spent = own.seconds + (_seconds(lines[name], splits) if seeds else 0.0)
         row = Row(name, own.trials, own.changes.distill, seeds, spent, problem="" if seeds else problems[name])
         if name != against and seeds and means[against]:
-            row = replace(row, difference=significance.welch(means[against][splits[-1]], seeds[splits[-1]]))
+            row = replace(row, difference=significance.paired(means[against][splits[-1]], seeds[splits[-1]]))
         found.append(row)
     return found
 
@@ -327,7 +339,7 @@ def _write(name: str, found: Sequence[Row], seeds: int, against: str, figure: st
     chosen_by = f"the best of so many trials, by validation {figure} under another seed" if searched else "the runs' own"
     about = (
         f"Mean and standard deviation over {seeds} seeds, each with experts, draws and students of its own; points and p\n"
-        f"(Welch's t-test over the seeds) of {split} {figure}. Settings: {chosen_by}.\n"
+        f"(paired t-test over the seeds, each row by itself) of {split} {figure}. Settings: {chosen_by}.\n"
         "Time: of the trials, and of the seeds' experts, distillation and students."
     )
     settings = [

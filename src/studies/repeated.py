@@ -43,6 +43,16 @@ def workspace(store: Store, study: str, name: str, dataset: str) -> Workspace:
     return found
 
 
+def check_seeds(base: Run) -> None:
+    """Raises UserError where the run's experts can't be trained anew under other seeds."""
+    for one in (base, *base.initials):
+        if one.buffer is not None and one.buffer.settings.imported is not None:
+            raise UserError(
+                f"runs.{one.name} has the imported experts '{one.buffer.name}', which no other seed can train again: "
+                "name a run whose experts are trained here"
+            )
+
+
 def line(base: Run, tune: Tune, changes: Mapping[str, Changes], root: int, protocol: Protocol) -> Line:
     """The run's variant of a seed. Where it begins with another run's set, it begins with that run's variant of this seed.
 

@@ -101,7 +101,9 @@ def _last(loop: Loop, pixels: Tensor) -> Iterator[Compared]:
 
 
 def of_students(store: Store, run: Run) -> Iterator[Compared]:
-    """The first student of the run's own network: what it predicts, and its figures."""
+    """The first student of the run's own network: what it predicts, and its figures. Of others means alone are kept."""
+    for network in run.cross:
+        yield Compared(f"students of {network}", "unknown: they are not sampled")
     device = runtime.start(run.runtime.model_copy(update={"threads": workers.threads(run.runtime)}))
     statistics, synthetic = evaluate.inputs(store, run)
     training = evaluate.training_of(store, run, run.spec, synthetic, statistics, device)

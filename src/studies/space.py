@@ -163,8 +163,12 @@ def tidy(base: Run, space: Space, values: Mapping[str, Any]) -> dict[str, Any]:
     if "distill.max_start_epoch" in found:
         epochs = found.get("distill.expert_epochs", base.distillation.expert_epochs)
         last = base.experts.settings.last_epoch
-        latest = min(found["distill.max_start_epoch"], last + 1 - epochs)
-        found["distill.max_start_epoch"] = max(latest, _first_bound(base.distillation))
+        lowest, latest = _first_bound(base.distillation), min(found["distill.max_start_epoch"], last + 1 - epochs)
+        given = space["distill.max_start_epoch"]
+        if not isinstance(given, CategoricalDistribution):
+            found["distill.max_start_epoch"] = max(latest, lowest)
+        elif fitting := [one for one in given.choices if isinstance(one, int) and lowest <= one <= latest]:
+            found["distill.max_start_epoch"] = max(fitting)  # where none fits, the trial fails and says why
     return found
 
 

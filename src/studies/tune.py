@@ -98,7 +98,8 @@ def plan_of(store: Store, base: Run, tune: Tune, side: Side) -> Study:
     meaning = [
         base.seed, side, base.distillation.model_dump(), None if base.buffer is None else base.buffer.settings.model_dump(),
         base.spec.model_dump(), variants.protocol_of(base, tune).model_dump(),
-        tune.model_dump(exclude={"ranges", "trials", "storage"}), [distribution_to_json(one) for one in searched.values()],
+        tune.model_dump(exclude={"ranges", "trials", "storage"}), variants.numbers_of(base.runtime),
+        [distribution_to_json(one) for one in searched.values()],
         [files.digest(store.split_file(dataset, split)) for split in ("train", "val")],
         *([] if base.initial is None else [synthetic_settings(base.initial).plain()]),
     ]  # fmt: skip

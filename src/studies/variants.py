@@ -35,6 +35,7 @@ from src.settings.studies import Tune
 from src.stages import distill, evaluate, experts
 from src.stages.distill import Watch
 from src.stages.records import check_synthetic, experts_record, synthetic_settings
+from src.stages.resolve import IN_BYTES
 from src.store import checkpoints, cost, files, tensors, values
 from src.store.store import Store, remake
 from src.store.values import SyntheticSet
@@ -43,7 +44,6 @@ from src.tracking.tracker import Tracker
 
 SHOWN = 50  # characters of a run's name in its variants': with a digest behind them they are a name still
 PROTOCOL = "study"  # the name of the evaluation protocol in a variant's parameters
-PLACEHOLDER = "initial"  # the name of the method of the run that it begins with
 
 Accuracies = Mapping[str, tuple[float, ...]]  # split -> accuracy of each student, of tuples the mean recall
 Judge = Callable[
@@ -145,15 +145,16 @@ def build(base: Run, tune: Tune, changes: Changes, protocol: Protocol) -> Varian
     dataset, method = base.dataset.name, base.method
     seed = base.seed if changes.seed is None else changes.seed
     network, lender = base.spec.model_dump(), "" if base.buffer is None else base.buffer.name
+    numbers = numbers_of(base.runtime)
     trained: dict[str, Any] = {}
     if base.buffer is not None:
         settings_of_experts = {**base.buffer.settings.model_dump(), **changes.experts}
-        trained = {f"{lender[:SHOWN]}-{digest([seed, network, settings_of_experts])}": settings_of_experts}
+        trained = {f"{lender[:SHOWN]}-{digest([seed, network, settings_of_experts, numbers])}": settings_of_experts}
     settings = {**base.distillation.model_dump(), **changes.distill}
     settings["snapshot_every"] = max(1, math.ceil(settings["iterations"] / tune.rungs))
     buffer = next(iter(trained), None)
     begun = [] if base.initial is None else [synthetic_settings(base.initial).plain()]
-    name = f"{base.name[:SHOWN]}-{digest([seed, network, buffer, base.ipc, settings, *begun])}"
+    name = f"{base.name[:SHOWN]}-{digest([seed, network, buffer, base.ipc, settings, numbers, *begun])}"
     own = {"dataset": dataset, "network": base.network, "experts": buffer, "ipc": base.ipc, "evaluate": PROTOCOL}
     raw: dict[str, Any] = {
         "seed": seed,
@@ -166,10 +167,16 @@ def build(base: Run, tune: Tune, changes: Changes, protocol: Protocol) -> Varian
         "runs": {name: {**own, "distill": {"method": method}}},
     }
     if base.initial is not None:
-        raw["distill"][PLACEHOLDER] = {"initialisation": "noise", "iterations": 0}
-        raw["runs"][base.initial.name] = {**own, "experts": None, "distill": {"method": PLACEHOLDER}}
+        other = f"no-{method[:SHOWN]}"  # for checking alone: the run itself takes its place
+        raw["distill"][other] = {"initialisation": "noise", "iterations": 0}
+        raw["runs"][base.initial.name] = {**own, "experts": None, "distill": {"method": other}}
     parsed = replace(parse(raw, f"a variant of {base.name}"), split_seed=base.dataset.seed)
     return Variant(replace(resolved.run(parsed, name), initial=base.initial), tune, lender)
+
+
+def numbers_of(asked: Runtime) -> dict[str, Any]:
+    """What of the machine the numbers rest on, but for threads, of which variants side by side get shares."""
+    return asked.model_dump(include=IN_BYTES - {"threads"})
 
 
 def beginning_with(base: Run, initial: Run) -> Run:

@@ -26,6 +26,7 @@ class Nearest:
 
     def reached(self, thetas: Tensor) -> Reached:
         distances = torch.stack([self._distance(theta) for theta in thetas[1:]])
+        distances = distances.nan_to_num(nan=float("inf"), posinf=float("inf"))  # a student that went astray later
         step = len(distances) - int(distances.flip(0).argmin())
         return WayPoint(step, self.target, 1.0, self.scale, self.first).reached(thetas)
 
