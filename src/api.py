@@ -184,7 +184,7 @@ def distill(
     _check_experts(distil, given)
     with _lent(given.runtime, given.runtime.threads) as device:
         images, labels = (one.to(device) for one in _begun(given, distil, ipc, initial, root))
-        initialisation.check_batch(distil, len(labels), "batch_syn")
+        initialisation.check_batch(distil.batch, len(labels), "batch_syn")
         function, real = _function(given.spec, given.real.shape, device), given.real
         derivatives, _, _ = outer.differentiate(distil, given.runtime, given.spec, function, images)
         read = functools.partial(_snapshots, given.trajectories)

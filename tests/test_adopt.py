@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -56,6 +57,19 @@ def test_what_differs_stays_out_of_date_beside_what_does_not(
     )
     with pytest.raises(UserError, match="distill@one would come out otherwise, or may, and stay out of date: run `dvc repro`"):
         adopt.run(STORE, pipeline, [])
+    assert marked == [("resolve",), ("commit", "--force", "resolve", "experts@smooth")]
+
+
+def test_what_begins_with_a_set_that_differs_is_not_adopted(
+    marked: list[tuple[str, ...]], pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = pipeline.runs["one"]
+    begun = replace(pipeline, runs={"one": one, "two": replace(one, name="two", initial=one)})
+    found = [*FOUND, Outdated("distill", "two")]
+    monkeypatch.setattr(adopt, "_outdated", lambda store, pipeline, asked: iter(found))
+    monkeypatch.setattr(adopt, "_samples", lambda store, given, one: [Compared("a", {"one": "by up to 1"}.get(one.name))])
+    with pytest.raises(UserError, match="distill@one, distill@two would come out otherwise, or may"):
+        adopt.run(STORE, begun, [])
     assert marked == [("resolve",), ("commit", "--force", "resolve", "experts@smooth")]
 
 

@@ -21,7 +21,7 @@ from src.settings import resolved
 from src.settings.params import Params
 from src.stages import distill, export, report, repro, resolve, results
 from src.stages.records import prepared
-from src.store import code, files
+from src.store import code, files, locked
 from src.studies import ablate, gradient_error, space, variants
 from src.studies import compare as comparison
 from src.studies.variants import Changes, Workspace
@@ -162,6 +162,20 @@ def test_a_run_comes_after_the_one_that_it_begins_with(params: Params) -> None:
     needs = repro._needs(resolved.pipeline(params))
     assert needs["distill@refined"] == {"experts@plain", "distill@datm"}
     assert list(needs).index("distill@datm") < list(needs).index("distill@refined")
+
+
+def test_what_a_run_begins_with_is_made_again_where_other_code_made_it(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    initial, place = resolved.run(params, "datm"), locked.place(STORE.data, "distill", "datm")
+    entry = {"cmd": "", "deps": [{"path": place.as_posix(), "md5": "0" * 32}]}
+    with monkeypatch.context() as patch:
+        patch.setattr(locked, "stages", lambda: {"distill@datm": entry})
+        assert distill._is_made(STORE, initial), "what nobody has resolved rests on nothing else"
+        files.write_json(place, {"code": "of now"})
+        assert not distill._is_made(STORE, initial)
+        entry["deps"] = [{"path": place.as_posix(), "md5": files.digest(place)}]
+        assert distill._is_made(STORE, initial)
+    assert distill._is_made(STORE, initial), "DVC never made it"
+    place.unlink()
 
 
 def test_a_method_rests_on_its_own_targets(params: Params) -> None:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from src.ground.errors import DataError
-from src.settings.distillation import Distillation
 
 
 def check_ipc(ipc: int, counts: Mapping[str, int], who: str) -> None:
@@ -25,10 +24,10 @@ def check_ipc(ipc: int, counts: Mapping[str, int], who: str) -> None:
         )
 
 
-def check_batch(distil: Distillation, count: int, who: str) -> None:
+def check_batch(batch: int | None, count: int, who: str) -> None:
     """Raises DataError where a step is to take more images than there are; `who` says whose batch_syn that is."""
-    if distil.iterations and distil.batch_syn is not None and distil.batch_syn > count:
-        text = f"{who}: {distil.batch_syn} exceeds the {count} synthetic images"
+    if batch is not None and batch > count:
+        text = f"{who}: {batch} exceeds the {count} synthetic images"
         raise DataError(f"{text}: lower it, or set null for all")
 
 

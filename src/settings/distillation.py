@@ -162,6 +162,11 @@ class Distillation(Settings):
     that of each encoder (MTT-VL, LoRS)."""
 
     @property
+    def batch(self) -> int | None:
+        """Synthetic images that a student step is to take; None for all, or where no step is taken."""
+        return self.batch_syn if self.iterations else None
+
+    @property
     def last_epoch(self) -> int:
         """The last expert epoch that is matched: M epochs after the latest start."""
         return self.max_start_epoch - 1 + self.expert_epochs

@@ -27,7 +27,7 @@ from src.settings.networks import Network
 from src.settings.resolved import Run
 from src.stages import run_log, work
 from src.stages.records import check_synthetic, experts_record, iterations_record, prepared, synthetic_record
-from src.store import checkpoints, cost, files
+from src.store import checkpoints, cost, files, locked
 from src.store.checkpoints import Checkpoint, Work
 from src.store.cost import Cost
 from src.store.store import Store, read_synthetic
@@ -50,7 +50,8 @@ def run(store: Store, run: Run, watch: Watch = unwatched) -> None:
     """Distil a run, from its checkpoint where there is one. An error of `watch` ends it, and nothing is saved.
 
     The checkpoint stays, so that the run goes on from there when `iterations` grows. Where it begins with the set of another
-    run, which is not there as it is to be, that one is made first: DVC, which knows of no order, then has it go on at its end.
+    run, which is not there as it is to be or was made by other code, that one is made first: DVC, which knows of no order, then
+    has it go on at its end.
     """
     with ranks.joined(run.runtime, run.name) as group:
         if run.initial is not None:
@@ -73,7 +74,7 @@ def _is_made(store: Store, run: Run) -> bool:
         check_synthetic(store, run)
     except ArtifactError:
         return False
-    return True
+    return not locked.is_outdated(store.data, "distill", run.name)
 
 
 def _told(group: Ranks | None, value: Value) -> Value:
@@ -86,7 +87,7 @@ def _follow(store: Store, run: Run, group: Ranks) -> None:
     device = work.start(run.runtime, run.name)
     statistics = prepared(store, run.dataset, "train")
     images, labels = initial_images(store, run, statistics, device)
-    initialisation.check_batch(run.distillation, len(labels), f"runs.{run.name}.distill.batch_syn")
+    initialisation.check_batch(run.distillation.batch, len(labels), f"runs.{run.name}.distill.batch_syn")
     loop, _, _ = loop_of(store, run, statistics, images, labels, group)
     at = _begun(store, run, loop, images, group.told(None))
     while at.iteration < loop.distil.iterations:
@@ -100,7 +101,7 @@ def _run(store: Store, run: Run, watch: Watch, group: Ranks | None) -> None:
     check_inputs(store, run)
     record = work.whole(synthetic_record(store, run), run.runtime, "distill", device)
     images, labels = initial_images(store, run, statistics, device)
-    initialisation.check_batch(run.distillation, len(labels), f"runs.{name}.distill.batch_syn")
+    initialisation.check_batch(run.distillation.batch, len(labels), f"runs.{name}.distill.batch_syn")
 
     find = {"ast.fingerprint": tracking.fingerprint(vars(record))}
     with tracking.track(run.dataset.name, name, "run", find) as tracker:

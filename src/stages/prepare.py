@@ -114,7 +114,7 @@ def _check_runs(dataset: DataSet, shape: Shape, classes: int) -> None:
         networks.check(spec, shape, f"networks.{name}")
     for run, asked in dataset.asked.items():
         if asked.takes_real and asked.ipc != "all":
-            initialisation.check_batch(asked.distillation, asked.ipc * classes, f"runs.{run}.distill.batch_syn")
+            initialisation.check_batch(asked.distillation.batch, asked.ipc * classes, f"runs.{run}.distill.batch_syn")
 
 
 def _say(name: str, statistics: Statistics, source: Source, seed: int) -> None:

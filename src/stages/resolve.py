@@ -18,9 +18,9 @@ from src.settings.networks import Network
 from src.settings.resolved import Buffer, DataSet, Pipeline, Run
 from src.settings.runtime import Runtime
 from src.store import code, files
+from src.store.locked import FOLDER
 
 OFF: tuple[object, ...] = (None, False, 0, "off", (), [], {})
-FOLDER = "resolved"  # of data/
 IN_BYTES = {"device", "threads", "precision", "compile", "deterministic"}  # of the runtime
 
 Plain = dict[str, Any]

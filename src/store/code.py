@@ -40,6 +40,7 @@ NEVER_IN_BYTES = frozenset(
         "src/stages/run_log.py",
         "src/store/code.py",
         "src/store/cost.py",
+        "src/store/locked.py",
         "src/store/provenance.py",
         "src/store/removed.py",
         "src/tracking/backlog.py",

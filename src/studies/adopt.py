@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from ruamel.yaml import YAML
 
 from src.ground.counting import counted
 from src.ground.errors import UserError
@@ -22,7 +21,7 @@ from src.pages.tables import Table
 from src.process.progress import say
 from src.settings.resolved import Pipeline
 from src.stages import resolve
-from src.store import files, tensors
+from src.store import files, locked, tensors
 from src.store.store import Store
 from src.studies import samples
 from src.studies.samples import Compared
@@ -49,7 +48,9 @@ def run(store: Store, pipeline: Pipeline, asked: Sequence[str]) -> None:
         return say("No stage is out of date by its code alone: `dvc status` says what is")
     results = {one: list(_samples(store, pipeline, one)) for one in found}
     Console(highlight=False, markup=False).print(_table(results))
-    same = [one for one, compared in results.items() if not any(part.difference for part in compared)]
+    differing = {one for one, compared in results.items() if any(part.difference for part in compared)}
+    differing |= {one for one in results if _begins_with(pipeline, one) & {other.title for other in differing}}
+    same = [one for one in results if one not in differing]
     if same:
         resolve.run(store.data, pipeline)
         _dvc("commit", "--force", "resolve", *(one.title for one in same))
@@ -60,9 +61,14 @@ def run(store: Store, pipeline: Pipeline, asked: Sequence[str]) -> None:
     return None
 
 
+def _begins_with(pipeline: Pipeline, one: Outdated) -> set[str]:
+    """The stages whose synthetic sets a distillation goes on from."""
+    return {f"distill@{run.name}" for run in pipeline.runs[one.name].initials} if one.stage == "distill" else set()
+
+
 def _outdated(store: Store, pipeline: Pipeline, asked: Sequence[str]) -> Iterator[Outdated]:
     """Raises UserError where one that is asked for can't be adopted."""
-    lock = YAML(typ="safe").load(Path("dvc.lock").read_text(encoding="utf-8"))["stages"] if Path("dvc.lock").exists() else {}
+    lock = locked.stages()
     status = json.loads(_dvc("status", "--json", capture_output=True).stdout)
     known = {f"{Path(place).parent}@{Path(place).stem}": value for place, value in resolve.files_of(pipeline) if "/" in place}
     for title in asked:
@@ -79,13 +85,14 @@ def _outdated(store: Store, pipeline: Pipeline, asked: Sequence[str]) -> Iterato
 def _refused(store: Store, title: str, value: dict[str, Any], entry: Any, changes: list[Any]) -> str | None:
     """Why a stage can't be adopted; '' where it can be, None where its settings and code are as they were."""
     stage, name = title.split("@")
-    place = (store.data / resolve.FOLDER / stage / f"{name}.json").as_posix()
+    place = locked.place(store.data, stage, name)
     if entry is None:
         return "it was never run"
-    recorded = next((dep["md5"] for dep in entry["deps"] if dep["path"] == place), None)
+    recorded = locked.digest(entry, place)
     if recorded == files.text_digest(files.json_text(value)):
         return None
-    others = [path for one in changes if isinstance(one, dict) for part in one.values() for path in part if path != place]
+    touched = [path for one in changes if isinstance(one, dict) for part in one.values() for path in part]
+    others = [path for path in touched if path != place.as_posix()]
     if others:
         return f"{', '.join(others)} changed as well, not its code alone"
     old = _cached(recorded)
