@@ -195,7 +195,7 @@ def test_a_group_s_runs_have_one_budget_and_fit_into_a_table(name: str, tmp_path
     shutil.copy(ROOT / "params.yaml", file)
     params_edit.add(group.sections, file)
     params = load(file)
-    assert list(group.tables) == [1, 10] and all(len(runs) == 9 for runs in group.tables.values())
+    assert list(group.tables) == [1, 10] and all(len(runs) == 10 for runs in group.tables.values())
     for ipc, names in group.tables.items():
         runs = {run.name.removeprefix(f"{name}-ipc{ipc}-"): run for run in methods.chosen(params, names, None)}
         assert next(iter(runs)) == "mtt"
@@ -210,9 +210,10 @@ def test_a_group_s_runs_have_one_budget_and_fit_into_a_table(name: str, tmp_path
         clipped = {key: getattr(experts["ast"], key) for key in CLIPPING}
         assert clipped["clipping_loss"] and experts["ast-repaired"] == experts["mtt"].model_copy(update=clipped)
         assert experts["ftd"] == experts["datm"] == experts["mtt"].model_copy(update={"sharpness": 0.01})
-        assert experts["tesla"] == experts["att"] == experts["mtt"]
+        assert experts["tesla"] == experts["att"] == experts["ast-student"] == experts["mtt"]
         parts = {key: getattr(runs["ast"].distillation, key) for key in PARTS}
         assert runs["ast-repaired"].distillation == runs["mtt"].distillation.model_copy(update=parts)
+        assert runs["ast-student"].distillation == runs["ast-repaired"].distillation
         assert runs["tesla"].distillation == runs["mtt"].distillation.model_copy(update={"gradient": "tesla"})
         assert runs["ftd"].distillation == runs["mtt"].distillation.model_copy(update={"ema": 0.99})
         assert runs["matching-then-real"].initial == runs["mtt"]
