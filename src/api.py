@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,7 +37,7 @@ from src.maths.pixels import Normalisation, Space
 from src.settings.base import describe
 from src.settings.distillation import Distillation
 from src.settings.experts import Experts
-from src.settings.networks import FAMILIES, Architecture, ConvNet, Encoders, Network, TextNet
+from src.settings.networks import FAMILIES, Architecture, ConvNet, Encoders, Linear, Network, TextNet
 from src.settings.protocols import Protocol
 from src.settings.runtime import Runtime
 from src.store import files, tensors, values
@@ -149,10 +149,10 @@ def train_experts(
     asked = _settings(Experts, {**NOT_NAMED, "count": 1, **settings})
     if asked.imported is not None:
         raise UserError("imported names experts that `import experts` brought into the pipeline: leave it out to train some")
-    spec, lent = _specified(network, ConvNet(depth=3, width=128)), _runtime(machine)
+    spec, lent, seed = _specified(network, ConvNet(depth=3, width=128)), _runtime(machine), _root(seed)
     with _lent(lent, lent.threads or 1) as device:
         real = real_images(images, labels, pixel_max, zca_eps)
-        held = real if val is None else _in_space(*val, pixel_max, real)
+        held = real if val is None else _in_space(*_pair(val), pixel_max, real)
         flops = asked.count * expert.flops(asked, spec, real.shape, len(real.labels))
         backend, _ = choose(lent, device, spec, flops)
         arrays = ((one.images.numpy(), one.labels.numpy()) for one in (real, held))
@@ -180,7 +180,7 @@ def distill(
     `settings` are fields of `Distillation`: random initialisation, 1,000 iterations where left out.
     """
     given = _source(source, network, machine)
-    distil, root = _method(initial, settings), given.seed if seed is None else seed
+    distil, root = _method(initial, settings), given.seed if seed is None else _root(seed)
     _check_experts(distil, given)
     with _lent(given.runtime, given.runtime.threads) as device:
         images, labels = (one.to(device) for one in _begun(given, distil, ipc, initial, root))
@@ -195,12 +195,23 @@ def distill(
             _real(given, distil, device),
         )  # fmt: skip
         at = outer.first(loop, images, None if initial is None else initial.pixels)
+        furthest = 0
         while at.iteration < distil.iterations:
             at = outer.iterate(loop, at)
+            if at.iteration <= furthest:  # after a restore, until it is there again
+                continue
+            furthest = at.iteration
             report(at.iteration, distil.iterations, {key: at.rows[-1][key] for key in ("matching_loss", "syn_lr")})
     snapshots = {iteration: one.pixels for iteration, one in at.snapshots.items()}
     made = snapshots[at.iteration], outer.labels(loop, at.state).cpu(), at.state.syn_lr.cpu()
     return Synthetic(*made, real.space, given.spec, real.shape.classes, at.rows, snapshots)
+
+
+def _check_set(synthetic: object) -> None:
+    if not isinstance(synthetic, Synthetic):
+        raise UserError(
+            f"what students learn from is of the type {type(synthetic).__name__}: give what distill or load_synthetic gave"
+        )
 
 
 @dataclass(frozen=True)
@@ -324,6 +335,7 @@ def evaluate(
     asked = _settings(Protocol, settings)
     if asked.selects_on_test:
         raise UserError("score 'best_test' chooses on the images that it scores: leave it out, or use the command line")
+    _check_set(synthetic)
     held = _in_space(images, labels, pixel_max, None, synthetic.space, synthetic.shape)
     found = _trained(synthetic, network, asked, seed, _runtime(machine), report, held)
     return [scores.accuracy(predicted, held.labels) for predicted in found.predicted]
@@ -345,6 +357,7 @@ def train_student(
     asked = _settings(Protocol, {**settings, "students": 2})  # a protocol has two or more; the first is trained
     if asked.selects_on_test:
         raise UserError("score 'best_test' chooses on real images, of which a student is given none: leave it out")
+    _check_set(synthetic)
     spec, shape = _specified(network, synthetic.spec), synthetic.shape
     found = _trained(synthetic, spec, asked, seed, _runtime(machine), report, None, only=1)
     module = networks.build(spec, shape, torch.Generator())
@@ -377,7 +390,18 @@ def load_synthetic(
         text = f"{file} does not tell how networks read it"
         raise UserError(f"{text}: give space, as real_images(...).space, and network, as ConvNet(depth=3, width=128)")
     known = len(told["dataset"]["classes"]) if told else _classes(found)
-    return Synthetic(found.pixels, found.labels, found.syn_lr, space, network, classes or known)
+    if (classes or known) < _classes(found):
+        raise UserError(
+            f"classes is {classes}, but the labels of {file} are of {_classes(found)}: give that many, or leave it out"
+        )
+    try:
+        space.normalise(found.pixels[:1])
+    except RuntimeError:
+        shape = "x".join(map(str, found.pixels.shape[1:]))
+        raise UserError(
+            f"the images of {file} are {shape}, which this space does not read: give that of their data set"
+        ) from None
+    return Synthetic(found.pixels, found.labels, found.syn_lr, space, _specified(network, network), classes or known)
 
 
 def real_images(images: Tensor, labels: Tensor, pixel_max: int = 255, zca_eps: float | None = None) -> RealImages:
@@ -386,8 +410,10 @@ def real_images(images: Tensor, labels: Tensor, pixel_max: int = 255, zca_eps: f
     classes = _numbers(whole, labels)
     if not (held := torch.bincount(classes)).all():
         raise UserError(f"no image is of class {int(held.argmin())}: number the classes from 0 on without a gap")
+    if len(held) < 2:
+        raise UserError("all images are of one class, which nothing can be learned of: give two or more")
     if zca_eps is not None:
-        if not zca_eps > 0:
+        if isinstance(zca_eps, bool) or not isinstance(zca_eps, int | float) or not zca_eps > 0:
             raise UserError(f"zca_eps is {zca_eps!r}: give a number above 0, as 0.1")
         space: Space = pixels.fit_whitening(whole, pixel_max, zca_eps)
     else:
@@ -417,6 +443,18 @@ def _in_space(
     return RealImages(pixels.inputs(used, whole, pixel_max), classes, used, wanted)
 
 
+def _pair(val: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    if not isinstance(val, tuple | list) or len(val) != 2:
+        raise UserError("val is not two tensors: give the pair (images, labels)")
+    return val[0], val[1]
+
+
+def _root(seed: int) -> int:
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise UserError(f"seed is {seed!r}: give a whole number, 0 or more")
+    return seed
+
+
 def _classes(found: SyntheticSet) -> int:
     """K, of probabilities by their shape; of labels that are classes by the highest one."""
     return found.labels.shape[1] if found.labels.is_floating_point() else int(found.labels.max()) + 1
@@ -424,13 +462,14 @@ def _classes(found: SyntheticSet) -> int:
 
 def _integers(images: Tensor, pixel_max: int) -> Tensor:
     """The images (N, C, H, W) on the CPU, once it is sure that they are integers: statistics are exact on these."""
-    if pixel_max < 1:
+    if not isinstance(pixel_max, int) or pixel_max < 1:
         raise UserError(f"pixel_max is {pixel_max!r}: give the largest value that a pixel may have, 255 for 8 bits")
     if not isinstance(images, Tensor):
         raise UserError(f"images are of the type {type(images).__name__}: give a tensor, as torch.as_tensor(images) makes one")
     if images.dim() != 4 or images.shape[2] != images.shape[3]:
         raise UserError(f"images have the shape {tuple(images.shape)}: give square ones, (N, C, H, W)")
-    if images.is_floating_point():
+    images = images.long() if images.dtype in (torch.uint16, torch.uint32, torch.uint64) else images  # torch has no min of them
+    if images.is_floating_point() or images.is_complex():
         text = "images are real numbers: give integers from 0 to pixel_max"
         raise UserError(f"{text}; (255 * images).round().to(torch.uint8) makes them of [0, 1]")
     if len(images) == 0 or int(images.min()) < 0 or int(images.max()) > pixel_max:
@@ -442,7 +481,8 @@ def _numbers(images: Tensor, labels: Tensor) -> Tensor:
     """The labels (N,) in int64 on the CPU, once it is sure that they are classes of these images."""
     if not isinstance(labels, Tensor):
         raise UserError(f"labels are of the type {type(labels).__name__}: give a tensor, as torch.as_tensor(labels) makes one")
-    if labels.shape != images.shape[:1] or labels.is_floating_point() or int(labels.min()) < 0:
+    whole = not (labels.is_floating_point() or labels.is_complex())
+    if labels.shape != images.shape[:1] or not whole or int(labels.long().min()) < 0:
         text = f"labels have the shape {tuple(labels.shape)} and the type {labels.dtype}"
         raise UserError(f"{text}: give one class for each image, from 0 on")
     return labels.long().cpu()
@@ -452,6 +492,7 @@ def _numbers(images: Tensor, labels: Tensor) -> Tensor:
 def _lent(asked: Runtime, threads: int | None) -> Iterator[torch.device]:
     """The machine as the settings want it, and as it was afterwards."""
     before, mode, tried = torch.get_num_threads(), torch.get_deterministic_debug_mode(), torch.backends.cudnn.benchmark
+    rounded = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     try:
         yield runtime.start(asked.model_copy(update={"threads": threads}))
@@ -459,6 +500,8 @@ def _lent(asked: Runtime, threads: int | None) -> Iterator[torch.device]:
         torch.set_num_threads(before)
         torch.set_deterministic_debug_mode(mode)
         torch.backends.cudnn.benchmark = tried
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = rounded
+        runtime.give_memory_back()
         torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
 
 
@@ -477,7 +520,7 @@ def _specified(network: Network | None, usual: Network) -> Network:
     if network is not None and not isinstance(network, Architecture):
         text = f"network is {network!r}: give the specification of one, of src.settings.networks"
         raise UserError(f"{text}, as ConvNet(depth=3, width=128)")
-    if isinstance(network, Encoders | TextNet):
+    if isinstance(network, Encoders | TextNet | Linear):
         raise UserError(f"network is of the family {network.family}, which reads no images: give another")
     return network or usual
 
@@ -522,10 +565,11 @@ def _trained(
     only: int | None = None,
 ) -> _Trained:
     """Students after their last epoch, and what they predict of the images."""  # fmt: skip
-    spec, shape = _specified(network, synthetic.spec), synthetic.shape
+    spec, shape, seed = _specified(network, synthetic.spec), synthetic.shape, _root(seed)
     with _lent(lent, lent.threads or 1) as device:
         flops = students.forward_flops(spec, shape)
         way = protocol.choose(lent, device, asked, len(synthetic.labels), flops, spec)
+        way = way if only is None else replace(way, together=False)  # of all together the last one would be kept
         images, labels = synthetic.inputs.numpy(), synthetic.labels.numpy()
         splits = () if held is None else ("test",)
         training = students.Training(

@@ -27,8 +27,10 @@ from src.api import (
     train_experts,
     train_student,
 )
-from src.ground.errors import DataError, ParamsError, UserError
-from src.settings.networks import ConvNet, ResNet18
+from src.ground.errors import DataError, DivergenceError, ParamsError, UserError
+from src.maths import protocol
+from src.maths.pixels import Normalisation
+from src.settings.networks import ConvNet, Linear, ResNet18
 from src.settings.params import Params
 from src.settings.runtime import Runtime
 from src.store import files
@@ -278,6 +280,14 @@ IMAGES, LABELS = torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1,
         (IMAGES, LABELS, {"zca_eps": -0.5}, UserError, r"zca_eps is -0\.5: give a number above 0"),
         (IMAGES, LABELS, {"pixel_max": 0}, UserError, "pixel_max is 0: give the largest value that a pixel may have"),
         (IMAGES, LABELS, {"machine": {"threads": 1}}, UserError, "machine is a dict: give a Runtime"),
+        (IMAGES, LABELS, {"network": Linear(family="Linear")}, UserError, "of the family Linear, which reads no images"),
+        (IMAGES, LABELS, {"pixel_max": "255"}, UserError, "pixel_max is '255': give the largest value"),
+        (IMAGES, LABELS, {"zca_eps": "x"}, UserError, "zca_eps is 'x': give a number above 0"),
+        (IMAGES, LABELS, {"zca_eps": True}, UserError, "zca_eps is True: give a number above 0"),
+        (IMAGES, LABELS, {"seed": 0.5}, UserError, "seed is 0.5: give a whole number, 0 or more"),
+        (IMAGES, LABELS, {"val": IMAGES}, UserError, "val is not two tensors"),
+        (IMAGES, LABELS.to(torch.complex64), {}, UserError, "give one class for each image, from 0 on"),
+        (IMAGES, torch.zeros_like(LABELS), {}, UserError, "all images are of one class"),
         (IMAGES, LABELS, {"epochs": 0}, ParamsError, "epochs: input should be greater than or equal to 1; got 0"),
         (IMAGES, LABELS, {"epoch": 1}, ParamsError, "epoch: unknown key: choose from"),
     ],
@@ -322,6 +332,10 @@ def test_mistakes_of_distill_and_evaluate(experts: ExpertBuffer, synthetic: Synt
             distill(source, **settings)
     with pytest.raises(DataError, match="batch_syn: 30 exceeds the 10 synthetic images"):
         distill(experts, 1, batch_syn=30)
+    with pytest.raises(UserError, match="what students learn from is of the type ExpertBuffer: give what distill"):
+        evaluate(experts, *split("test"), pixel_max=16)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="what students learn from is of the type NoneType"):
+        train_student(None)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="chooses on the images that it scores"):
         evaluate(synthetic, *split("test"), pixel_max=16, score="best_test")
     with pytest.raises(UserError, match="chooses on real images, of which a student is given none"):
@@ -342,3 +356,43 @@ def test_real_images_are_read_as_prepare_does(params: Params) -> None:
     assert torch.equal(found.images, images)
     assert torch.equal(found.labels, labels)
     assert sum(found.counts.values()) == len(labels)
+
+
+def test_images_of_any_whole_numbers() -> None:
+    found, expected = (real_images(IMAGES.to(dtype), LABELS, 16) for dtype in (torch.uint16, torch.uint8))
+    assert torch.equal(found.images, expected.images)
+
+
+def test_a_divergence_before_the_first_anchor_begins_again(experts: ExpertBuffer) -> None:
+    """With half of lr_img, and without an iteration reported twice."""
+    told: list[int] = []
+    settings = {"iterations": 3, "syn_steps": 2, "lr_img": 1e9, "lr_lr": 0.0, "max_start_epoch": 1, "on_divergence": "restore"}
+    with pytest.raises(DivergenceError):
+        distill(experts, 1, report=lambda done, total, figures: told.append(done), **settings)
+    assert told == sorted(set(told))
+
+
+def test_the_first_student_is_the_first_where_all_learn_at_once(synthetic: Synthetic, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU."""
+    alone = train_student(synthetic, machine=MACHINE, **{**PROTOCOL, "students": 2})
+    choose = protocol.choose
+    monkeypatch.setattr(protocol, "choose", lambda *words: replace(choose(*words), together=True))
+    together = train_student(synthetic, machine=MACHINE, **{**PROTOCOL, "students": 2})
+    for one, other in zip(alone.parameters(), together.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_what_does_not_fit_a_set_is_a_sentence(synthetic: Synthetic, tmp_path: Path) -> None:
+    path = tmp_path / "own.safetensors"
+    synthetic.save(path)
+    given = {"space": synthetic.space, "network": SPEC}
+    with pytest.raises(UserError, match=r"classes is 3, but the labels of .* are of 10"):
+        load_synthetic(path, **given, classes=3)
+    with pytest.raises(UserError, match="network is 'x': give the specification of one"):
+        load_synthetic(path, space=synthetic.space, network="x")  # type: ignore[arg-type]
+    other = Normalisation(torch.zeros(3), torch.ones(3))
+    pixels = synthetic.pixels.expand(-1, 2, -1, -1).contiguous()
+    wide = Synthetic(pixels, synthetic.labels, synthetic.syn_lr, other, SPEC, 10)
+    wide.save(path)
+    with pytest.raises(UserError, match="are 2x8x8, which this space can't read"):
+        load_synthetic(path, space=other, network=SPEC)

@@ -345,3 +345,10 @@ def test_the_advice_fits_the_trouble(how: str, advice: str) -> None:
     with pytest.raises(UserError, match=rf"1 session still waits for sqlite:///mlflow.db: .*\): {advice}"):
         backlog.sync()
     assert len(journal.waiting()) == 1
+
+
+def test_what_a_stage_delivers_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backlog, "TURN_SECONDS", 0.01)
+    monkeypatch.setattr(backlog, "_chosen", lambda uri, to: [DEAD])
+    with journal.delivery(DEAD, 1.0), pytest.raises(UserError, match=f"a stage at work delivers to {DEAD}: run this again"):
+        backlog.forget(DEAD)

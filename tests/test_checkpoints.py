@@ -198,6 +198,38 @@ def test_the_same_artifacts_at_once_are_refused() -> None:
         pass
 
 
+def test_what_another_process_is_at_is_left_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a temporary copy of the repository, say, which shares its checkpoints."""
+    other = replace(WORK, definition={"record": {"lr": 0.2}})
+    other.checkpoint().save({"x": torch.ones(1)}, {})
+    monkeypatch.setenv("DVC_ROOT", str(folder))
+    with other.checkpoint().alone():
+        (folder / "copy").mkdir()
+        monkeypatch.chdir(folder / "copy")
+        WORK.forget_others()
+        assert other.checkpoint().path.exists()
+    WORK.forget_others()
+    assert not other.checkpoint().path.exists()
+
+
+def test_who_waits_for_another_process_can_be_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop() -> None:
+        raise InterruptedWorkError
+
+    monkeypatch.setattr(checkpoints, "WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(checkpoints.stopping, "check", stop)
+    with WORK.checkpoint().alone(), pytest.raises(InterruptedWorkError), WORK.checkpoint().alone():
+        pass
+
+
+def test_what_comes_back_lies_where_torch_has_its_numbers() -> None:
+    """A file's places are odd ones, at which products of matrices may round otherwise."""
+    WORK.checkpoint().save({f"{n}": torch.ones(n) for n in range(1, 9)}, {})
+    found = WORK.checkpoint().load()
+    assert found is not None
+    assert {tensor.data_ptr() % 16 for tensor in found[0].values()} == {0}
+
+
 # -- stopping
 
 
@@ -419,11 +451,13 @@ def test_clean_deletes_what_is_stale_and_no_more(
         one.checkpoint().save({}, {})
     paths["broken"] = paths["stale"].with_name("x.safetensors")
     paths["broken"].write_bytes(b"no tensors")
+    paths["stray"] = checkpoints.folder() / "left.safetensors"  # not where any is put
+    paths["stray"].write_bytes(b"no tensors")
     os.utime(paths["stale"], (time.time() - 7200, time.time() - 7200))
     clean.run(STORE, resolved.pipeline(params), yes=False, everything=False)
     assert all(path.exists() for path in paths.values())
     shown = capsys.readouterr()
-    assert "3 of 7 files" in shown.err
+    assert "4 of 8 files" in shown.err
     assert "2 h 0 min" in shown.out
     clean.run(STORE, resolved.pipeline(params), yes=True, everything=False)
     assert {name for name, path in paths.items() if path.exists()} == {"current", "unknown", "study", "snapshots"}

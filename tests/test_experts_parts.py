@@ -42,7 +42,7 @@ def test_a_span_names_both_ends(text: str, expected: range) -> None:
     assert pipeline.span(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "a", "3-1", "-1", "1-b"])
+@pytest.mark.parametrize("text", ["", "a", "3-1", "-1", "1-b", "0-"])
 def test_what_names_no_experts_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="names no experts"):
         pipeline.span(text)

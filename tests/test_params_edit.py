@@ -224,3 +224,10 @@ def test_one_value_is_changed_in_place_or_added(params: Path) -> None:
     assert params.read_text(encoding="utf-8") == before.replace(line, f"{line}    sha256: {64 * 'b'}\n", 1)
     with pytest.raises(ParamsError, match=r"experts\.digits-plain\.lr"):
         params_edit.set_value(("experts", "digits-plain", "lr"), -1.0, params)
+
+
+def test_a_link_stays_one(params: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link.yaml"
+    link.symlink_to(params)
+    params_edit.set_value(("experts", "digits-plain", "lr"), 0.1, link)
+    assert link.is_symlink() and "    lr: 0.1\n" in params.read_text(encoding="utf-8")

@@ -81,3 +81,18 @@ def test_the_way_back_gives_the_pixels(channels: int) -> None:
 def test_too_large_images_are_refused_with_the_figure() -> None:
     with pytest.raises(DataError, match=r"3x64x64 needs two matrices of 12,288 x 12,288, 1\.2 GB"):
         pixels.fit_whitening(torch.zeros(2, 3, 64, 64, dtype=torch.uint8), 255, 0.1)
+
+
+def test_whitening_does_not_depend_on_how_many_threads_there_are() -> None:
+    images = torch.randint(0, 256, (200, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            space = pixels.fit_whitening(images, 255, 0.1)
+            assert torch.get_num_threads() == threads
+            found.append((space.matrix, space.inverse, space.normalise(images[:10].float() / 255)))
+    finally:
+        torch.set_num_threads(before)
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)

@@ -44,7 +44,7 @@ def test_a_fresh_clone_pulls_what_was_published(trained: Path, tmp_path: Path) -
     assert f"git checkout {commit}" in card
     size = sum(path.stat().st_size for path in [*(trained / BUFFER).iterdir(), trained / BUFFER.parent / "curves.csv"])
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in card.splitlines() if "digits-smooth |" in line]
-    assert rows == [["digits-smooth", "digits", "2 x 4", "3", f"{size / 2**20:.1f}"]]
+    assert rows == [["digits-smooth", "digits", "2 x 4", "3", f"{size / 2**20:.1f}", commit]]
     assert call(tmp_path, "git", "clone", "-q", str(trained), str(other)).returncode == 0
     for command in ("dvc remote add --local published", "dvc pull --remote published"):
         assert command in card

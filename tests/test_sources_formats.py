@@ -219,3 +219,11 @@ def test_every_orientation_in_every_format(kind: str, value: int) -> None:
     )
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
     assert np.array_equal(images.decode(content, images.Shape(3, 8)), np.asarray(upright.convert("RGB")))
+
+
+def test_arrays_of_one_source_have_one_order_of_classes(tmp_path: Path) -> None:
+    images, labels = np.zeros((4, 8, 8, 1), np.uint8), np.array([0, 1, 0, 1])
+    for split, classes in (("train", ["cat", "dog"]), ("test", ["dog", "cat"])):
+        np.savez(tmp_path / f"{split}.npz", images=images, labels=labels, classes=np.array(classes))
+    with pytest.raises(DataError, match="names classes otherwise than a file before it"):
+        read(tmp_path)

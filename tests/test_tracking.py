@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow
@@ -16,7 +17,7 @@ import pytest
 
 from src.ground.errors import TrackingError
 from src.store.files import digest
-from src.tracking import backlog, journal, mlflow_row, mlflow_store
+from src.tracking import backlog, journal, mlflow_row, mlflow_store, system_metrics
 from src.tracking import tracker as tracking
 from tests.imports import ROOT
 
@@ -195,3 +196,17 @@ def test_a_locked_database_is_waited_for_once(store: str, capsys: pytest.Capture
     backlog.sync()
     (run,) = mlflow.MlflowClient(store).search_runs(["1"])
     assert (run.data.metrics["x"], run.info.status) == (2.0, "FINISHED")
+
+
+def test_a_gpu_that_lacks_a_figure_has_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part of one (MIG) has no utilisation."""
+
+    def missing(card: object) -> None:
+        raise system_metrics.pynvml.NVMLError(system_metrics.pynvml.NVML_ERROR_NOT_SUPPORTED)
+
+    monkeypatch.setattr(system_metrics.pynvml, "nvmlDeviceGetMemoryInfo", lambda card: SimpleNamespace(used=1e6, total=4e6))
+    monkeypatch.setattr(system_metrics.pynvml, "nvmlDeviceGetUtilizationRates", missing)
+    monkeypatch.setattr(system_metrics.pynvml, "nvmlDeviceGetPowerUsage", missing)
+    found = system_metrics._figures([object()])
+    own = {name: value for name, value in found.items() if "gpu" in name}
+    assert own == {"system/gpu_0_memory_usage_percentage": 25.0, "system/gpu_0_memory_usage_megabytes": 1.0}

@@ -17,12 +17,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from src.editing import params_edit
 from src.ground.errors import DataError, UserError
 from src.maths import retrieval, spectrograms
 from src.settings.datasets import Dataset
 from src.settings.params import load
 from src.sources import downloads
-from src.sources.tuples import names, raw, reading, sounds, texts
+from src.sources.tuples import layouts, names, raw, reading, sounds, texts
 from src.sources.tuples.reading import TupleSource
 from src.stages import init, init_tuples
 from tests import tuples
@@ -350,7 +351,7 @@ def test_init_adds_a_first_run_on_a_folder_of_captions(
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "mine.csv", captions(tmp_path / "photos"))
     (tmp_path / "mine.csv").rename(tmp_path / "photos" / "mine.csv")
-    init.run("photos", "photos", 16, 1)
+    init.run("photos", "photos", 16, None)
     params = load()
     assert params.runs["photos-6-low-rank"].dataset == "photos"
     assert list(params.prepare["photos"].modalities or {}) == ["image", "text"]
@@ -362,8 +363,8 @@ def test_init_adds_a_first_run_on_a_folder_of_captions(
     before, table = params.prepare["photos"].sha256, tmp_path / "photos/mine.csv"
     table.write_text(table.read_text(encoding="utf-8").replace("said", "sung"), encoding="utf-8")
     with pytest.raises(UserError, match=r"the items of photos are not those that prepare\.photos\.sha256 says: add --update"):
-        init.run("photos", "photos", 16, 1)
-    init.run("photos", "photos", 16, 1, update=True)
+        init.run("photos", "photos", 16, None)
+    init.run("photos", "photos", 16, None, update=True)
     assert load().prepare["photos"].sha256 not in (before, None)
     table.write_text("image,caption\n" + "".join(f"{n}.png, \n" for n in range(9)), encoding="utf-8")
     with pytest.raises(DataError, match="has no text in any row: write captions into its column caption"):
@@ -380,3 +381,80 @@ def test_what_is_said_of_images_makes_a_table_of_them(tmp_path: Path, monkeypatc
     assert init_tuples.is_table(tmp_path / "photos")
     init.run("photos", "photos", 16, 1, splits="none")
     assert load().prepare["photos"].modalities is None
+
+
+def flat(folder: Path, each: int = 2) -> Path:
+    """A row a caption, each with the bytes of its picture."""
+    rows = captions(folder / "elsewhere", each)
+    held = [(folder / "elsewhere/pictures" / row["image"]).read_bytes() for row in rows]
+    (folder / "flat").mkdir()
+    path = folder / "flat" / "all.parquet"
+    pq.write_table(pa.table({"image": held, "caption": [row["caption"] for row in rows]}), path)
+    return path
+
+
+def test_the_same_bytes_are_the_same_picture(tmp_path: Path) -> None:
+    """So that none of them is in two splits."""
+    check(read(flat(tmp_path)))
+
+
+def test_texts_first_would_part_the_captions_of_a_picture(tmp_path: Path) -> None:
+    turned = {"words": PAIR["words"], "picture": PAIR["picture"]}
+    with pytest.raises(DataError, match="its picture has several texts, which splits by words would part: name picture first"):
+        read(flat(tmp_path), turned)
+    write(tmp_path / "one.csv", [{**row, "image": f"elsewhere/pictures/{row['image']}"} for row in captions_once(tmp_path)])
+    assert sum(len(split.rows) for split in read(tmp_path / "one.csv", turned).splits.values()) == COUNT
+
+
+def captions_once(folder: Path) -> list[dict[str, Any]]:
+    names = sorted(path.name for path in (folder / "elsewhere/pictures").iterdir())
+    return [{"image": name, "caption": f"{name[8:10]} said"} for name in names]
+
+
+def test_train_images_are_drawn(tmp_path: Path) -> None:
+    """And are not the first of a table, which may be sorted."""
+    path = flat(tmp_path)
+    few, whole = (read(path, **settings) for settings in ({"train_images": 5}, {}))
+    kept = few.splits["train"].items["words"].texts
+    all_of_them = whole.splits["train"].items["words"].texts
+    assert len(kept) == 10 and set(kept) < set(all_of_them) and kept != all_of_them[:10]
+
+
+@pytest.mark.parametrize(
+    ("vectors", "sentence"),
+    [
+        ([1.0, float("nan")], "row . holds a vector with numbers that are not finite"),
+        ([1.0, None], "row . holds a vector with numbers that are not finite"),
+        (["a", "b"], "row . holds no vector of numbers"),
+    ],
+)
+def test_vectors_hold_finite_numbers(vectors: list[Any], sentence: str, tmp_path: Path) -> None:
+    table = pa.table({"vector": [vectors] * 9, "caption": [f"{n} said" for n in range(9)]})
+    pq.write_table(table, tmp_path / "own.parquet")
+    modalities = {"numbers": {"kind": "vector", "column": "vector"}, "words": PAIR["words"]}
+    with pytest.raises(DataError, match=sentence):
+        read(tmp_path / "own.parquet", modalities)
+
+
+def test_a_table_without_a_row_to_train_on(tmp_path: Path) -> None:
+    rows = [{**row, "split": "val" if n % 2 else "test"} for n, row in enumerate(captions(tmp_path))]
+    write(tmp_path / "captions.csv", rows)
+    with pytest.raises(DataError, match="no row is of the training split"):
+        read(tmp_path)
+
+
+def test_one_row_tells_the_columns(tmp_path: Path) -> None:
+    """Of a table of images and labels no more is read to see that it is none of captions."""
+    path = flat(tmp_path)
+    assert len(layouts.rows(path, most=1)) == 1 and len(layouts.rows(path)) == 2 * COUNT
+
+
+def test_what_was_changed_by_hand_stays_with_another_first_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    flat(tmp_path)
+    init.run("flat", "flat", 16, None)
+    params_edit.set_value(("experts", "flat", "count"), 3)
+    init.run("flat", "flat", 16, 1)
+    params = load()
+    assert params.experts["flat"].count == 3 and params.runs["flat-1-low-rank"].ipc == 1

@@ -16,7 +16,10 @@ def init(
     data: Annotated[str, typer.Option(help="A folder or file of images, or the name of a known data set.")],
     name: Annotated[str, typer.Option(help="What params.yaml is to call it.")],
     size: Annotated[int, typer.Option(min=8, max=256, help="Side of the square images that networks read, pixels.")],
-    ipc: Annotated[int, typer.Option(min=1, help="Synthetic images per class of the first run.")] = 1,
+    ipc: Annotated[
+        int | None,
+        typer.Option(min=1, help="Synthetic images per class of the first run, 1 where left out; of tuples all of them."),
+    ] = None,
     skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave out images that can't be read.")] = False,
     update: Annotated[bool, typer.Option("--update", help="Take images that have changed since they were added.")] = False,
     splits: Annotated[

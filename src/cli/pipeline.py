@@ -39,10 +39,11 @@ MemoryOption = Annotated[float | None, typer.Option(help="Of that GPU, GiB; this
 
 def span(text: str) -> range:
     """Of '3' or '0-9', both ends included. Raises UserError."""
-    first, _, last = text.partition("-")
-    if not first.isdecimal() or not (last or first).isdecimal() or int(last or first) < int(first):
+    first, dash, last = text.partition("-")
+    last = last if dash else first
+    if not first.isdecimal() or not last.isdecimal() or int(last) < int(first):
         raise UserError(f"--only '{text}' names no experts: give the first and the last, as 0-9, or one")
-    return range(int(first), int(last or first) + 1)
+    return range(int(first), int(last) + 1)
 
 
 @app.command()
@@ -138,8 +139,8 @@ def plan(
     dataset: Annotated[
         str | None, typer.Option(help="A data set of the presets, such as tiny-imagenet; or imagenet-1k.")
     ] = None,
-    ipc: Annotated[str, typer.Option(help="Images per class, with commas between.")] = "1,10,50",
-    recipe: Annotated[str, typer.Option(help="The presets' recipe: mtt, ast, ftd, ...")] = "mtt",
+    ipc: Annotated[str | None, typer.Option(help="Images per class, with commas between; 1,10,50 where left out.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="The presets' recipe: mtt, ast, ftd, ...; mtt where left out.")] = None,
     run: Annotated[str | None, typer.Option(help="A run of the section `runs` instead, whose data set is prepared.")] = None,
     device: Annotated[
         str, typer.Option(help="A GPU of the table, or `this`: a few steps are measured on this machine.")
@@ -151,6 +152,9 @@ def plan(
     """Say what experts, distillation and evaluation would take on many GPUs: time, storage, network."""
     if (dataset is None) == (run is None):
         raise UserError("plan what? Name a data set with --dataset, or a run with --run")
+    if run is not None and (ipc, recipe) != (None, None):
+        raise UserError("--ipc and --recipe choose presets of a data set, and --run is one already: leave them out")
+    ipc, recipe = ipc or "1,10,50", recipe or "mtt"
     if not all(one.strip().isdecimal() for one in ipc.split(",")):
         raise UserError(f"--ipc '{ipc}' names no images per class: give numbers with commas between")
     from src.stages import plan_cells, plan_cluster

@@ -126,7 +126,7 @@ def _replace(path: Path, text: str, wanted: Mapping[str, Any]) -> None:
         agrees = False
     if not agrees:
         raise UserError(f"{path} is laid out so that nothing can be added to it: write each setting on a line of its own")
-    files.write_text(path, text)
+    files.write_text(path.resolve(), text)  # of a link its target
 
 
 def _document(text: str) -> dict[str, Any]:

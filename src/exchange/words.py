@@ -37,6 +37,8 @@ def readme(card: Mapping[str, Any], count: int, use: str, picture: str | None = 
             page.score(Accuracy(accuracy[f"{s}_accuracy_mean"], accuracy[f"{s}_accuracy_std"])) for s in ("val", "test")
         )
         lines += ["", f"Fresh students of that network reach {test} % on the test split ({val} % on the validation split)."]
+        if card["evaluation"].get("score") == "best_test":
+            lines += ["", f"That is of {page.SELECTED}."]
     return "\n".join([*lines, "", use, ""])
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def seed_of(root: int, *names: str | int) -> int:
-    """A seed in [0, 2^63) that depends on the root seed and every name."""
+    """A seed in [0, 2^63) that depends on the root seed and every name; torch's generators on the CPU take 32 bits of it."""
     text = "/".join([str(root), *map(str, names)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 

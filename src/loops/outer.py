@@ -162,7 +162,7 @@ def resumed(loop: Loop, stored: Stored | None) -> Distilling | None:
     device = loop.labels.device
     state, anchor = (State(**{key: value.to(device) for key, value in parts[kind].items()}) for kind in ("state", "anchor"))
     kept = {int(key): Snapshot(pixels, parts["labels"].get(key)) for key, pixels in parts["snapshot"].items()}
-    kept[len(rows)] = _snapshot(loop, state)
+    kept.setdefault(len(rows), _snapshot(loop, state))  # of iteration 0 as it was given
     snapshots = {moment: kept[moment] for moment in sorted(kept) if moment in loop.moments}
     return Distilling(state, anchor, rows, snapshots, tuple(facts["restores"]))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -56,11 +57,24 @@ class Whitening:
 
     def normalise(self, pixels: Tensor) -> Tensor:
         flat = pixels.flatten(1) - self.mean.to(pixels)
-        return (flat @ self.matrix.to(pixels)).view_as(pixels)
+        with _one_thread():
+            return (flat @ self.matrix.to(pixels)).view_as(pixels)
 
     def to_pixels(self, images: Tensor) -> Tensor:
-        flat = images.flatten(1) @ self.inverse.to(images) + self.mean.to(images)
+        with _one_thread():
+            flat = images.flatten(1) @ self.inverse.to(images) + self.mean.to(images)
         return flat.view_as(images)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Several add up in another order, so that bytes would depend on how many cores there are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def inputs(space: Space, images: Tensor, pixel_max: int) -> Tensor:
@@ -96,9 +110,10 @@ def fit_whitening(images: Tensor, pixel_max: int, eps: float) -> Whitening:
         products.addmm_(flat.T, flat)
     mean = total / len(images)
     covariance = (products / len(images) - mean[:, None] * mean) / pixel_max**2
-    values, vectors = torch.linalg.eigh(covariance)
-    roots = (values.clamp(min=0) + eps).sqrt()
-    matrix, inverse = (((vectors * scale) @ vectors.T).float() for scale in (1 / roots, roots))
+    with _one_thread():
+        values, vectors = torch.linalg.eigh(covariance)
+        roots = (values.clamp(min=0) + eps).sqrt()
+        matrix, inverse = (((vectors * scale) @ vectors.T).float() for scale in (1 / roots, roots))
     return Whitening((mean / pixel_max).float(), matrix, inverse)
 
 

@@ -182,9 +182,12 @@ class Cluster:
         if job.future.done():
             return
         if remote.status == "finished":
-            ended = remote.result()
-            remote.release()  # it lies on its worker: with one that is lost later it would be done again
-            self._take(job, ended)
+            try:
+                ended = remote.result()
+                remote.release()  # it lies on its worker: with one that is lost later it would be done again
+                self._take(job, ended)
+            except Exception as error:  # else nobody would hear of it, and the caller wait for ever
+                job.future.set_exception(error)
         elif remote.status == "error" and not self._is_innocent(job, remote.exception()):
             job.future.set_exception(self._sentence(remote.exception()))
         elif not self._closing.is_set():

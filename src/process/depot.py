@@ -80,7 +80,9 @@ class Depot:
             system, top = fsspec.url_to_fs(self.address)
             system.invalidate_cache()  # of listings: other machines write too
             yield system, top.rstrip("/")
-        except (OSError, ValueError, ImportError) as error:
+        except UserError:
+            raise
+        except Exception as error:  # a file system's own kinds
             raise UserError(
                 f"the depot {self.address} can't be used ({error}): set runtime.depot to a folder or address that all "
                 "machines may read and write"

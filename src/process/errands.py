@@ -73,7 +73,9 @@ def is_hand() -> bool:
 @functools.cache
 def made_of() -> str:
     """The code and the packages of this process: bytes rest on both, so that they are to be the same everywhere."""
-    text = "".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(SOURCE.rglob("*.py")))
+    text = "".join(
+        hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(SOURCE.rglob("*")) if path.suffix in (".py", ".cpp")
+    )
     packages = " ".join(f"{name} {version(name)}" for name in ("torch", "numpy"))
     return f"code {hashlib.sha256(text.encode()).hexdigest()[:12]}, Python {platform.python_version()}, {packages}"
 

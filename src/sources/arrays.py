@@ -57,7 +57,10 @@ def read(paths: Sequence[Path]) -> Raw:
             for key in file.files:
                 slot = _slot(path, key, alone=len(paths) == 1)
                 if key in NAMES:
-                    names = dict(enumerate(_names(Held(path, key, file[key]))))
+                    own: dict[Value, str] = dict(enumerate(_names(Held(path, key, file[key]))))
+                    if names not in (None, own):
+                        raise DataError(f"{key} in {path} names classes otherwise than a file before it: write the same in all")
+                    names = own
                 elif slot is None:
                     left.append(f"{key} in {path}")
                 elif slot in found:

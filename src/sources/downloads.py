@@ -55,7 +55,11 @@ def fetch(name: str, folder: Path) -> None:
         with _bounded_silence(), _temporary(folder) as temporary:
             _download(name, temporary)
             temporary.chmod(0o755)
-            temporary.replace(folder)
+            if folder.is_dir():  # with hidden files alone, as git keeps an empty one by
+                for path in temporary.iterdir():
+                    path.replace(folder / path.name)
+            else:
+                temporary.replace(folder)
     except (OSError, RuntimeError, http.client.HTTPException, *archives.DAMAGE) as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise DataError(f"{name} is not on this machine, and can't be downloaded ({reason})") from None
@@ -74,9 +78,14 @@ def unpack(name: str, folder: Path) -> None:
     archive, published = folder / PACKED[name], getattr(datasets, CLASSES[name])
     if not check_integrity(str(archive), published.tgz_md5):
         raise DataError(f"{archive} is damaged or not the published archive, and is not opened: download it again")
-    with _temporary(archive) as temporary:
-        extract_archive(str(archive), str(temporary))
-        (temporary / published.base_folder).replace(folder / published.base_folder)
+    try:
+        with _temporary(archive) as temporary:
+            extract_archive(str(archive), str(temporary))
+            (temporary / published.base_folder).replace(folder / published.base_folder)
+    except PermissionError:
+        raise DataError(
+            f"{archive} can't be unpacked beside itself, as {folder} is read-only: unpack it yourself, or permit writing"
+        ) from None
 
 
 def _download(name: str, folder: Path) -> None:

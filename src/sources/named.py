@@ -56,7 +56,7 @@ def _find(name: str) -> Raw | None:
     """From the first place on this machine that has it; in a folder of its own name any form will do."""
     for base in _bases():
         own = base / name
-        found = _published(name, own) or (_any_form(name, own)[0] if _is_filled(own) else None) or READERS[name](base)
+        found = _published(name, own) or (_known_form(name, own) if _is_filled(own) else None) or READERS[name](base)
         if found is not None:
             return found
     return _any_form(name, SYSTEM[name])[0] if name in SYSTEM and SYSTEM[name].is_dir() else None
@@ -72,6 +72,11 @@ def _placed(name: str, path: Path, told: Told) -> Raw:
     if found is not None:
         told.check(path)
         return found
+    return _known_form(name, path, told)
+
+
+def _known_form(name: str, path: Path, told: Told = NOTHING) -> Raw:
+    """What is there, in any form. Raises DataError where it is another data set."""
     found, is_known = _any_form(name, path, told)
     if not is_known:
         listed = sentences.first(found.classes, SHOWN)

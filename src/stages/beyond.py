@@ -125,6 +125,7 @@ def _whole(own: Evaluated, pool: Sequence[Evaluated]) -> Evaluated | None:
 def _random(own: Evaluated, pool: Sequence[Evaluated]) -> Evaluated | None:
     """As many random images by the same protocol; the learning rate is their own, as published."""
     fits = (one for one in pool if one.is_random and one.is_like(own) and one.run.evaluation == own.run.evaluation)
+    fits = (one for one in fits if one.result.images == own.result.images)
     return _best(one for one in fits if one.run.ipc == own.run.ipc and one.result.soft == own.result.soft)
 
 
@@ -173,12 +174,13 @@ def track(store: Store, runs: Mapping[str, Run], found: Standings) -> None:
     are not installed, as a page takes none of them.
     """
     try:
+        from src.stages.run_log import protocol_tags
         from src.tracking import tracker as tracking
     except ModuleNotFoundError as error:
         return say(f"The scores are not in MLflow, as the package {error.name} is not installed")
     for name, standing in found.rows.items():
         run, find = runs[name], {"ast.synthetic": files.digest(store.synthetic_file(name))}
-        with tracking.track(run.dataset.name, name, "run", find, sampled=False) as tracker:
+        with tracking.track(run.dataset.name, name, "run", find, protocol_tags(run), sampled=False) as tracker:
             scored = standing.scores.items()
             figures = {f"scores/{score.lower()}": value.mean for score, value in scored}
             tracker.figures(figures | {f"scores/{score.lower()}_std": value.std for score, value in scored})

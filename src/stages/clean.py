@@ -91,7 +91,7 @@ def _students_record(store: Store, run: Run, spec: Network) -> Record:
 def _leftover(path: Path, definitions: Mapping[tuple[str, str], Mapping[str, Any] | None]) -> Leftover:
     about = checkpoints.read(path)
     if not about:  # damaged, or half-written by a process that was killed
-        stage, name = path.relative_to(checkpoints.folder()).parts[:2]
+        stage, name, *_ = (*path.relative_to(checkpoints.folder()).parts[:-1], "-", "-")
         return Leftover(path, stage, name, "stale")
     stage, name = about["stage"], about["name"]
     if (stage, name) not in definitions and OTHERS.fullmatch(name):

@@ -123,7 +123,7 @@ def tracked(store: Store, run: Run, networks: Networks, statistics: Statistics) 
     logged = {"protocol": run.protocol, **run.evaluation.model_dump()}
     others = {network: spec.model_dump() for network, spec in networks.items() if network != run.network}
     find = {"ast.synthetic": files.digest(store.synthetic_file(run.name))}
-    add = {"ast.evaluation": tracking.fingerprint(logged), "ast.scored": run.evaluation.scored}
+    add = run_log.protocol_tags(run)
     add |= {f"ast.network.{network}": tracking.fingerprint(definition) for network, definition in others.items()}
     with tracking.track(run.dataset.name, run.name, "run", find, add) as tracker:
         tracker.params({"evaluate": logged})

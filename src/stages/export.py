@@ -23,7 +23,7 @@ from src.process import progress
 from src.settings import resolved
 from src.settings.resolved import Run
 from src.stages import export_tuples
-from src.stages.records import check_synthetic
+from src.stages.records import check_synthetic, prepared
 from src.stages.results import measured
 from src.store import files
 from src.store.store import Store
@@ -67,7 +67,7 @@ def gathered(store: Store, run: Run, half: bool = False) -> Exported:
     """All that there is to know about the synthetic set of a run. Raises ArtifactError where it was made differently."""
     path, dataset = store.synthetic_file(run.name), run.dataset.name
     check_synthetic(store, run)
-    synthetic, statistics = store.load_synthetic(run.name), store.load_statistics(dataset)
+    synthetic, statistics = store.load_synthetic(run.name), prepared(store, run.dataset, "train")
     space, syn_lr = store.load_space(dataset), synthetic.syn_lr.item()
     card = _card(store, run, statistics, syn_lr, len(synthetic.labels), half)
     return Exported(
@@ -116,8 +116,9 @@ def _settings(run: Run, statistics: Statistics) -> dict[str, Any]:
     dataset = run.dataset.settings.model_copy(update={"sha256": statistics.source_sha256})
     found: dict[str, Any] = {"seed": run.seed, "prepare": {run.dataset.name: dataset.model_dump(mode="json", exclude={"path"})}}
     found |= {section: {} for section in ("networks", "experts", "distill", "evaluate", "runs")}
-    for one in (run, *run.initials):
-        method = one.method if one is run else f"{one.name}-{one.method}"  # as two may share it, with other values of their own
+    for number, one in enumerate((run, *run.initials)):
+        # of its own for each, as two may share a method with other values
+        method = f"{run.method[:50]}-initial-{number}" if number else run.method
         own = {"dataset": one.dataset.name, "network": one.network, "experts": one.buffer and one.buffer.name, "ipc": one.ipc}
         found["networks"][one.network] = one.spec.model_dump(mode="json")
         if one.buffer is not None:

@@ -15,7 +15,7 @@ from src.process import progress
 from src.settings.contrast import Contrast
 from src.settings.datasets import AudioModality
 from src.settings.resolved import Run
-from src.stages.records import check_synthetic
+from src.stages.records import check_synthetic, prepared
 from src.stages.results import measured
 from src.store import files, tensors
 from src.store.store import Store
@@ -27,6 +27,7 @@ TENSORS = "tuples.safetensors"
 def run(store: Store, run: Run, folder: Path) -> None:
     """Write a run to `folder`: a tensor for each modality, the similarity that students learn, what can be seen and heard."""
     check_synthetic(store, run)
+    prepared(store, run.dataset, "train")
     synthetic, statistics = store.load_synthetic(run.name), store.load_tuple_statistics(run.dataset.name)
     own = dict(zip(statistics.kinds, synthetic.pixels.split(statistics.shape.sizes, dim=1), strict=True))
     shaped = {one.name: own[one.name].unflatten(1, one.shape) for one in statistics.shape.modalities}

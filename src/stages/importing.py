@@ -163,6 +163,8 @@ def _options(store: Store, dataset: str, statistics: Statistics, told: Told) -> 
 
 
 def _space(store: Store, dataset: str, statistics: Statistics, told: Told) -> Space | None:
+    if told.figures is not None and told.space != "normalised":
+        raise UserError(f"--figures says how images were normalised, and these are {told.space}: leave it out")
     if told.space == "whitened":
         found = store.load_space(dataset)
         if not isinstance(found, Whitening):

@@ -46,7 +46,7 @@ def run(
     data: str,
     name: str,
     size: int,
-    ipc: int,
+    ipc: int | None,
     *,
     skip_broken: bool = False,
     update: bool = False,
@@ -63,6 +63,7 @@ def run(
     params = load()
     if path is None and splits is None and label_column is None and init_tuples.is_table(Path(data)):
         return init_tuples.run(data, _place(data), name, size, ipc, skip_broken, update)
+    ipc = 1 if ipc is None else ipc
     asked = Dataset(
         source=_place(data),
         size=size,

@@ -26,14 +26,14 @@ def is_table(path: Path) -> bool:
     if not path.exists() or (path.is_file() and path.suffix.lower() not in layouts.TABLES):
         return False
     try:
-        found = _columns(layouts.rows(path))
+        found = _columns(layouts.rows(path, most=1))  # not all of a table of images and labels, say
     except DataError:  # what it is instead, others say
         return False
     return "text" in found and len(found) > 1
 
 
-def run(data: str, source: str, name: str, size: int, count: int, skip_broken: bool, update: bool) -> None:
-    """Add the data set `name`, read from `data` and called `source`, with a run of so many tuples, 1 for as many as are usual.
+def run(data: str, source: str, name: str, size: int, count: int | None, skip_broken: bool, update: bool) -> None:
+    """Add the data set `name`, read from `data` and called `source`, with a run of so many tuples, None for a usual number.
 
     Raises UserError, before anything is written, where the table doesn't allow it, or where params.yaml says other items and
     it isn't to be brought up to date.
@@ -55,11 +55,15 @@ def run(data: str, source: str, name: str, size: int, count: int, skip_broken: b
     for split, value in found.splits.items():
         progress.say(f"{split}: {len(value.rows):,} tuples of {_counts(value)}")
     train = len(found.splits["train"].rows)
-    asked = min(FEW, max(1, train // 4)) if count == 1 else count
+    asked = min(FEW, max(1, train // 4)) if count is None else count
     if asked > train:
         raise DataError(f"--ipc {asked} exceeds the {train} tuples of the training split: lower it, or add rows")
     run_name, known, digest = f"{name}-{asked}-low-rank", params.prepare.get(name), found.sha256()
-    sections = _sections(name, {**prepare, "sha256": digest if known is None else known.sha256}, run_name, asked)
+    kept: Mapping[str, Mapping[str, object]] = {"prepare": params.prepare, "experts": params.experts}
+    sections = {  # what is there may have been changed by hand, and stays
+        section: {key: entry for key, entry in entries.items() if key not in kept.get(section, {})}
+        for section, entries in _sections(name, {**prepare, "sha256": digest}, run_name, asked).items()
+    }
     add_data_set(sections, run_name, name, known, digest, update, "items")
 
 

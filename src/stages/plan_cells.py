@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from src.editing import presets
 from src.ground.errors import UserError
@@ -16,6 +19,7 @@ from src.stages.plan_cluster import Assumptions
 from src.stages.plan_memory import Facts
 from src.store.store import Store
 
+Model = TypeVar("Model", bound=BaseModel)
 # beyond those that `prepare` knows: images of 64x64, as published cells of it have them
 BEYOND = {"imagenet-1k": Facts(ImageShape(3, 64, 1000), 1_281_167, 50_000, 50_000)}
 AS = {"imagenet-1k": "tiny-imagenet"}  # whose cells' settings are taken
@@ -45,13 +49,13 @@ def _changed(run: Run, changes: Mapping[str, Any]) -> Run:
     for name, value in changes.items():
         section, _, field = name.partition(".")
         if section == "experts" and run.buffer is not None and field in type(run.buffer.settings).model_fields:
-            run = replace(run, buffer=replace(run.buffer, settings=run.buffer.settings.model_copy(update={field: value})))
+            run = replace(run, buffer=replace(run.buffer, settings=_with(run.buffer.settings, name, field, value)))
         elif section == "distill" and field in type(run.distillation).model_fields:
-            run = replace(run, distillation=run.distillation.model_copy(update={field: value}))
+            run = replace(run, distillation=_with(run.distillation, name, field, value))
         elif section == "evaluate" and field in type(run.evaluation).model_fields:
-            run = replace(run, evaluation=run.evaluation.model_copy(update={field: value}))
+            run = replace(run, evaluation=_with(run.evaluation, name, field, value))
         elif section == "network" and field in type(run.spec).model_fields:
-            run = replace(run, spec=run.spec.model_copy(update={field: value}))
+            run = replace(run, spec=_with(run.spec, name, field, value))
         else:
             fields = ", ".join(asdict(Assumptions()))
             raise UserError(
@@ -59,6 +63,14 @@ def _changed(run: Run, changes: Mapping[str, Any]) -> Run:
                 "network, as experts.count"
             )
     return run
+
+
+def _with(settings: Model, name: str, field: str, value: float) -> Model:
+    """The settings with another value. Raises UserError where they have no such."""
+    try:
+        return type(settings).model_validate({**settings.model_dump(), field: value})
+    except ValidationError as error:
+        raise UserError(f"--set {name}={value}: {error.errors()[0]['msg']}") from None
 
 
 def split(given: Iterable[str]) -> tuple[Assumptions, dict[str, Any]]:
@@ -70,10 +82,11 @@ def split(given: Iterable[str]) -> tuple[Assumptions, dict[str, Any]]:
             value: float = float(text)
         except ValueError:
             raise UserError(f"--set {pair}: give a name and a number, as utilisation=0.4") from None
+        whole = isinstance(known.get(name), int)
+        if not math.isfinite(value) or (name in known and not value > 0) or (whole and not value.is_integer()):
+            raise UserError(f"--set {pair}: give a {'whole ' if whole else ''}number above 0")
         if name in known:
-            if not value > 0:
-                raise UserError(f"--set {pair}: give a number above 0")
-            own[name] = int(value) if isinstance(known[name], int) else value
+            own[name] = int(value) if whole else value
         else:
             changes[name] = int(value) if value.is_integer() else value
     return Assumptions(**own), changes

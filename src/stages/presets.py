@@ -78,11 +78,12 @@ def add_data_set(
     """
     changed = known is not None and known.sha256 != digest
     if changed and not update:
-        raise UserError(f"the {items} of {name} are not those that prepare.{name}.sha256 says: add --update to take them")
-    added = params_edit.add(sections)
-    if changed:
+        said = "are not those that" if known is not None and known.sha256 else "are there, and no others yet that"
+        raise UserError(f"the {items} of {name} {said} prepare.{name}.sha256 says: add --update to take them")
+    if changed:  # first, as it may be refused
         params_edit.set_value(("prepare", name, "sha256"), digest)
         progress.say(f"prepare.{name}.sha256 is {digest} now")
+    added = params_edit.add(sections)
     report_added(added, run)
 
 

@@ -24,14 +24,16 @@ if TYPE_CHECKING:
     from dvc.repo import Repo
 
 REMOTE = "published"
+ROWS = "published.json"  # of all buffers in the folder
 MIB = 2**20
-HEADS = ("experts", "data set", "count x epochs", "files", "MiB")
+HEADS = ("experts", "data set", "count x epochs", "files", "MiB", "commit")
 NEEDED = ("params.yaml", "dvc.lock", "dvc.yaml", "src")  # of the commit, by those who take the files
 CARD = """# Expert trajectories
 
 {table}
 
-They are laid out as a remote of [DVC](https://dvc.org), for commit `{commit}` of the repository that trained them. In a clone:
+They are laid out as a remote of [DVC](https://dvc.org). A buffer is taken in a clone of the repository that trained it,
+at its commit; the last ones:
 
 ```sh
 git checkout {commit}
@@ -74,7 +76,7 @@ def run(buffers: Sequence[Buffer], folder: Path) -> None:
         with Repo(config={"remote": {REMOTE: {"url": str(folder.absolute())}}}) as repo:
             found = [_found(repo, one) for one in buffers]
             _check_room(folder, _to_send(repo, found))
-            table = Table(*HEADS, title=str(folder))
+            table = Table(*HEADS[:-1], title=str(folder))
             for one in found:
                 table.add_row(*one.cells)
             progress.console.print(table)
@@ -123,6 +125,11 @@ def _check_room(folder: Path, needed: int) -> None:
 
 
 def _write_card(folder: Path, found: Sequence[Published], commit: str) -> None:
-    table = markdown.table(HEADS, [one.cells for one in found], left=(0, 1))
+    """The buffers of now beside those of earlier calls, each with its commit."""
+    path = folder / ROWS
+    before = files.read_json(path, f"delete {path}, whose rows are lost then") if path.exists() else {}
+    rows = {**before, **{one.buffer.name: [*one.cells, commit] for one in found}}
+    files.write_json(path, rows)
+    table = markdown.table(HEADS, [tuple(cells) for cells in rows.values()], left=(0, 1, 5))
     pulls = "\n".join(f"dvc pull --remote {REMOTE} {one.stage}" for one in found)
     files.write_text(folder / "README.md", CARD.format(table=table, commit=commit, remote=REMOTE, pulls=pulls))

@@ -190,7 +190,7 @@ def _expert_chart(
 
 def _experts_spent(store: Store, buffer: Buffer) -> Spent:
     settings, found = buffer.settings, cost.lookup(store.trajectories_folder(buffer.name))
-    return Spent(buffer.name, f"{settings.count} experts of {settings.epochs} epochs", (found,))
+    return Spent(buffer.name, f"{settings.count} experts of {settings.last_epoch} epochs", (found,))
 
 
 def _run_spent(store: Store, run: Run) -> Spent:

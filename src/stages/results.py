@@ -130,11 +130,11 @@ def _coloured(results: Sequence[Result]) -> list[Result]:
 
 
 def _group(members: Sequence[Result], results: Sequence[Result], runs: Mapping[str, Run]) -> Group:
-    """Gains are of students of one network and protocol, those of the best run."""
+    """Gains are of students of one network and protocol, and as many images, those of the best run."""
 
     def like(one: Result, other: Result) -> bool:
         mine, its = runs[one.run], runs[other.run]
-        return (mine.spec, mine.evaluation) == (its.spec, its.evaluation)
+        return (mine.spec, mine.evaluation, one.images) == (its.spec, its.evaluation, other.images)
 
     first = members[0]
     candidates = [r for r in members if r.distilled] or members

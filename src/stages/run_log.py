@@ -19,10 +19,16 @@ from src.settings.resolved import Run
 from src.stages import tuples
 from src.store import cost, files
 from src.store.store import Store, remake
-from src.tracking.tracker import Tracker
+from src.tracking.tracker import Tracker, fingerprint
 
 NOT_CURVES = ("iteration", "expert", "start_epoch")
 PICTURE = 3  # dimensions of an item that can be shown: channels, height, width
+
+
+def protocol_tags(run: Run) -> dict[str, str]:
+    """By which the row of a synthetic set is told from that of the same set under another protocol."""
+    logged = {"protocol": run.protocol, **run.evaluation.model_dump()}
+    return {"ast.evaluation": fingerprint(logged), "ast.scored": run.evaluation.scored}
 
 
 def describe(tracker: Tracker, store: Store, run: Run) -> None:

@@ -31,7 +31,7 @@ def run(store: Store, params: Params, path: Path) -> None:
     say(f"{path}: a whole {kind}: {shapes}")
     expected = _expected(store, params, path)
     if expected is None:
-        say("It lies outside of data/, so that nothing in params.yaml says what it should be made from")
+        say("It lies at no place of the pipeline, so that nothing in params.yaml says what it should be made from")
         return
     changes = tensors.differences(path, expected, REMEDY)
     if changes:

@@ -6,6 +6,7 @@ so that changed settings, inputs or code never pick it up; its metadata hold tha
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
@@ -29,6 +30,7 @@ from src.store import files
 METADATA_KEY = "checkpoint"  # one entry, as artifacts have it
 DAMAGE = (OSError, SafetensorError, KeyError, TypeError, ValueError)  # what reading a damaged one raises
 BUSY = "is being made by another process"
+WAIT_SECONDS = 0.5  # for another process, between two looks at whether this one is to stop
 PAUSES = 50  # times that writing took must pass before the next: at most 2 % of the time
 
 Facts = dict[str, Any]  # numbers, text, lists: all that is no tensor
@@ -52,7 +54,7 @@ class Work:
 
     def predecessor(self) -> Mapping[str, Any] | None:
         """The definition of the latest work of this name, where it is another one, so that this one begins anew."""
-        paths = sorted(self._folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime)
+        paths = sorted(self._folder.glob("*.safetensors"), key=_written)
         if not paths or any(path.name.startswith(self._digest) for path in paths):
             return None
         found: Mapping[str, Any] | None = read(paths[-1]).get("definition")
@@ -61,7 +63,7 @@ class Work:
     def forget_others(self) -> None:
         """Delete what work of this name left behind under other definitions."""
         for path in self._folder.glob("*"):
-            if not path.name.startswith(self._digest):
+            if not path.name.startswith(self._digest) and files.is_abandoned(path) and _is_free(path):
                 path.unlink(missing_ok=True)
 
     @property
@@ -91,7 +93,8 @@ class Checkpoint:
         try:
             with safe_open(self.path, framework="pt") as file:
                 about = _about(file, self.path)
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+                # copied, as a product of matrices may round by where they lie, and the file's places are not torch's
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118, not a dict
             if about["tensors"] != files.checksum(None, tensors):
                 raise ValueError("the checksum of its tensors does not fit")
         except FileNotFoundError:
@@ -126,9 +129,16 @@ class Checkpoint:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Wait until no other process is at this piece of work; that of a killed process is free."""
-        work = self._work
-        with FileLock(_lock_file(f"{work.stage}-{work.name}-{self.path.stem[-3:]}")):
+        lock = FileLock(_piece_lock(self.path))
+        while True:
+            with contextlib.suppress(Timeout):
+                lock.acquire(timeout=WAIT_SECONDS)
+                break
+            stopping.check()
+        try:
             yield
+        finally:
+            lock.release()
 
     @contextmanager
     def kept(self) -> Iterator[Callable[[Callable[[], Stored]], None]]:
@@ -179,8 +189,29 @@ def at_work(stage: str, name: str) -> Iterator[None]:
         lock.release()
 
 
-def _lock_file(name: str) -> Path:
-    path = Path(".cache", "locks", f"{name}.lock")
+def _written(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # its work has just ended
+        return 0.0
+
+
+def _piece_lock(checkpoint: Path) -> Path:
+    """Beside the checkpoints, which a temporary copy of the repository, as DVC's experiments have, shares with it."""
+    return _lock_file(f"{checkpoint.parent.parent.name}-{checkpoint.parent.name}-{checkpoint.stem}", workspace())
+
+
+def _is_free(checkpoint: Path) -> bool:
+    """Whether no process is at this piece of work."""
+    try:
+        with FileLock(_piece_lock(checkpoint), timeout=0):
+            return True
+    except Timeout:
+        return False
+
+
+def _lock_file(name: str, top: Path = Path()) -> Path:
+    path = top / ".cache" / "locks" / f"{name}.lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

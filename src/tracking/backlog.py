@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import Timeout
 
 from src.ground.counting import counted
 from src.ground.errors import UserError
 from src.process.progress import say
 from src.tracking import courier, delivery, journal, mlflow_store, store_trouble, stores
-from src.tracking.delivery import Held
+from src.tracking.delivery import TURN_SECONDS, Held
 from src.tracking.journal import DamagedError, Opening
 from src.tracking.store_trouble import HeldError
 
@@ -84,10 +88,20 @@ def _sync(store: str, target: str | None) -> list[str]:
     return troubles
 
 
+@contextmanager
+def _turn(store: str) -> Iterator[None]:
+    """Raises UserError where another process delivers to the store as long as a stage works."""
+    try:
+        with journal.delivery(store, TURN_SECONDS):
+            yield
+    except Timeout:
+        raise UserError(f"a stage at work delivers to {store}: run this again when it has ended") from None
+
+
 def forget(uri: str) -> None:
     """Drop what waits for a store, and say what it was; raises UserError where nothing does."""
     for store in _chosen(uri, None):
-        with journal.delivery(store, -1):
+        with _turn(store):
             for path, opening in journal.sessions(store):
                 with journal.taken(path) as ended:
                     if ended:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import psutil
@@ -58,12 +58,21 @@ def _figures(cards: list[Any]) -> dict[str, float]:
         "system_memory_usage_percentage": memory.used / memory.total * 100,
     }
     for number, card in enumerate(cards):
-        own, power = pynvml.nvmlDeviceGetMemoryInfo(card), pynvml.nvmlDeviceGetPowerUsage(card)
-        found |= {
-            f"gpu_{number}_memory_usage_percentage": round(own.used / own.total * 100, 1),
-            f"gpu_{number}_memory_usage_megabytes": own.used / MB,
-            f"gpu_{number}_utilization_percentage": pynvml.nvmlDeviceGetUtilizationRates(card).gpu,
-            f"gpu_{number}_power_usage_watts": power / 1000,
-            f"gpu_{number}_power_usage_percentage": power / pynvml.nvmlDeviceGetEnforcedPowerLimit(card) * 100,
-        }
+        for read in (_memory, _utilization, _power):
+            with suppress(pynvml.NVMLError):  # a part of a GPU (MIG), or an older one, has not all of them
+                found |= {f"gpu_{number}_{name}": value for name, value in read(card).items()}
     return {f"{PREFIX}{name}": float(value) for name, value in found.items()}
+
+
+def _memory(card: Any) -> dict[str, float]:
+    own = pynvml.nvmlDeviceGetMemoryInfo(card)
+    return {"memory_usage_percentage": round(own.used / own.total * 100, 1), "memory_usage_megabytes": own.used / MB}
+
+
+def _utilization(card: Any) -> dict[str, float]:
+    return {"utilization_percentage": pynvml.nvmlDeviceGetUtilizationRates(card).gpu}
+
+
+def _power(card: Any) -> dict[str, float]:
+    used, limit = pynvml.nvmlDeviceGetPowerUsage(card), pynvml.nvmlDeviceGetEnforcedPowerLimit(card)
+    return {"power_usage_watts": used / 1000, "power_usage_percentage": used / limit * 100}

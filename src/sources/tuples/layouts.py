@@ -10,6 +10,7 @@ import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +37,14 @@ class Row:
         return f"{self.table} row {self.number}"
 
 
-def rows(path: Path) -> list[Row]:
-    """All rows of a table, or of the tables in a folder. Raises DataError."""
+def rows(path: Path, most: int | None = None) -> list[Row]:
+    """All rows of a table, or of the tables in a folder; at most so many of each table. Raises DataError."""
     if not path.exists():
         raise DataError(f"{path} does not exist: give the path of a table, or of a folder that holds one")
     tables = [path] if path.is_file() else _tables(path)
     if not tables:
         raise DataError(f"{path} holds no table with captions: add one, as CSV or Parquet, with a header of column names")
-    return [row for table in tables for row in _read(table, path)]
+    return [row for table in tables for row in islice(_read(table, path), most)]
 
 
 def _tables(folder: Path) -> list[Path]:
@@ -85,7 +86,7 @@ def _read(table: Path, source: Path) -> Iterator[Row]:
 
 
 def _split(told: str, who: str) -> str:
-    found = KARPATHY.get(told) or split_of_file(str(told))
+    found = KARPATHY.get(str(told)) or split_of_file(str(told))
     if found is None:
         raise DataError(f"{who} has the split '{told}': use train, val and test")
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,9 +86,25 @@ def _tuples(
             empty += [f"{row.name} ({chosen[name]})"] * (len(several) - len(filled) or not filled)
             each = [(*before, one) for before in each for one in filled]
         found += [Tuple(row, values) for values in each]
+    _check_order(found, modalities)
     if not found:
         raise DataError(f"the table has no whole row: fill in its columns {', '.join(chosen.values())}")
     return found, empty
+
+
+def _check_order(tuples: Sequence[Tuple], modalities: Mapping[str, Modality]) -> None:
+    """Raises DataError where the first modality is text and an item of another has several: splits are cut by the first."""
+    first, *others = modalities
+    if held(modalities[first]) != "text":
+        return
+    for place, name in enumerate(others, start=1):
+        texts: dict[Any, Any] = {}
+        for one in tuples if held(modalities[name]) != "text" else ():
+            key = _key(one.values[place], one.row)
+            if texts.setdefault(key, one.values[0]) != one.values[0]:
+                raise DataError(
+                    f"{one.row.name}: its {name} has several texts, which splits by {first} would part: name {name} first"
+                )
 
 
 def _is_empty(value: Any) -> bool:
@@ -102,6 +119,8 @@ def _parts(tuples: Sequence[Tuple], settings: Dataset, state: int) -> Mapping[st
     own = {split: [one for one in tuples if one.row.split == split] for split in SPLITS}
     rest = [one for one in tuples if one.row.split is None]
     own["train"] = own["train"] + rest
+    if not own["train"]:
+        raise DataError("no row is of the training split: write `train` into the column `split` of some, or leave them without")
     whole = len({_key(one.values[0], one.row) for one in own["train"]})  # that both fractions are of
     for split, fraction in (("test", settings.test_fraction), ("val", settings.val_fraction)):
         if own[split]:
@@ -115,13 +134,18 @@ def _parts(tuples: Sequence[Tuple], settings: Dataset, state: int) -> Mapping[st
         own[split] = [one for one in own["train"] if _key(one.values[0], one.row) in cut]
         own["train"] = [one for one in own["train"] if _key(one.values[0], one.row) not in cut]
     if settings.train_images is not None:
-        kept = set(list(dict.fromkeys(_key(one.values[0], one.row) for one in own["train"]))[: settings.train_images])
+        units = list(dict.fromkeys(_key(one.values[0], one.row) for one in own["train"]))
+        drawn = np.random.default_rng([state, 0]).permutation(len(units))[: settings.train_images]
+        kept = {units[int(place)] for place in drawn}
         own["train"] = [one for one in own["train"] if _key(one.values[0], one.row) in kept]
     return own
 
 
 def _key(value: Any, row: Row) -> Any:
-    """What makes two values the same item: a path or text; else each row has its own."""
+    """What makes two values the same item: a path or text, or the same bytes; else each row has its own."""
+    value = _held(value)
+    if isinstance(value, bytes):
+        return hashlib.sha256(value).digest()
     return value if isinstance(value, str) else (str(row.table), row.number)
 
 
@@ -186,7 +210,7 @@ class Files:
             assert path is not None, "what is missing was told before"
             return _vector(path) if kind == "vector" else path.read_bytes()
         if kind == "vector":
-            return np.asarray(value, dtype=np.float32).reshape(-1)
+            return _numbers(value, row.name)
         if not isinstance(value, bytes):
             raise DataError(f"{row.name} holds neither bytes nor a path for its {kind}: write one of these")
         return value
@@ -200,9 +224,22 @@ def _held(value: Any) -> Any:
     return value.get("bytes") or value.get("path") if isinstance(value, Mapping) else value
 
 
+def _numbers(value: Any, who: str) -> Any:
+    """A vector of finite numbers. Raises DataError, with `who` it is of."""
+    try:
+        found = np.asarray(value, dtype=np.float32).reshape(-1)
+    except (TypeError, ValueError):
+        raise DataError(f"{who} holds no vector of numbers: write numbers alone") from None
+    if not np.isfinite(found).all():
+        raise DataError(f"{who} holds a vector with numbers that are not finite: leave it out, or mend it")
+    return found
+
+
 def _vector(path: Path) -> Any:
     try:
-        return np.asarray(np.load(path, allow_pickle=False)).reshape(-1)
+        return _numbers(np.load(path, allow_pickle=False), str(path))
+    except DataError:
+        raise
     except (ValueError, EOFError, OSError) as error:
         raise DataError(f"{path} can't be read as an array of NumPy ({error}): write it again with numpy.save") from None
 
