@@ -43,11 +43,12 @@ METHODS: dict[str, tuple[Any, ...]] = {
     "cifar10-ipc50-ftd": (30, 2, 40, 1000, 1e-5, 0.001, False, 0.999, "FTD", 73.8),
     "tiny-imagenet-ipc10-ftd": (20, 2, 40, 10000, 1e-4, 0.01, False, 0.999, "FTD", 24.5),
     "cifar10-ipc1-tesla": (50, 2, 5, 500, 1e-7, 0.01, True, None, "TESLA", 48.5),
-    "cifar10-ipc10-datm": (80, 2, 20, 100, 1e-5, 0.01, True, 0.9995, "DATM (soft labels)", 66.8),
+    "cifar10-ipc10-datm": (80, 2, 20, 100, 1e-5, 0.01, True, None, "DATM (soft labels)", 66.8),
     "cifar100-ipc10-datm": (80, 2, 50, 1000, 1e-5, 0.01, True, None, "DATM (soft labels)", 47.2),
     "cifar10-ipc1-att": (80, 4, 2, 100, 1e-7, 0.01, True, 0.9999, "ATT", 48.3),
     "cifar10-ipc10-att": (30, 2, 20, 10000, 1e-4, 0.01, True, 0.9999, "ATT", 67.7),
-    "cifar100-ipc50-att": (80, 2, 40, 1000, 1e-5, 0.01, True, 0.9999, "ATT", 51.2),
+    "cifar100-ipc50-att": (80, 2, 40, 1000, 1e-5, 0.01, True, 0.999, "ATT", 51.2),
+    "tiny-imagenet-ipc10-att": (20, 2, 40, 10000, 1e-6, 0.001, False, 0.999, "ATT", 25.8),
     "imagenette-ipc1-att": (20, 2, 10, 10000, 5e-8, 0.01, False, 0.9999, "ATT", 52.4),
 }
 # representative, balance, intermediate, perturb
@@ -151,6 +152,21 @@ def test_published_settings_of_other_methods(name: str) -> None:
     assert (distil.target == "nearest") == (method == "ATT")
     assert (distil.gradient == "tesla") == (method == "TESLA")
     assert (distil.labels == "learned") == (distil.initialisation == "classified") == method.startswith("DATM")
+
+
+def test_datms_labels_and_batches() -> None:
+    """By the configurations of its public code: lr_y, batch_syn and the growth of the window."""
+    wanted = {
+        "cifar10-ipc1-datm": (5.0, None, None),
+        "cifar10-ipc10-datm": (2.0, None, 1000),
+        "cifar10-ipc50-datm": (2.0, None, 2000),
+        "cifar10-ipc1000-datm": (10.0, 1000, None),
+        "cifar100-ipc10-datm": (10.0, None, 2000),
+    }
+    for name, expected in wanted.items():
+        distil = parsed(name)[1].distillations[name]
+        growth = distil.start_growth and distil.start_growth.iterations
+        assert (distil.lr_label, distil.batch_syn, growth) == expected
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if name.endswith(("-cpu", "-cpu32", "-w32"))])
