@@ -96,8 +96,8 @@ def _published(own: Tree) -> Iterator[TuplePreset]:
                 told = f"Published recall at 1, 5, 10, %: {figure}" if figure else "Its published recall is not noted here"
                 of_whole = f"; of all pairs {own['whole']}" if dataset == "flickr30k" else ""
                 about = (
-                    f"{name}: {method} on {pairs} pairs of {dataset}; published settings, but for encoders and text, iterations "
-                    "and evaluation",
+                    f"{name}: {method} on {pairs} pairs of {dataset}; published settings, but for encoders, text, "
+                    "iterations and evaluation",
                     f"Source: {kind['source']}.",
                     "Theirs: NFNet-l0 for pictures, trained, and BERT for texts, frozen, with a projection of its embeddings.",
                     "Ours: small encoders, pictures of 64x64 pixels and texts as characters. With BERT's weights on disk, the "
