@@ -54,6 +54,8 @@ class FakeCuda(TorchDispatchMode):
         self._stack = ExitStack()
 
     def __enter__(self) -> FakeCuda:
+        gc.freeze()  # what is there is not searched for garbage
+        self._stack.callback(gc.unfreeze)
         self._stack.enter_context(_pretended())
         self._stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         super().__enter__()
@@ -94,7 +96,9 @@ class FakeCuda(TorchDispatchMode):
         self._known.add(key)
         weakref.finalize(storage, self._freed, key, size)
         self.live += size
-        self.peak = max(self.peak, self.live)
+        if self.live > self.peak:
+            gc.collect()  # fake tensors are held in circles of torch's own, where a GPU's are free at once
+            self.peak = max(self.peak, self.live)
 
     def _freed(self, key: int, size: int) -> None:
         self._known.discard(key)
