@@ -394,5 +394,5 @@ def test_what_does_not_fit_a_set_is_a_sentence(synthetic: Synthetic, tmp_path: P
     pixels = synthetic.pixels.expand(-1, 2, -1, -1).contiguous()
     wide = Synthetic(pixels, synthetic.labels, synthetic.syn_lr, other, SPEC, 10)
     wide.save(path)
-    with pytest.raises(UserError, match="are 2x8x8, which this space can't read"):
+    with pytest.raises(UserError, match="are 2x8x8, which this space does not read"):
         load_synthetic(path, space=other, network=SPEC)

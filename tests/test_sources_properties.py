@@ -118,7 +118,8 @@ def with_run(source: str, ipc: int, skip_broken: bool) -> Params:
     params = load()
     run = params.runs["digits-ipc1-ast"].model_copy(update={"dataset": "mine", "ipc": ipc})
     dataset = pictures.dataset(source, size=SIZE, skip_broken=skip_broken)
-    return replace(params, prepare={"mine": dataset}, runs={"mine-run": run})
+    distillations = {"mine-run": params.distillations["digits-ipc1-ast"]}
+    return replace(params, prepare={"mine": dataset}, runs={"mine-run": run}, distillations=distillations)
 
 
 def prepared() -> dict[str, list[tuple[int, int]]]:
