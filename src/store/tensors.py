@@ -102,7 +102,7 @@ def read_whole(path: Path, remedy: str) -> tuple[str, dict[str, Tensor]]:
     """Kind and tensors of any artifact; raises ArtifactError where they are not as they were written."""
     with opened(path, remedy) as file:
         about = _metadata(file, path, remedy)
-        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+        found = files.held(file)
     checksum = about.pop(files.CHECKSUM, None)
     if checksum != files.checksum(about, found):
         raise ArtifactError(f"{path} is damaged, as its checksum does not fit: {remedy}")
