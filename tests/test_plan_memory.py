@@ -94,19 +94,6 @@ def test_memory_grows_evenly() -> None:
     assert more_data - one == TASK.image_bytes(1000)
 
 
-def test_garbage_is_not_counted() -> None:
-    """Whenever Python comes to look for it: fake tensors are held in circles, real ones are not."""
-    found, thresholds = set(), gc.get_threshold()
-    try:
-        for often in (1, 100, 10**6):
-            gc.set_threshold(often, *thresholds[1:])
-            expert_memory._counted.cache_clear()
-            found.add(expert_memory.experts(TASK, EXPERTS, 100, 20, 1))
-    finally:
-        gc.set_threshold(*thresholds)
-    assert len(found) == 1
-
-
 def test_the_whole_inner_loop_takes_what_is_extrapolated_from_its_first_steps() -> None:
     def whole() -> None:
         plan_memory._iterate(TASK, METHOD, 8)

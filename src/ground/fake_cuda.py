@@ -54,8 +54,6 @@ class FakeCuda(TorchDispatchMode):
         self._stack = ExitStack()
 
     def __enter__(self) -> FakeCuda:
-        gc.freeze()  # what is there is not searched for garbage
-        self._stack.callback(gc.unfreeze)
         self._stack.enter_context(_pretended())
         self._stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         super().__enter__()
@@ -96,9 +94,7 @@ class FakeCuda(TorchDispatchMode):
         self._known.add(key)
         weakref.finalize(storage, self._freed, key, size)
         self.live += size
-        if self.live > self.peak:
-            gc.collect()  # fake tensors are held in circles of torch's own, where a GPU's are free at once
-            self.peak = max(self.peak, self.live)
+        self.peak = max(self.peak, self.live)
 
     def _freed(self, key: int, size: int) -> None:
         self._known.discard(key)
