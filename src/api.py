@@ -207,13 +207,6 @@ def distill(
     return Synthetic(*made, real.space, given.spec, real.shape.classes, at.rows, snapshots)
 
 
-def _check_set(synthetic: object) -> None:
-    if not isinstance(synthetic, Synthetic):
-        raise UserError(
-            f"what students learn from is of the type {type(synthetic).__name__}: give what distill or load_synthetic gave"
-        )
-
-
 @dataclass(frozen=True)
 class _Source:
     """What is distilled from: experts, or none of them."""
@@ -441,6 +434,13 @@ def _in_space(
             f"{wanted.channels}x{wanted.size}x{wanted.size} of {wanted.classes}: give images of the same data set"
         )
     return RealImages(pixels.inputs(used, whole, pixel_max), classes, used, wanted)
+
+
+def _check_set(synthetic: object) -> None:
+    if not isinstance(synthetic, Synthetic):
+        raise UserError(
+            f"what students learn from is of the type {type(synthetic).__name__}: give what distill or load_synthetic gave"
+        )
 
 
 def _pair(val: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ def init(
     size: Annotated[int, typer.Option(min=8, max=256, help="Side of the square images that networks read, pixels.")],
     ipc: Annotated[
         int | None,
-        typer.Option(min=1, help="Synthetic images per class of the first run, 1 where left out; of tuples all of them."),
+        typer.Option(min=1, help="Synthetic images per class of the first run, by default 1; of tuples all, by default a few."),
     ] = None,
     skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave out images that can't be read.")] = False,
     update: Annotated[bool, typer.Option("--update", help="Take images that have changed since they were added.")] = False,

@@ -29,9 +29,9 @@ class Asked:
     networks: Mapping[str, Network]  # all that read its images, by name
 
     @property
-    def takes_real(self) -> bool:
-        """Whether its images begin as `ipc` of each class, and not as a set that is there."""
-        return self.distillation.initialisation not in ("given", "run")
+    def drawn(self) -> int | None:
+        """Images of each class, or tuples, that it begins with; None where that is a set that is there, or all real ones."""
+        return None if self.ipc == "all" or self.distillation.initialisation in ("given", "run") else self.ipc
 
 
 @dataclass(frozen=True)

@@ -124,9 +124,11 @@ def _whole(own: Evaluated, pool: Sequence[Evaluated]) -> Evaluated | None:
 
 def _random(own: Evaluated, pool: Sequence[Evaluated]) -> Evaluated | None:
     """As many random images by the same protocol; the learning rate is their own, as published."""
-    fits = (one for one in pool if one.is_random and one.is_like(own) and one.run.evaluation == own.run.evaluation)
-    fits = (one for one in fits if one.result.images == own.result.images)
-    return _best(one for one in fits if one.run.ipc == own.run.ipc and one.result.soft == own.result.soft)
+
+    def set_of(one: Evaluated) -> tuple[object, ...]:
+        return one.run.evaluation, one.run.ipc, one.result.images, one.result.soft
+
+    return _best(one for one in pool if one.is_random and one.is_like(own) and set_of(one) == set_of(own))
 
 
 def _augmentations(own: Evaluated, pool: Sequence[Evaluated]) -> tuple[Pair, Pair] | None:

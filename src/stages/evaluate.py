@@ -120,13 +120,13 @@ def inputs(store: Store, run: Run) -> tuple[Statistics, SyntheticSet]:
 @contextmanager
 def tracked(store: Store, run: Run, networks: Networks, statistics: Statistics) -> Iterator[Tracker]:
     """The row of this synthetic set under this protocol. Other networks add to it; one that was redefined opens a new row."""
-    logged = {"protocol": run.protocol, **run.evaluation.model_dump()}
     others = {network: spec.model_dump() for network, spec in networks.items() if network != run.network}
     find = {"ast.synthetic": files.digest(store.synthetic_file(run.name))}
-    add = run_log.protocol_tags(run)
-    add |= {f"ast.network.{network}": tracking.fingerprint(definition) for network, definition in others.items()}
+    add = run_log.protocol_tags(run) | {
+        f"ast.network.{network}": tracking.fingerprint(definition) for network, definition in others.items()
+    }
     with tracking.track(run.dataset.name, run.name, "run", find, add) as tracker:
-        tracker.params({"evaluate": logged})
+        tracker.params({"evaluate": run_log.protocol(run)})
         run_log.describe(tracker, store, run)
         run_log.log_outputs(tracker, store, run)
         yield tracker

@@ -77,9 +77,9 @@ def run(
     _show(settings, found)
     _check(settings, found, name)
     images = _divide(params, settings, found.source, name, ipc)
-    known, run_name = params.prepare.get(name), f"{name}-ipc{ipc}-ast"
-    sections = _sections(params, settings, found, images, name, run_name, ipc)
-    return add_data_set(sections, run_name, name, known, found.sha256, update, "images")
+    run_name = f"{name}-ipc{ipc}-ast"
+    sections = _sections(settings, found, images, name, run_name, ipc)
+    return add_data_set(params, sections, run_name, name, found.sha256, update, "images")
 
 
 def _settings(params: Params, name: str, asked: Dataset) -> Dataset:
@@ -186,10 +186,7 @@ def _divide(params: Params, settings: Dataset, source: Source, name: str, ipc: i
     return len(parts["train"].places)
 
 
-def _sections(
-    params: Params, settings: Dataset, found: Inspection, images: int, name: str, run_name: str, ipc: int
-) -> Sections:
-    """What is to be added; a data set and experts that are there may have been changed by hand, and stay."""
+def _sections(settings: Dataset, found: Inspection, images: int, name: str, run_name: str, ipc: int) -> Sections:
     size = settings.size or 0
     prepare = settings.model_dump(include={"source", "size"}) | {"sha256": found.sha256}
     prepare |= settings.model_dump(include=set(OPTIONS), exclude_defaults=True)
@@ -197,12 +194,7 @@ def _sections(
     described = {"network": _network(size), "augmentation": AUGMENTATION, "prepare": prepare}
     own = {**FIRST_RUN, **_rates(images), "lr_img": 100.0 if size <= SMALL else 1000.0}
     experts = {**EXPERTS, "batch_size": _batch(images)}
-    new = presets.compose(run_name, "ast", name, described, ipc, own, experts)
-    kept = {"prepare": params.prepare, "experts": params.experts}
-    return {
-        section: {key: entry for key, entry in entries.items() if key not in kept.get(section, {})}
-        for section, entries in new.items()
-    }
+    return presets.compose(run_name, "ast", name, described, ipc, own, experts)
 
 
 def _network(size: int) -> str:

@@ -58,13 +58,9 @@ def run(data: str, source: str, name: str, size: int, count: int | None, skip_br
     asked = min(FEW, max(1, train // 4)) if count is None else count
     if asked > train:
         raise DataError(f"--ipc {asked} exceeds the {train} tuples of the training split: lower it, or add rows")
-    run_name, known, digest = f"{name}-{asked}-low-rank", params.prepare.get(name), found.sha256()
-    kept: Mapping[str, Mapping[str, object]] = {"prepare": params.prepare, "experts": params.experts}
-    sections = {  # what is there may have been changed by hand, and stays
-        section: {key: entry for key, entry in entries.items() if key not in kept.get(section, {})}
-        for section, entries in _sections(name, {**prepare, "sha256": digest}, run_name, asked).items()
-    }
-    add_data_set(sections, run_name, name, known, digest, update, "items")
+    run_name, digest = f"{name}-{asked}-low-rank", found.sha256()
+    sections = _sections(name, {**prepare, "sha256": digest}, run_name, asked)
+    add_data_set(params, sections, run_name, name, digest, update, "items")
 
 
 def _counts(value: TupleSplit) -> str:

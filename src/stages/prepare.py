@@ -34,8 +34,8 @@ def run(store: Store, dataset: DataSet) -> None:
     splits = {split: part.of(source) for split, part in parts.items()}
     statistics = _statistics(source, splits)
     for run, asked in dataset.asked.items():
-        if asked.takes_real and asked.ipc != "all":
-            initialisation.check_ipc(asked.ipc, statistics.counts["train"], f"runs.{run}.ipc")
+        if asked.drawn is not None:
+            initialisation.check_ipc(asked.drawn, statistics.counts["train"], f"runs.{run}.ipc")
     _check_runs(dataset, statistics.shape, len(statistics.classes))
     space = _space(settings, splits["train"], source.pixel_max)
     _save(store, dataset, splits, space, statistics)
@@ -52,9 +52,9 @@ def _run_tuples(store: Store, dataset: DataSet) -> None:
     statistics = tuples.statistics(source, dataset.settings)
     count = statistics.counts["train"]["tuples"]
     for run, asked in dataset.asked.items():
-        if asked.takes_real and asked.ipc != "all" and asked.ipc > count:
+        if asked.drawn is not None and asked.drawn > count:
             raise DataError(
-                f"runs.{run}.ipc: {asked.ipc} exceeds the {count} tuples of the training split: set it to {count} or less"
+                f"runs.{run}.ipc: {asked.drawn} exceeds the {count} tuples of the training split: set it to {count} or less"
             )
     _check_runs(dataset, statistics.shape, 1)
     _save(store, dataset, source.splits, tuples.space(source), statistics)
@@ -113,8 +113,8 @@ def _check_runs(dataset: DataSet, shape: Shape, classes: int) -> None:
     for name, spec in specs.items():
         networks.check(spec, shape, f"networks.{name}")
     for run, asked in dataset.asked.items():
-        if asked.takes_real and asked.ipc != "all":
-            initialisation.check_batch(asked.distillation.batch, asked.ipc * classes, f"runs.{run}.distill.batch_syn")
+        if asked.drawn is not None:
+            initialisation.check_batch(asked.distillation.batch, asked.drawn * classes, f"runs.{run}.distill.batch_syn")
 
 
 def _say(name: str, statistics: Statistics, source: Source, seed: int) -> None:

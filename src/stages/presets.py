@@ -17,7 +17,7 @@ from src.editing.tuples import TuplePreset
 from src.ground.errors import UserError
 from src.pages.tables import Table
 from src.process import progress
-from src.settings.datasets import Dataset
+from src.settings.params import Params
 
 LIST = "`python -m src.cli preset list` shows all"
 FILE_WIDTH = 120  # characters of the table where it is not shown on a terminal
@@ -69,13 +69,13 @@ def report_added(added: list[str], run: str) -> None:
     _say(added, run, f"dvc repro evaluate@{run}")
 
 
-def add_data_set(
-    sections: Sections, run: str, name: str, known: Dataset | None, digest: str | None, update: bool, items: str
-) -> None:
-    """Add a first run on the data set `name`, whose items have this digest, and say so; `known` is as params.yaml has it.
+def add_data_set(params: Params, sections: Sections, run: str, name: str, digest: str | None, update: bool, items: str) -> None:
+    """Add a first run on the data set `name`, whose items have this digest, and say so.
 
-    Raises UserError where it has another digest, and isn't to be brought up to date.
+    A data set and experts that params.yaml has may have been changed by hand, and stay. Raises UserError where it has another
+    digest, and isn't to be brought up to date.
     """
+    known = params.prepare.get(name)
     changed = known is not None and known.sha256 != digest
     if changed and not update:
         said = "are not those that" if known is not None and known.sha256 else "are there, and no others yet that"
@@ -83,8 +83,12 @@ def add_data_set(
     if changed:  # first, as it may be refused
         params_edit.set_value(("prepare", name, "sha256"), digest)
         progress.say(f"prepare.{name}.sha256 is {digest} now")
-    added = params_edit.add(sections)
-    report_added(added, run)
+    kept: Mapping[str, Mapping[str, object]] = {"prepare": params.prepare, "experts": params.experts}
+    new = {
+        section: {key: entry for key, entry in entries.items() if key not in kept.get(section, {})}
+        for section, entries in sections.items()
+    }
+    report_added(params_edit.add(new), run)
 
 
 def commands(group: Group) -> list[str]:

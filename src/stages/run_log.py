@@ -25,10 +25,14 @@ NOT_CURVES = ("iteration", "expert", "start_epoch")
 PICTURE = 3  # dimensions of an item that can be shown: channels, height, width
 
 
+def protocol(run: Run) -> dict[str, Any]:
+    """The parameters of a run's evaluation."""
+    return {"protocol": run.protocol, **run.evaluation.model_dump()}
+
+
 def protocol_tags(run: Run) -> dict[str, str]:
     """By which the row of a synthetic set is told from that of the same set under another protocol."""
-    logged = {"protocol": run.protocol, **run.evaluation.model_dump()}
-    return {"ast.evaluation": fingerprint(logged), "ast.scored": run.evaluation.scored}
+    return {"ast.evaluation": fingerprint(protocol(run)), "ast.scored": run.evaluation.scored}
 
 
 def describe(tracker: Tracker, store: Store, run: Run) -> None:

@@ -201,11 +201,12 @@ def unsealed(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def held(file: Any) -> dict[str, Tensor]:
-    """All tensors of a file that safetensors has opened, in memory of torch's own.
+    """All tensors of a file that safetensors has opened, those of real numbers in memory of torch's own.
 
-    As they lie in the file they are at odd addresses, and a product of matrices rounds by where these lie.
+    As they lie in the file they are at odd addresses, and a product of matrices rounds by where these lie; whole numbers stay.
     """
-    return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118, not a dict
+    found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+    return {name: tensor.clone() if tensor.is_floating_point() else tensor for name, tensor in found.items()}
 
 
 def text_digest(text: str) -> str:

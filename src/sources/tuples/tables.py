@@ -70,6 +70,7 @@ class Tuple:
 
     row: Row
     values: tuple[Any, ...]  # a modality each
+    keys: tuple[Any, ...]  # of the same items the same
 
 
 def _tuples(
@@ -85,7 +86,7 @@ def _tuples(
             filled = [one for one in several if not _is_empty(one)]
             empty += [f"{row.name} ({chosen[name]})"] * (len(several) - len(filled) or not filled)
             each = [(*before, one) for before in each for one in filled]
-        found += [Tuple(row, values) for values in each]
+        found += [Tuple(row, values, tuple(_key(value, row) for value in values)) for values in each]
     _check_order(found, modalities)
     if not found:
         raise DataError(f"the table has no whole row: fill in its columns {', '.join(chosen.values())}")
@@ -100,8 +101,7 @@ def _check_order(tuples: Sequence[Tuple], modalities: Mapping[str, Modality]) ->
     for place, name in enumerate(others, start=1):
         texts: dict[Any, Any] = {}
         for one in tuples if held(modalities[name]) != "text" else ():
-            key = _key(one.values[place], one.row)
-            if texts.setdefault(key, one.values[0]) != one.values[0]:
+            if texts.setdefault(one.keys[place], one.values[0]) != one.values[0]:
                 raise DataError(
                     f"{one.row.name}: its {name} has several texts, which splits by {first} would part: name {name} first"
                 )
@@ -121,23 +121,23 @@ def _parts(tuples: Sequence[Tuple], settings: Dataset, state: int) -> Mapping[st
     own["train"] = own["train"] + rest
     if not own["train"]:
         raise DataError("no row is of the training split: write `train` into the column `split` of some, or leave them without")
-    whole = len({_key(one.values[0], one.row) for one in own["train"]})  # that both fractions are of
+    whole = len({one.keys[0] for one in own["train"]})  # that both fractions are of
     for split, fraction in (("test", settings.test_fraction), ("val", settings.val_fraction)):
         if own[split]:
             continue
-        units = list(dict.fromkeys(_key(one.values[0], one.row) for one in own["train"]))
+        units = list(dict.fromkeys(one.keys[0] for one in own["train"]))
         count = max(1, round(fraction * whole))
         if count >= len(units):
             raise DataError(f"a {split} split can't be cut off {counted(len(units), 'item')}: add some")
         drawn = np.random.default_rng([state, len(split)]).permutation(len(units))[:count]
         cut = {units[int(place)] for place in drawn}
-        own[split] = [one for one in own["train"] if _key(one.values[0], one.row) in cut]
-        own["train"] = [one for one in own["train"] if _key(one.values[0], one.row) not in cut]
+        own[split] = [one for one in own["train"] if one.keys[0] in cut]
+        own["train"] = [one for one in own["train"] if one.keys[0] not in cut]
     if settings.train_images is not None:
-        units = list(dict.fromkeys(_key(one.values[0], one.row) for one in own["train"]))
+        units = list(dict.fromkeys(one.keys[0] for one in own["train"]))
         drawn = np.random.default_rng([state, 0]).permutation(len(units))[: settings.train_images]
         kept = {units[int(place)] for place in drawn}
-        own["train"] = [one for one in own["train"] if _key(one.values[0], one.row) in kept]
+        own["train"] = [one for one in own["train"] if one.keys[0] in kept]
     return own
 
 
@@ -158,9 +158,9 @@ def _split(tuples: Sequence[Tuple], modalities: Mapping[str, Modality], files: F
     names: list[list[str]] = [[] for _ in modalities]
     rows = np.zeros((len(tuples), len(modalities)), dtype=np.int64)
     for number, one in enumerate(tuples):
-        group = group_of.setdefault(_key(one.values[0], one.row), len(group_of))
+        group = group_of.setdefault(one.keys[0], len(group_of))
         for place, (modality, value) in enumerate(zip(modalities.values(), one.values, strict=True)):
-            key = (group, _key(value, one.row))
+            key = (group, one.keys[place])
             if key not in places[place]:
                 places[place][key] = len(values[place])
                 values[place].append(files.content(held(modality), value, one.row))
