@@ -195,6 +195,8 @@ def test_what_no_cluster_can_do_is_a_sentence(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(UserError, match=r"set runtime\.address, or AST_CLUSTER"):
         workers.each(told, 1, Runtime(executor="dask"), 1, "pieces", 1)
     monkeypatch.setattr(cluster, "CONNECT_SECONDS", 1.0)
+    monkeypatch.setenv(cluster.VARIABLE, "")  # as one that is unset
+    assert cluster.address(Runtime(address="tcp://127.0.0.1:9")) is None
     monkeypatch.setenv(cluster.VARIABLE, "tcp://127.0.0.1:9")
     with pytest.raises(UserError, match=r"no dask scheduler answers at tcp://127\.0\.0\.1:9"):
         workers.each(told, 1, Runtime(), 1, "pieces", 1)

@@ -271,6 +271,13 @@ def run(state: State, student: tuple[Tensor, Moments], steps: Sequence[InnerStep
     return place.data, Moments(first, second, moments.steps + len(steps))
 
 
+@pytest.mark.parametrize("chosen", [{"students": 4}, {"max_age": 7}, {"max_skip": 3}])
+def test_students_that_go_on_are_of_the_real_objective_alone(chosen: dict[str, int]) -> None:
+    assert settings(objective="real", real=chosen).real is not None
+    with pytest.raises(ValidationError, match=f"real.{next(iter(chosen))} is of objective 'real'"):
+        settings(objective="both", real=chosen)
+
+
 def test_both_objectives_are_weighed_in_one() -> None:
     chosen = settings(objective="both", real={"images": 30, "weight": 0.5})
     (first, second), (figures,) = iterated(chosen, 1, real=REAL)

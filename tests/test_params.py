@@ -196,6 +196,20 @@ def test_what_a_method_leaves_out_its_runs_must_give(valid_params: Raw) -> None:
     assert [d.iterations for d in parse(valid_params).distillations.values()] == [7, 8]
 
 
+def test_what_a_method_contradicts_its_runs_may_mend(valid_params: Raw) -> None:
+    put(valid_params, "distill/ast/initialisation", "run")
+    put(valid_params, "distill/ast/lr_init", None)
+    together = "initialisation 'run' and initial_run go together"
+    assert [(at, together in text) for at, text in problems(valid_params)] == [("distill.ast", True)]
+    raw = copy.deepcopy(valid_params["runs"]["one"])
+    raw["distill"] |= {"initialisation": "random", "lr_init": 0.01}
+    put(valid_params, "runs/first", raw)
+    put(valid_params, "runs/one/distill/initial_run", "first")
+    assert [(at, together in text) for at, text in problems(valid_params)] == [("runs.ten.distill", True)]
+    del valid_params["runs"]["ten"]
+    assert parse(valid_params).distillations["one"].initial_run == "first"
+
+
 def test_start_epochs_beyond_the_experts(valid_params: Raw) -> None:
     put(valid_params, "runs/one/distill/max_start_epoch", 5)  # 5 - 1 + 2 = 6 of 5 epochs
     [(path, text)] = problems(valid_params)

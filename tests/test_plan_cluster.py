@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 NEVER_FAIL = Assumptions(start_seconds=1e-9, hours_between_failures=1e12)
 LOAD = Load(
     expert=1e12, experts=100, distil=8e12, student=2e12, students=5, exchanged=1.25e9, exchanges=10, iterations=4, images=1e9,
-    trajectory=5e8,
+    trajectories=100, trajectory=5e8,
 )  # fmt: skip
 RATES = Rates(1e10, 1e10, 1e10, "")
 
@@ -39,6 +39,22 @@ def test_times_are_rounds_of_tasks() -> None:
     assert plan_cluster.plan_of(LOAD, RATES, 64, replace(NEVER_FAIL, ranks=4, seeds=17)).distil == 2 * shared.distil
     assert found.storage == pytest.approx(100)
     assert found.network == pytest.approx(64 + 100)
+
+
+def test_what_a_run_does_not_have_takes_no_time() -> None:
+    """And has no rate, where rates are measured."""
+    baseline = replace(LOAD, expert=0.0, experts=0, distil=0.0, trajectories=0)
+    found = plan_cluster.plan_of(baseline, replace(RATES, experts=0.0, distil=0.0), 64, NEVER_FAIL)
+    assert (found.experts, found.distil, found.students) == pytest.approx((0, 0, 200), abs=1e-6)
+
+
+def test_imported_experts_are_kept_but_not_trained() -> None:
+    (cell,) = plan_cells.cells_of("cifar10", "mtt", [1], {}).values()
+    run, facts = cell
+    there = replace(run.experts, settings=run.experts.settings.model_copy(update={"imported": "0" * 64}))
+    trained, imported = (plan_cluster.load_of(one, facts, 1) for one in (run, replace(run, buffer=there)))
+    assert imported == replace(trained, expert=0.0, experts=0)
+    assert (trained.experts, trained.trajectories) == (100, 100)
 
 
 def test_failures_cost_half_an_interval_and_a_restart() -> None:

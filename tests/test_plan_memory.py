@@ -170,6 +170,8 @@ def test_answers() -> None:
     between = (found.experts.bytes + found.experts.smaller(found.experts.batch // 2)) / 2 / counted.SHARE
     assert "experts.batch_size" in plan_memory.answer(found, between)
     assert plan_memory.answer(found, 1e5).startswith("too small for experts.batch_size 1")
+    assert plan_memory._lowered(found, 1e5, "lower {} to {}")[0] == "too small for experts.batch_size 1"
+    assert plan_memory._lowered(found, between, "lower {} to {}")[0].startswith("lower experts.batch_size to ")
 
 
 def test_students_are_trained_one_by_one_where_they_do_not_fit_together() -> None:

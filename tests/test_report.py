@@ -148,6 +148,13 @@ def test_results_are_compared_with_their_own_group(params: Params) -> None:
     assert [r.colour for group in (one, ten, whole) for r in group.results] == [0, None, 0, None]
 
 
+def test_all_real_images_are_those_of_the_same_network(params: Params) -> None:
+    runs = dict(resolved.pipeline(params).runs)
+    runs |= {name: replace(runs[name], spec=runs[name].spec.model_copy(update={"width": 2})) for name in ("ten", "whole")}
+    one, ten, whole = results.groups(STORE, runs)
+    assert [group.whole and group.whole.run for group in (one, ten, whole)] == [None, "whole", "whole"]
+
+
 @pytest.mark.parametrize("changed", ["network", "evaluate", "noise"])
 def test_gains_are_of_one_network_and_protocol_and_not_over_noise(params: Params, changed: str) -> None:
     runs = dict(resolved.pipeline(params).runs)
@@ -230,7 +237,9 @@ def test_scales_hold_their_values() -> None:
     assert (linear.at(0.6), linear.at(0.8), linear.at(1.0)) == (0, 50, 100)
     assert [tick.label for tick in log.ticks] == ["0.03", "0.1", "0.3", "1", "3"]
     assert log.at(0.1) - log.at(0.03) == pytest.approx(log.at(1) - log.at(0.3), abs=0.02)
-    for scale in (charts.linear_scale([0.5, 0.5]), charts.log_scale([0.0]), charts.log_scale([2.0])):
+    perfect = charts.linear_scale([1.0, 1.0], percent=True)
+    assert (perfect.at(1.0), perfect.ticks[-1].label) == (100, "100")
+    for scale in (perfect, charts.linear_scale([0.5, 0.5]), charts.log_scale([0.0]), charts.log_scale([2.0])):
         assert scale.ticks
         assert 0 <= scale.at(0.5) <= 100
 

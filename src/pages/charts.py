@@ -94,6 +94,8 @@ def linear_scale(values: Iterable[float], percent: bool = False) -> Scale:
     low, high = min(values), max(values)
     step = _step(low, high)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    if percent and first * step >= 1:  # all are perfect, and nothing lies above
+        first -= 1
     marks = tuple(round(i * step, 12) for i in range(first, max(last, first + 1) + 1))
     if percent and marks[-1] > 1 >= high:
         return Scale(marks[0], 1.0, tuple(v for v in marks if v <= 1), percent=True)

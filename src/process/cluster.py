@@ -46,7 +46,7 @@ def address(asked: Runtime) -> str | None:
             f"runtime.executor is 'dask', which has no address: set runtime.address, or {VARIABLE}, to the scheduler's, "
             "such as tcp://10.0.0.1:8786"
         )
-    return found if asked.executor == "dask" or VARIABLE in os.environ else None
+    return found if asked.executor == "dask" or os.environ.get(VARIABLE) else None
 
 
 @functools.cache

@@ -332,3 +332,10 @@ def _of_real(own: Distillation) -> Iterator[Rule]:
         own.objective == "real" and bool(used),
         f"objective 'real' matches no expert, which {used} is about: leave it out, or use objective both",
     )
+    if own.real is not None:
+        going_on, usual = ("students", "max_age", "max_skip"), RealObjective()
+        chosen = ", ".join(name for name in going_on if getattr(own.real, name) != getattr(usual, name))
+        yield (
+            own.objective == "both" and bool(chosen),
+            f"real.{chosen} is of objective 'real': with 'both' the student goes on from an expert, so leave it out",
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -211,16 +211,16 @@ def _validate(model: type[Model], value: Any, path: str, problems: Problems) -> 
 
 
 def _distillations(methods: Mapping[str, Any], runs: Mapping[str, Any], problems: Problems) -> dict[str, Distillation]:
-    """Each raw run's method merged with the run's own values; what a method leaves out, its runs must give."""
+    """Each raw run's method merged with the run's own values; what a method leaves out, or contradicts, its runs may mend."""
     good: dict[str, dict[str, Any]] = {}
     told: dict[str, Problems] = {}
+    used: dict[str, list[Problems]] = {name: [] for name in methods}
     for name, value in methods.items():
         if isinstance(value, dict):
             found: Problems = []
             _validate(Distillation, value, f"distill.{name}", found)
             top = {f"distill.{name}.{field}" for field in Distillation.model_fields}
             told[name] = [(place, text) for place, text in found if text != MISSING or place not in top]
-            problems += told[name]
             good[name] = value
         else:
             problems.append((f"distill.{name}", f"must be a mapping of settings; got {value!r}"))
@@ -232,22 +232,28 @@ def _distillations(methods: Mapping[str, Any], runs: Mapping[str, Any], problems
             problems.append((f"runs.{name}.distill.method", _unknown(method, "distill", methods)))
         elif isinstance(own, dict) and isinstance(method, str) and method in good:
             own = {key: value for key, value in own.items() if key != "method"}
-            settings = _merge(f"runs.{name}.distill", good[method], own, problems, {text for _, text in told[method]})
+            settings, found = _merge(f"runs.{name}.distill", good[method], own)
+            used[method].append(found)
             if settings is not None:
                 merged[name] = settings
+    for method, own_problems in told.items():
+        problems += _of_a_method(f"distill.{method}", own_problems, used[method])
     return merged
 
 
-def _merge(path: str, shared: dict[str, Any], own: dict[str, Any], problems: Problems, told: set[str]) -> Distillation | None:
-    """A run's merged settings; the shared values' own problems, alone or together, are `told` at the method."""
+def _merge(path: str, shared: dict[str, Any], own: dict[str, Any]) -> tuple[Distillation | None, Problems]:
+    """A run's merged settings, and their problems but those of single values that are the method's."""
     found: Problems = []
     settings = _validate(Distillation, {**shared, **own}, path, found)
-    problems += [
-        (place, text)
-        for place, text in found
-        if place.removeprefix(f"{path}.").split(".")[0] not in {*shared} - {*own} and not (place == path and text in told)
-    ]
-    return settings
+    theirs = {*shared} - {*own}
+    return settings, [(place, text) for place, text in found if place.removeprefix(f"{path}.").split(".")[0] not in theirs]
+
+
+def _of_a_method(path: str, own: Problems, used: Sequence[Problems]) -> Problems:
+    """A method's problems and those of its runs, with what they all have told once, and what they mend not at all."""
+    shared = {text for place, text in own if place == path and all(text in (one for _, one in found) for found in used)}
+    mine = [(place, text) for place, text in own if place != path or text in shared]
+    return mine + [(place, text) for found in used for place, text in found if text not in shared]
 
 
 def _unknown(name: str, section: str, known: Mapping[str, Any]) -> str:

@@ -105,7 +105,9 @@ def _table(subject: Subject, plan: Plan) -> Table:
     table.add_row("parameters, P", f"{plan.parameters:,}")
     if experts is not None:
         count, last = experts.count, experts.last_epoch
-        table.add_row("training the experts", f"{duration(plan.experts)}: {count} experts, {last} epochs each")
+        spent = "none" if experts.imported else duration(plan.experts)
+        whose = "imported experts" if experts.imported else "experts"
+        table.add_row("training the experts", f"{spent}: {count} {whose}, {last} epochs each")
         table.add_row("expert buffer on disk", f"{plan.buffer:,.0f} MiB: {count} x {last + 1} snapshots of 4P bytes")
     if distil.iterations:
         table.add_row("derivatives", plan.backend)

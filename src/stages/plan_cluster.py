@@ -61,7 +61,7 @@ class Load:
     """What a cell asks for: floating-point operations of a task of each part, and bytes."""
 
     expert: float
-    experts: int
+    experts: int  # that are trained, which imported ones are not
     distil: float
     student: float
     students: int
@@ -69,7 +69,8 @@ class Load:
     exchanges: int  # of an iteration
     iterations: int
     images: float  # bytes of the training images as a task gets them
-    trajectory: float  # bytes of an expert's
+    trajectories: int  # that are kept, imported ones too
+    trajectory: float  # bytes of one
 
 
 @dataclass(frozen=True)
@@ -102,14 +103,14 @@ def run(cells: Mapping[str, tuple[Run, Facts]], gpus: int, device: str, given: A
 
 def plan_of(load: Load, rates: Rates, gpus: int, given: Assumptions) -> Plan:
     """Of all seeds of a cell."""
-    expert = _with_failures(load.expert / rates.experts, 1, given) + given.start_seconds
-    alone = load.distil / rates.distil / given.ranks
+    expert = _with_failures(_seconds(load.expert, rates.experts), 1, given) + given.start_seconds
+    alone = _seconds(load.distil, rates.distil) / given.ranks
     sent = (
         0.0 if given.ranks == 1 else load.exchanged / (given.network_gbit * 1e9 / 8) + load.exchanges * given.latency_us / 1e6
     )
     distil = _with_failures(alone + load.iterations * sent, given.ranks, given) + given.start_seconds
     student = _with_failures(load.student / rates.students, 1, given) + given.start_seconds
-    buffer = load.experts * load.trajectory
+    buffer = load.trajectories * load.trajectory
     tasks = given.seeds * (load.experts + load.students)
     return Plan(
         makespan([expert] * (load.experts * given.seeds), gpus),
@@ -119,6 +120,11 @@ def plan_of(load: Load, rates: Rates, gpus: int, given: Assumptions) -> Plan:
         network=(min(gpus, tasks) * load.images + given.seeds * buffer * given.copies) / GB
         + given.seeds * load.iterations * (load.exchanged if given.ranks > 1 else 0.0) * given.ranks / GB,
     )
+
+
+def _seconds(flops: float, rate: float) -> float:
+    """Of a part; what a run does not have has no rate."""
+    return flops / rate if flops else 0.0
 
 
 def makespan(tasks: Iterable[float], slots: int) -> float:
@@ -147,8 +153,8 @@ def load_of(run: Run, facts: Facts, ranks: int) -> Load:
     trained = None if run.buffer is None else run.buffer.settings
     pixels = image.numel() * FLOAT
     return Load(
-        expert=0.0 if trained is None else _passes(trained, facts) * forward,
-        experts=0 if trained is None else trained.count,
+        expert=_passes(trained, facts) * forward if trained is not None and trained.imported is None else 0.0,
+        experts=trained.count if trained is not None and trained.imported is None else 0,
         distil=settings.iterations * steps * batch * derivatives.PASSES * forward,
         student=protocol.epochs * count * STUDENT_PASSES * forward,
         students=protocol.students * (1 + len(run.cross)),
@@ -156,6 +162,7 @@ def load_of(run: Run, facts: Facts, ranks: int) -> Load:
         exchanges=2 * steps,
         iterations=settings.iterations,
         images=facts.train * pixels,
+        trajectories=0 if trained is None else trained.count,
         trajectory=0.0 if trained is None else (trained.last_epoch + 1) * parameters * FLOAT,
     )
 
@@ -203,12 +210,13 @@ def _formulas(load: Load, rates: Rates, gpus: int, given: Assumptions) -> Iterab
     """With the first cell's numbers."""
     told = ", ".join(f"{name} {getattr(rates, name) / 1e12:.3g}" for name in ("experts", "distil", "students"))
     yield f"rates, TFLOP/s: {told}; {rates.told}. The numbers below are of the first column."
-    expert, student = load.expert / rates.experts if load.experts else 0.0, load.student / rates.students
+    expert, student = _seconds(load.expert, rates.experts), load.student / rates.students
+    distil = _seconds(load.distil, rates.distil) / given.ranks
     rounds = ceil(load.experts * given.seeds / gpus)
     yield "an expert = epochs x (training images x passes + validation images) x forward FLOPs / rate"
     yield f"  = {load.expert:.3g} FLOPs / rate = {duration(expert)}; {load.experts} x {given.seeds} seeds in {rounds} rounds"
     yield f"distilling = iterations x steps x batch x {derivatives.PASSES} passes x forward FLOPs / rate / ranks"
-    yield f"  = {load.distil:.3g} FLOPs / rate / {given.ranks} = {duration(load.distil / rates.distil / given.ranks)}"
+    yield f"  = {load.distil:.3g} FLOPs / rate / {given.ranks} = {duration(distil)}"
     yield f"  with ranks also {load.exchanged / 1e6:,.1f} MB / network + {load.exchanges} x latency in each iteration"
     yield f"a student = epochs x images x {STUDENT_PASSES} passes x forward FLOPs / rate"
     yield f"  = {load.student:.3g} FLOPs / rate = {duration(student)}; {load.students} x {given.seeds} seeds"

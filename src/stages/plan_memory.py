@@ -121,7 +121,7 @@ def table(memories: Sequence[float]) -> None:
 
 def answer(needs: Needs, total: float) -> str:
     """In a word: whether it fits into so many bytes, with how many experts side by side, or what to lower."""
-    words = _lowered(needs, total)
+    words = _lowered(needs, total, "{} {}")
     if not words and needs.experts is None:
         words = ["fits"]
     elif not words:
@@ -130,11 +130,11 @@ def answer(needs: Needs, total: float) -> str:
     return ", ".join([*words, *(["students one by one"] if needs.evaluate(total) is needs.student else [])])
 
 
-def _lowered(needs: Needs, total: float) -> list[str]:
-    """What must be lowered, as `setting value`."""
+def _lowered(needs: Needs, total: float, words: str) -> list[str]:
+    """What must be lowered, in these words of a setting and its value, or is too large all the same."""
     too_large = [need for need in needs.parts(total) if need.bytes > SHARE * total]
     values = ((need.setting, need.largest(SHARE * total)) for need in too_large)
-    return [f"{setting} {value}" if value else f"too small for {setting} 1" for setting, value in values]
+    return [words.format(setting, value) if value else f"too small for {setting} 1" for setting, value in values]
 
 
 def _table(run: Run, needs: Needs, total: float) -> Table:
@@ -148,8 +148,8 @@ def _table(run: Run, needs: Needs, total: float) -> Table:
     evaluate = needs.evaluate(total)
     how = "all students at once" if evaluate is needs.students else "each student alone"
     found.add_row("evaluating", f"{evaluate.bytes / GIB:.2f} GiB, {how}")
-    lower = _lowered(needs, total)
-    found.add_row("fits", f"no: lower {', '.join(lower)}" if lower else "yes")
+    lower = _lowered(needs, total, "lower {} to {}")
+    found.add_row("fits", f"no: {', '.join(lower)}" if lower else "yes")
     found.add_row("of the GPU's memory, for tensors", f"{SHARE:.0%}")
     return found
 

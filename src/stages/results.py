@@ -130,7 +130,10 @@ def _coloured(results: Sequence[Result]) -> list[Result]:
 
 
 def _group(members: Sequence[Result], results: Sequence[Result], runs: Mapping[str, Run]) -> Group:
-    """Gains are of students of one network and protocol, and as many images, those of the best run."""
+    """Gains are of students of one network and protocol, and as many images, those of the best run.
+
+    All real images are of its network too.
+    """
 
     def like(one: Result, other: Result) -> bool:
         mine, its = runs[one.run], runs[other.run]
@@ -149,5 +152,6 @@ def _group(members: Sequence[Result], results: Sequence[Result], runs: Mapping[s
         gains = {r.run: r.test.mean - baseline.test.mean for r in members if r is not baseline and like(r, baseline)}
         members = [replace(r, gain=gains.get(r.run)) for r in members]
         best = next(r for r in members if r.run == best.run)
-    whole = next((r for r in results if r.whole and r.dataset == first.dataset), None)
+    alike = (r for r in results if r.whole and r.dataset == first.dataset and runs[r.run].spec == runs[best.run].spec)
+    whole = next(alike, None)
     return Group(first.dataset, first.ipc, tuple(members), best, baseline, whole)
