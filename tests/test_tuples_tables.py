@@ -371,6 +371,22 @@ def test_init_adds_a_first_run_on_a_folder_of_captions(
         init.run("photos", "silent", 16, 1)
 
 
+def test_init_looks_for_columns_as_often_whatever_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look goes through all rows, so that a look a row would take hours of a long table."""
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    looks: list[int] = []
+    look = layouts.columns
+    monkeypatch.setattr(layouts, "columns", lambda found: looks.append(len(found)) or look(found))
+    counts = []
+    for each in (1, 4):
+        write(tmp_path / f"captions-{each}.csv", captions(tmp_path, each))
+        looks.clear()
+        init.run(f"captions-{each}.csv", f"mine-{each}", 8, 1)
+        counts.append(len(looks))
+    assert counts[0] == counts[1]
+
+
 def test_what_is_said_of_images_makes_a_table_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever names a column of labels wants classes, whatever texts are beside them."""
     shutil.copy(ROOT / "params.yaml", tmp_path)

@@ -39,15 +39,16 @@ def run(data: str, source: str, name: str, size: int, count: int | None, skip_br
     it isn't to be brought up to date.
     """
     rows, params = layouts.rows(Path(data)), load()
-    longest = max(len(text) for row in rows for text in _texts(row.values.get(_columns(rows)["text"])))
+    columns = _columns(rows)
+    longest = max(len(text) for row in rows for text in _texts(row.values.get(columns["text"])))
     if not longest:
-        raise DataError(f"{data} has no text in any row: write captions into its column {_columns(rows)['text']}")
+        raise DataError(f"{data} has no text in any row: write captions into its column {columns['text']}")
     own: Mapping[str, Tree] = {
         "image": {"kind": "image", "size": size, "channels": 3},
         "text": {"kind": "text", "length": min(longest, LONGEST)},
         "audio": {"kind": "audio"},
     }
-    modalities = {NAMES[kind]: {**own[kind], "column": column} for kind, column in _columns(rows).items()}
+    modalities = {NAMES[kind]: {**own[kind], "column": column} for kind, column in columns.items()}
     prepare: Tree = {"source": source, "modalities": modalities, **({"skip_broken": True} if skip_broken else {})}
     found = reading.read(Dataset.model_validate(prepare), name, params.seed)
     for line in found.notes:
