@@ -82,11 +82,11 @@ def test_the_digest_is_that_of_pictures_and_weights(tmp_path: Path) -> None:
     folder = table(tmp_path)
     torch.save(model().state_dict(), tmp_path / "a.pth")
     before = source(folder, tmp_path / "a.pth")
-    assert source(folder, tmp_path / "a.pth").sha256() == before.sha256()
-    assert source(folder, tmp_path / "a.pth", size=64).sha256() != before.sha256()
+    assert source(folder, tmp_path / "a.pth").sha256 == before.sha256
+    assert source(folder, tmp_path / "a.pth", size=64).sha256 != before.sha256
     changed = {key: value + (key == "conv1.weight") for key, value in model().state_dict().items()}
     torch.save(changed, tmp_path / "a.pth")
-    assert source(folder, tmp_path / "a.pth").sha256() != before.sha256()
+    assert source(folder, tmp_path / "a.pth").sha256 != before.sha256
 
 
 def nothing(path: Path) -> None:

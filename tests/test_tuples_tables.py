@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 from src.editing import params_edit
 from src.ground.errors import DataError, UserError
@@ -77,8 +78,59 @@ def test_csv(tmp_path: Path, delimiter: str) -> None:
     write(tmp_path / "captions.csv", captions(tmp_path), delimiter)
     from_folder, from_file = read(tmp_path), read(tmp_path / "captions.csv")
     check(from_folder)
-    assert from_folder.sha256() == from_file.sha256()
+    assert from_folder.sha256 == from_file.sha256
     assert "columns: picture is image, words is caption" in from_folder.notes
+
+
+def captioned(folder: Path) -> Dataset:
+    write(folder / "captions.csv", captions(folder))
+    return Dataset(source=str(folder), modalities=PAIR)
+
+
+def spoken(folder: Path) -> Dataset:
+    tuples.write_recordings(folder / "fsdd")
+    (own,) = tuples.spoken(tuples.params(), folder / "fsdd")["prepare"].values()
+    return Dataset(**own)
+
+
+@pytest.mark.parametrize(("make", "few"), [(captioned, 5), (spoken, 500)])
+def test_the_digest_is_that_of_the_source_however_it_is_split(
+    make: Callable[[Path], Dataset], few: int, tmp_path: Path
+) -> None:
+    """So that a source that nobody touched is not refused under another seed, name, or setting of splits."""
+    own = make(tmp_path)
+    whole = reading.read(own, "mine", 0)
+    told = own.model_copy(update={"sha256": whole.sha256})
+    others = [reading.read(told, "mine", 1), reading.read(told, "yours", 0)]
+    for change in ({"val_fraction": 0.3}, {"test_fraction": 0.3}, {"train_images": few}):
+        others.append(reading.read(told.model_copy(update=change), "mine", 0))
+    pictures = [next(iter(one.splits["train"].items.values())).values for one in (whole, *others)]
+    assert not any(torch.equal(pictures[0], one) for one in pictures[1:])  # they are split in another way
+
+
+def test_the_digest_is_that_of_items_rows_and_splits(tmp_path: Path) -> None:
+    rows = [{**row, "split": "train" if n < 30 else "test"} for n, row in enumerate(captions(tmp_path))]
+    first, *rest = rows
+    moved = [{**row, "split": "val"} if n == 3 else row for n, row in enumerate(rows)]
+    worded, parted = [{**first, "caption": "another"}, *rest], [{**first, "image": rest[-1]["image"]}, *rest]
+    digests = set()
+    for found in (rows, rest, moved, worded, parted):
+        write(tmp_path / "captions.csv", found)
+        digests.add(read(tmp_path / "captions.csv").sha256)
+    write(tmp_path / "captions.csv", rows)
+    Image.new("RGB", (12, 10)).save(tmp_path / "pictures" / first["image"])
+    digests.add(read(tmp_path / "captions.csv").sha256)
+    assert len(digests) == 6
+
+
+def test_the_digest_of_sounds_is_not_that_of_rounded_spectrograms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As another processor makes them."""
+    own = spoken(tmp_path)
+    before, made = reading.read(own, "mine", 0), spectrograms.spectrograms
+    monkeypatch.setattr(spectrograms, "spectrograms", lambda *given: made(*given).nextafter(torch.tensor(2.0)))
+    after = reading.read(own, "mine", 0)
+    heard = [one.splits["train"].items["sound"].values for one in (before, after)]
+    assert not torch.equal(*heard) and before.sha256 == after.sha256
 
 
 def test_parquet_with_bytes_and_lists(tmp_path: Path) -> None:

@@ -108,7 +108,8 @@ class Dataset(Settings):
     source: str
     """Where the real images come from: the name of a known data set, or a path to images of your own."""
     sha256: Sha256 | None = None
-    """Digest of the decoded images and labels that this pipeline is about; others are refused. Null takes any."""
+    """Digest of the decoded images and labels, or items and rows, that this pipeline is about, before they are split; others
+    are refused. Null takes any."""
     size: Positive | None = None
     """Side of the square images, pixels: others are resized to it on the shorter side, then cut at the centre. Null keeps."""
     channels: Literal[1, 3] | None = None

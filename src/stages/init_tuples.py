@@ -59,7 +59,7 @@ def run(data: str, source: str, name: str, size: int, count: int | None, skip_br
     asked = min(FEW, max(1, train // 4)) if count is None else count
     if asked > train:
         raise DataError(f"--ipc {asked} exceeds the {train} tuples of the training split: lower it, or add rows")
-    run_name, digest = f"{name}-{asked}-low-rank", found.sha256()
+    run_name, digest = f"{name}-{asked}-low-rank", found.sha256
     sections = _sections(name, {**prepare, "sha256": digest}, run_name, asked)
     add_data_set(params, sections, run_name, name, digest, update, "items")
 

@@ -54,6 +54,17 @@ class Items:
     texts: tuple[str, ...] = ()
     waves: Tensor | None = None  # int16
 
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """Of the modality so called."""
+        found = {f"{VALUES}{name}": self.values, f"{GROUPS}{name}": self.groups}
+        found |= {f"{TEXTS}{name}": _bytes(self.texts)} if self.texts else {}
+        return found | ({} if self.waves is None else {f"{WAVES}{name}": self.waves})
+
+    def at(self, places: Tensor) -> Items:
+        """Some of them, (n,)."""
+        texts = tuple(self.texts[place] for place in places.tolist()) if self.texts else ()
+        return Items(self.values[places], self.groups[places], texts, None if self.waves is None else self.waves[places])
+
 
 @dataclass(frozen=True)
 class TupleSplit:
@@ -63,12 +74,8 @@ class TupleSplit:
     rows: Tensor  # int64
 
     def tensors(self) -> dict[str, Tensor]:
-        found = {"rows": self.rows}
-        for name, own in self.items.items():
-            found |= {f"{VALUES}{name}": own.values, f"{GROUPS}{name}": own.groups}
-            found |= {f"{TEXTS}{name}": _bytes(own.texts)} if own.texts else {}
-            found |= {} if own.waves is None else {f"{WAVES}{name}": own.waves}
-        return found
+        own = (items.tensors(name) for name, items in self.items.items())
+        return {"rows": self.rows} | {key: tensor for tensors in own for key, tensor in tensors.items()}
 
     @staticmethod
     def of(found: Mapping[str, Tensor], names: Sequence[str]) -> TupleSplit:

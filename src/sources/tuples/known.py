@@ -16,7 +16,7 @@ from src.settings.datasets import Dataset
 from src.sources import downloads, named
 from src.sources.raw import Plain
 from src.sources.tuples import names
-from src.sources.tuples.raw import RawItems, RawSplit, RawTuples, paired
+from src.sources.tuples.raw import RawItems, RawTuples, paired
 
 KNOWN: Mapping[str, Mapping[str, str]] = {
     "digits-seen-written": {"image": "image", "text": "text"},
@@ -29,52 +29,50 @@ TEST_TAKES = 5  # takes 0 to 4 of each speaker and digit are the test split, as 
 DIGITS = tuple(str(digit) for digit in range(10))
 
 Places = NDArray[np.int64]
+Cut = tuple[RawItems, Mapping[str, Places]]  # all items of a modality, and those of each split
 
 
 def read(settings: Dataset, state: int) -> RawTuples:
     """The known source of the settings, split and paired by draws of `state`. Raises DataError."""
     found = {"image": _seen(settings, state), "text": _written()}
+    told: list[bool] = []
     if "sound" in KNOWN[settings.source]:
-        found["sound"] = _spoken(settings, state)
+        paths = recordings(_folder(settings))
+        told = [_order(path)[2] < TEST_TAKES for path in paths]
+        found["sound"] = _spoken(paths, np.array(told), settings, state)
     draws = np.random.default_rng(state)
     splits = {}
     for split in SPLITS:
-        items = {name: own[split] for name, own in found.items()}
-        splits[split] = RawSplit(items, paired([np.array(own.groups) for own in items.values()], draws))
-    return RawTuples(splits, pixel_max=16)
+        places = [cut[split] for _, cut in found.values()]
+        groups = [np.array(items.groups)[own] for (items, _), own in zip(found.values(), places, strict=True)]
+        rows = paired(groups, draws)
+        splits[split] = np.stack([own[column] for own, column in zip(places, rows.T, strict=True)], axis=1)
+    return RawTuples({name: items for name, (items, _) in found.items()}, splits, told, pixel_max=16)
 
 
-def _seen(settings: Dataset, state: int) -> dict[str, RawItems]:
+def _seen(settings: Dataset, state: int) -> Cut:
     (raw,) = named.read_digits().splits.values()
     assert isinstance(raw, Plain)
     labels = raw.labels
     cut = splitting.split(
         labels, DIGITS, {"val": settings.val_fraction, "test": settings.test_fraction}, settings.train_images, state
     )
-    return {split: RawItems(list(raw.images[cut[split]]), labels[cut[split]].tolist()) for split in SPLITS}
+    return RawItems(list(raw.images), labels.tolist()), cut
 
 
-def _written() -> dict[str, RawItems]:
+def _written() -> Cut:
     """The same in all splits: what is new in the others are pictures and voices."""
     words = names.by_digit()
     own = RawItems([word for same in words for word in same], [digit for digit, same in enumerate(words) for _ in same])
-    return dict.fromkeys(SPLITS, own)
+    return own, dict.fromkeys(SPLITS, np.arange(len(own.values)))
 
 
-def _spoken(settings: Dataset, state: int) -> dict[str, RawItems]:
+def _spoken(paths: Sequence[Path], tests: NDArray[np.bool_], settings: Dataset, state: int) -> Cut:
     """Recordings by digit; those that are no test takes of the authors are cut into training and validation split."""
-    paths = recordings(_folder(settings))
-    told = [(path, *_order(path)) for path in paths]
-    test = [(path, digit) for path, digit, _, take in told if take < TEST_TAKES]
-    rest = [(path, digit) for path, digit, _, take in told if take >= TEST_TAKES]
-    labels = np.array([digit for _, digit in rest])
-    cut = splitting.split(labels, DIGITS, {"val": settings.val_fraction}, None, state)
-    parts = {split: [rest[place] for place in cut[split]] for split in ("train", "val")} | {"test": test}
-    return {split: _heard(own) for split, own in parts.items()}
-
-
-def _heard(told: Sequence[tuple[Path, int]]) -> RawItems:
-    return RawItems([path.read_bytes() for path, _ in told], [digit for _, digit in told], [path.name for path, _ in told])
+    labels, rest = np.array([_order(path)[0] for path in paths]), np.flatnonzero(~tests)
+    cut = splitting.split(labels[rest], DIGITS, {"val": settings.val_fraction}, None, state)
+    own = RawItems([path.read_bytes() for path in paths], labels.tolist(), [path.name for path in paths])
+    return own, {**{split: rest[cut[split]] for split in ("train", "val")}, "test": np.flatnonzero(tests)}
 
 
 def recordings(folder: Path) -> list[Path]:

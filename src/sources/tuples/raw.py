@@ -22,14 +22,12 @@ class RawItems:
 
 
 @dataclass(frozen=True)
-class RawSplit:
-    items: Mapping[str, RawItems]  # by modality
-    rows: Rows
-
-
-@dataclass(frozen=True)
 class RawTuples:
-    splits: Mapping[str, RawSplit]  # train, val and test
+    """A source whole, and which rows of its items each split has."""
+
+    items: Mapping[str, RawItems]  # by modality
+    splits: Mapping[str, Rows]  # train, val and test
+    told: Sequence[Any]  # what the source itself says of rows and splits, which is not drawn; as JSON has it
     pixel_max: int = 255
     notes: tuple[str, ...] = field(default=())  # sentences: what was found and decided
 

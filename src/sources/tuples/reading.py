@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from src.ground.errors import DataError
 from src.ground.seeding import seed_of
@@ -33,17 +35,7 @@ class TupleSource:
     splits: Mapping[str, TupleSplit]
     pixel_max: int
     notes: tuple[str, ...]
-    origins: Mapping[tuple[str, str], str]  # split and modality whose vectors an encoder made -> digest of what of
-
-    def sha256(self) -> str:
-        """Digest of all items and rows; of an encoder's vectors, which machines round in their own ways, of their origin."""
-        digest = hashlib.sha256()
-        for split, value in sorted(self.splits.items()):
-            for name, tensor in sorted(value.tensors().items()):
-                digest.update(json.dumps([split, name, list(tensor.shape)]).encode())
-                origin = self.origins.get((split, name.removeprefix(VALUES)))
-                digest.update(tensor.contiguous().numpy().data if origin is None else origin.encode())
-        return digest.hexdigest()
+    sha256: str  # of all items, and of the rows and splits that the source itself has; of nothing that is drawn
 
 
 def read(settings: Dataset, name: str, seed: int) -> TupleSource:
@@ -54,8 +46,8 @@ def read(settings: Dataset, name: str, seed: int) -> TupleSource:
         state = seed_of(seed, "prepare", name) % 2**32
         found = known.read(settings, state) if settings.source in known.KNOWN else tables.read(settings, state)
         source = _made(found, settings.modalities)
-    if settings.sha256 is not None and settings.sha256 != source.sha256():
-        text = f"prepare.{name}: the source {settings.path or settings.source} has the sha256 {source.sha256()}"
+    if settings.sha256 not in (None, source.sha256):
+        text = f"prepare.{name}: the source {settings.path or settings.source} has the sha256 {source.sha256}"
         raise DataError(f"{text}, not prepare.{name}.sha256: restore its items, or change the setting")
     return source
 
@@ -70,23 +62,34 @@ def _check_known(settings: Dataset) -> None:
 
 
 def _made(found: RawTuples, modalities: Mapping[str, Modality]) -> TupleSource:
+    """A modality at a time, so that no more than one is held twice."""
     encoders = {name: frozen.encoder(own) for name, own in modalities.items() if isinstance(own, FeaturesModality)}
-    splits: dict[str, TupleSplit] = {}
-    origins: dict[tuple[str, str], str] = {}
-    for split, raw in found.splits.items():
-        items = {
-            name: _encoded(raw.items[name], encoders[name], f"{split}, {name}")
-            if name in encoders
-            else _items(raw.items[name], modality, found.pixel_max)
-            for name, modality in modalities.items()
-        }
-        origins |= {(split, name): frozen.digest(raw.items[name], own) for name, own in encoders.items()}
-        splits[split] = TupleSplit(items, torch.from_numpy(raw.rows))
-    for name in modalities:
-        shapes = {tuple(value.items[name].values.shape[1:]) for value in splits.values()}
-        if len(shapes) > 1:
-            raise DataError(f"{name} has items of different shapes, {shapes}: bring all to one")
-    return TupleSource(splits, found.pixel_max, found.notes, origins)
+    parts: dict[str, dict[str, Items]] = {split: {} for split in found.splits}
+    columns: dict[str, list[Tensor]] = {split: [] for split in found.splits}
+    digest = hashlib.sha256(json.dumps(found.told).encode())
+    for place, (name, modality) in enumerate(modalities.items()):
+        raw, encoder = found.items[name], encoders.get(name)
+        whole = _items(raw, modality) if encoder is None else _encoded(raw, encoder, name)
+        for content in _contents(name, whole, None if encoder is None else frozen.digest(raw, encoder)):
+            digest.update(content)
+        for split, rows in found.splits.items():
+            used, column = torch.from_numpy(rows[:, place]).unique(return_inverse=True)
+            parts[split][name] = whole.at(used)
+            columns[split].append(column)
+    splits = {split: TupleSplit(own, torch.stack(columns[split], dim=1)) for split, own in parts.items()}
+    return TupleSource(splits, found.pixel_max, found.notes, digest.hexdigest())
+
+
+def _contents(name: str, whole: Items, origin: str | None) -> Iterator[Any]:
+    """What a digest takes of a modality's items: of an encoder's vectors and of spectrograms, which machines round in their own
+    ways, what they are made from.
+    """
+    for key, tensor in whole.tensors(name).items():
+        yield json.dumps([key, list(tensor.shape)]).encode()
+        if key != f"{VALUES}{name}" or (origin is None and whole.waves is None):
+            yield tensor.contiguous().numpy().data
+    if origin is not None:
+        yield origin.encode()
 
 
 def _encoded(raw: RawItems, encoder: Encoder, title: str) -> Items:
@@ -98,7 +101,7 @@ def _words(raw: RawItems) -> tuple[str, ...]:
     return tuple(" ".join(text.split()) for text in raw.values)
 
 
-def _items(raw: RawItems, modality: Modality, pixel_max: int) -> Items:
+def _items(raw: RawItems, modality: Modality) -> Items:
     groups = torch.tensor(raw.groups, dtype=torch.int64)
     if isinstance(modality, ImageModality):
         return Items(_pictures(raw, modality), groups)
@@ -117,7 +120,7 @@ def _items(raw: RawItems, modality: Modality, pixel_max: int) -> Items:
     return Items(torch.from_numpy(np.stack(raw.values).astype(np.float32)), groups)
 
 
-def _pictures(raw: RawItems, modality: ImageModality) -> torch.Tensor:
+def _pictures(raw: RawItems, modality: ImageModality) -> Tensor:
     """(n, C, H, W)."""
     if isinstance(raw.values[0], np.ndarray):
         if modality.size is not None or modality.channels is not None:
@@ -143,7 +146,7 @@ def statistics(source: TupleSource, settings: Dataset) -> TupleStatistics:
         source_mean=(),
         source_std=(),
         counts=counts,
-        source_sha256=source.sha256(),
+        source_sha256=source.sha256,
         skipped=(),
         modalities=tuple(
             (name, _kind(modality), tuple(items[name].values.shape[1:])) for name, modality in settings.modalities.items()

@@ -16,7 +16,7 @@ from src.settings.datasets import Dataset, Modality, held
 from src.sources import sentences
 from src.sources.tuples import layouts
 from src.sources.tuples.layouts import Row
-from src.sources.tuples.raw import RawItems, RawSplit, RawTuples
+from src.sources.tuples.raw import RawItems, RawTuples, Rows
 
 USUAL: Mapping[str, tuple[str, ...]] = {
     "image": ("image", "img", "file_name", "filename", "image_name", "image_path", "path"),
@@ -47,8 +47,10 @@ def read(settings: Dataset, state: int) -> RawTuples:
         text = f"{counted(len(missing), 'file')} that the table names can't be found below {folder}"
         raise DataError(f"{text}, {sentences.first(missing, NAMED)}: put them there, or take their rows out")
     parts = _parts(tuples, settings, state)
-    splits = {split: _split(own, settings.modalities, files) for split, own in parts.items()}
-    return RawTuples(splits, notes=tuple(_notes(rows, chosen, empty, files, settings.modalities)))
+    items, places = _items(tuples, settings.modalities, files)
+    splits = {split: places[own] for split, own in parts.items()}
+    told = [[one.row.split, *own] for one, own in zip(tuples, places.tolist(), strict=True)]
+    return RawTuples(items, splits, told, notes=tuple(_notes(rows, chosen, empty, files, settings.modalities)))
 
 
 def chosen_columns(rows: Sequence[Row], modalities: Mapping[str, Modality]) -> dict[str, str]:
@@ -111,33 +113,32 @@ def _is_empty(value: Any) -> bool:
     return value is None or (isinstance(value, str) and not value.strip())
 
 
-def _parts(tuples: Sequence[Tuple], settings: Dataset, state: int) -> Mapping[str, list[Tuple]]:
-    """By split: those that the table names, and the rest cut so that all tuples of an item of the first modality stay together.
-
-    Raises DataError where there are too few.
+def _parts(tuples: Sequence[Tuple], settings: Dataset, state: int) -> Mapping[str, list[int]]:
+    """Places by split: those that the table names, and the rest cut so that all tuples of an item of the first modality stay
+    together. Raises DataError where there are too few.
     """
-    own = {split: [one for one in tuples if one.row.split == split] for split in SPLITS}
-    rest = [one for one in tuples if one.row.split is None]
-    own["train"] = own["train"] + rest
+    own = {split: [place for place, one in enumerate(tuples) if one.row.split == split] for split in SPLITS}
+    own["train"] += [place for place, one in enumerate(tuples) if one.row.split is None]
+    keys = [one.keys[0] for one in tuples]
     if not own["train"]:
         raise DataError("no row is of the training split: write `train` into the column `split` of some, or leave them without")
-    whole = len({one.keys[0] for one in own["train"]})  # that both fractions are of
+    whole = len({keys[place] for place in own["train"]})  # that both fractions are of
     for split, fraction in (("test", settings.test_fraction), ("val", settings.val_fraction)):
         if own[split]:
             continue
-        units = list(dict.fromkeys(one.keys[0] for one in own["train"]))
+        units = list(dict.fromkeys(keys[place] for place in own["train"]))
         count = max(1, round(fraction * whole))
         if count >= len(units):
             raise DataError(f"a {split} split can't be cut off {counted(len(units), 'item')}: add some")
         drawn = np.random.default_rng([state, len(split)]).permutation(len(units))[:count]
         cut = {units[int(place)] for place in drawn}
-        own[split] = [one for one in own["train"] if one.keys[0] in cut]
-        own["train"] = [one for one in own["train"] if one.keys[0] not in cut]
+        own[split] = [place for place in own["train"] if keys[place] in cut]
+        own["train"] = [place for place in own["train"] if keys[place] not in cut]
     if settings.train_images is not None:
-        units = list(dict.fromkeys(one.keys[0] for one in own["train"]))
+        units = list(dict.fromkeys(keys[place] for place in own["train"]))
         drawn = np.random.default_rng([state, 0]).permutation(len(units))[: settings.train_images]
         kept = {units[int(place)] for place in drawn}
-        own["train"] = [one for one in own["train"] if one.keys[0] in kept]
+        own["train"] = [place for place in own["train"] if keys[place] in kept]
     return own
 
 
@@ -149,8 +150,11 @@ def _key(value: Any, row: Row) -> Any:
     return value if isinstance(value, str) else (str(row.table), row.number)
 
 
-def _split(tuples: Sequence[Tuple], modalities: Mapping[str, Modality], files: Files) -> RawSplit:
-    """Items are told apart within the group of the first modality's item, as the same words may be said of two pictures."""
+def _items(tuples: Sequence[Tuple], modalities: Mapping[str, Modality], files: Files) -> tuple[Mapping[str, RawItems], Rows]:
+    """Each item once, and the tuples as rows of them.
+
+    Items are told apart within the group of the first modality's item, as the same words may be said of two pictures.
+    """
     group_of: dict[Any, int] = {}
     places: list[dict[Any, int]] = [{} for _ in modalities]
     values: list[list[Any]] = [[] for _ in modalities]
@@ -168,7 +172,7 @@ def _split(tuples: Sequence[Tuple], modalities: Mapping[str, Modality], files: F
                 names[place].append(value if isinstance(value, str) else one.row.name)
             rows[number, place] = places[place][key]
     items = {name: RawItems(*own) for name, own in zip(modalities, zip(values, groups, names, strict=True), strict=True)}
-    return RawSplit(items, rows)
+    return items, rows
 
 
 @dataclass
