@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import threading
 from collections.abc import Callable
@@ -208,7 +209,7 @@ def not_a_picture(folder: Path, rows: list[dict[str, Any]]) -> list[dict[str, An
 
 WRONG: list[tuple[Callable[[Path, list[dict[str, Any]]], list[dict[str, Any]]], str]] = [
     (lacking_file, r"prepare\.mine: 1 file that the table names can't be found below .*picture-00\.png: put them there"),
-    (not_a_picture, r"picture-00\.png can't be read as an image .*repair it"),
+    (not_a_picture, r"picture-00\.png can't be read as an image .*repair it, or leave its rows out with skip_broken: true"),
     (
         lambda _, rows: [{**rows[0], "caption": " "}, *rows[1:]],
         r"1 row without a value, .*row 1 \(caption\): fill them in, or leave",
@@ -280,6 +281,46 @@ def test_what_is_left_out_is_told(tmp_path: Path) -> None:
     assert "left out: 1 picture without a row in the table, picture-19.png" in told
     assert "the column language is not read: captions of all languages are taken alike" in told
     assert "columns that are not read: rating" in told
+
+
+def test_rows_of_broken_pictures_are_left_out_before_all_else(tmp_path: Path) -> None:
+    """What is left is the data set that a table without these rows is, digest and splits."""
+    rows = captions(tmp_path)
+    broken = rows[0]["image"], rows[-1]["image"]
+    for name in broken:
+        (tmp_path / "pictures" / name).write_bytes((tmp_path / "pictures" / name).read_bytes()[:50])
+    write(tmp_path / "captions.csv", rows)
+    found = read(tmp_path / "captions.csv", skip_broken=True)
+    write(tmp_path / "captions.csv", [row for row in rows if row["image"] not in broken])
+    whole = read(tmp_path / "captions.csv")
+    assert found.sha256 == whole.sha256 and sum(len(split.rows) for split in found.splits.values()) == len(rows) - 4
+    for split, own in whole.splits.items():
+        theirs = found.splits[split].tensors()
+        assert all(torch.equal(theirs[name], tensor) for name, tensor in own.tensors().items())
+    (told,) = (line for line in found.notes if line.startswith("left out"))
+    assert re.fullmatch(rf"left out: 2 images that can't be read, {broken[0]} \(.+\), {broken[1]} \(.+\)", told)
+    statistics = reading.statistics(found, Dataset(source="", modalities=PAIR))
+    assert statistics.skipped == broken
+
+
+def test_a_split_without_a_picture_that_can_be_read_is_refused(tmp_path: Path) -> None:
+    """And none is cut off others in its place."""
+    rows = [{**row, "split": "test" if n == 0 else ""} for n, row in enumerate(captions(tmp_path, each=1))]
+    write(tmp_path / "captions.csv", not_a_picture(tmp_path, rows))
+    with pytest.raises(DataError, match=r"no picture of the test split can be read, picture-00\.png \(.*\): repair them"):
+        read(tmp_path, skip_broken=True)
+
+
+def test_init_leaves_broken_pictures_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "captions.csv", not_a_picture(tmp_path, captions(tmp_path)))
+    init.run("captions.csv", "mine", 8, None, skip_broken=True)
+    own = load().prepare["mine"]
+    assert own.skip_broken and own.sha256 == reading.read(own, "mine", 0).sha256
+    assert "left out: 1 image that can't be read, picture-00.png (no image of a known format)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ class Dataset(Settings):
     channels: Literal[1, 3] | None = None
     """1 turns images grey, 3 makes them colour; null keeps grey sources grey, and takes colour where any image has it."""
     skip_broken: bool = False
-    """Leave out images that can't be read, instead of refusing the source."""
+    """Leave out images that can't be read, and rows of tuples with such or without a value, instead of refusing the source."""
     splits: SplitFolders | None = Field(default=None, exclude_if=lambda value: value is None)  # so that older records hold
     """Of image folders, where names do not tell: none where the top folders are the classes, or the folder of each split, as
     in {train: part_a, test: part_b}. Null goes by the usual names, and asks where they leave a doubt."""

@@ -29,6 +29,7 @@ class RawTuples:
     splits: Mapping[str, Rows]  # train, val and test
     told: Sequence[Any]  # what the source itself says of rows and splits, which is not drawn; as JSON has it
     pixel_max: int = 255
+    broken: Mapping[str, str] = field(default_factory=dict)  # pictures whose rows were left out, as they can't be read -> why
     notes: tuple[str, ...] = field(default=())  # sentences: what was found and decided
 
 

@@ -34,6 +34,7 @@ class TupleSource:
 
     splits: Mapping[str, TupleSplit]
     pixel_max: int
+    broken: Mapping[str, str]  # pictures whose rows were left out, as they can't be read -> why
     notes: tuple[str, ...]
     sha256: str  # of all items, and of the rows and splits that the source itself has; of nothing that is drawn
 
@@ -77,7 +78,7 @@ def _made(found: RawTuples, modalities: Mapping[str, Modality]) -> TupleSource:
             parts[split][name] = whole.at(used)
             columns[split].append(column)
     splits = {split: TupleSplit(own, torch.stack(columns[split], dim=1)) for split, own in parts.items()}
-    return TupleSource(splits, found.pixel_max, found.notes, digest.hexdigest())
+    return TupleSource(splits, found.pixel_max, found.broken, found.notes, digest.hexdigest())
 
 
 def _contents(name: str, whole: Items, origin: str | None) -> Iterator[Any]:
@@ -147,7 +148,7 @@ def statistics(source: TupleSource, settings: Dataset) -> TupleStatistics:
         source_std=(),
         counts=counts,
         source_sha256=source.sha256,
-        skipped=(),
+        skipped=tuple(source.broken),
         modalities=tuple(
             (name, _kind(modality), tuple(items[name].values.shape[1:])) for name, modality in settings.modalities.items()
         ),

@@ -14,7 +14,7 @@ from src.ground.counting import counted
 from src.ground.errors import DataError
 from src.settings.datasets import Dataset, Modality, held
 from src.sources import sentences
-from src.sources.tuples import layouts
+from src.sources.tuples import layouts, pictures
 from src.sources.tuples.layouts import Row
 from src.sources.tuples.raw import RawItems, RawTuples, Rows
 
@@ -46,11 +46,13 @@ def read(settings: Dataset, state: int) -> RawTuples:
     if missing:
         text = f"{counted(len(missing), 'file')} that the table names can't be found below {folder}"
         raise DataError(f"{text}, {sentences.first(missing, NAMED)}: put them there, or take their rows out")
+    tuples, broken = _readable(tuples, settings.modalities, files) if settings.skip_broken else (tuples, {})
     parts = _parts(tuples, settings, state)
     items, places = _items(tuples, settings.modalities, files)
     splits = {split: places[own] for split, own in parts.items()}
     told = [[one.row.split, *own] for one, own in zip(tuples, places.tolist(), strict=True)]
-    return RawTuples(items, splits, told, notes=tuple(_notes(rows, chosen, empty, files, settings.modalities)))
+    notes = sentences.of_source(_notes(rows, chosen, empty, files, settings.modalities), {}, broken)
+    return RawTuples(items, splits, told, broken=broken, notes=tuple(notes))
 
 
 def chosen_columns(rows: Sequence[Row], modalities: Mapping[str, Modality]) -> dict[str, str]:
@@ -113,6 +115,26 @@ def _is_empty(value: Any) -> bool:
     return value is None or (isinstance(value, str) and not value.strip())
 
 
+def _readable(
+    tuples: Sequence[Tuple], modalities: Mapping[str, Modality], files: Files
+) -> tuple[list[Tuple], Mapping[str, str]]:
+    """The tuples whose pictures can be read, and why others can't, by name. Raises DataError where a split keeps none."""
+    pictures_at = [place for place, modality in enumerate(modalities.values()) if held(modality) == "image"]
+    flaws: dict[Any, tuple[str, str]] = {}  # by key: name and reason
+    for one in tuples:
+        for place in pictures_at:
+            if one.keys[place] not in flaws:
+                name = _name(one.values[place], one.row)
+                flaws[one.keys[place]] = name, pictures.flaw(files.content("image", one.values[place], one.row), name)
+    kept = [one for one in tuples if not any(flaws[one.keys[place]][1] for place in pictures_at)]
+    broken = {name: reason for name, reason in flaws.values() if reason}
+    before, after = ({one.row.split or "train" for one in own} for own in (tuples, kept))
+    if before != after:
+        text = f"no picture of the {min(before - after)} split can be read, {sentences.broken(broken)}"
+        raise DataError(f"{text}: repair them, or take their rows out of the table")
+    return kept, broken
+
+
 def _parts(tuples: Sequence[Tuple], settings: Dataset, state: int) -> Mapping[str, list[int]]:
     """Places by split: those that the table names, and the rest cut so that all tuples of an item of the first modality stay
     together. Raises DataError where there are too few.
@@ -150,6 +172,11 @@ def _key(value: Any, row: Row) -> Any:
     return value if isinstance(value, str) else (str(row.table), row.number)
 
 
+def _name(value: Any, row: Row) -> str:
+    """What sentences call an item."""
+    return value if isinstance(value, str) else row.name
+
+
 def _items(tuples: Sequence[Tuple], modalities: Mapping[str, Modality], files: Files) -> tuple[Mapping[str, RawItems], Rows]:
     """Each item once, and the tuples as rows of them.
 
@@ -169,7 +196,7 @@ def _items(tuples: Sequence[Tuple], modalities: Mapping[str, Modality], files: F
                 places[place][key] = len(values[place])
                 values[place].append(files.content(held(modality), value, one.row))
                 groups[place].append(group)
-                names[place].append(value if isinstance(value, str) else one.row.name)
+                names[place].append(_name(value, one.row))
             rows[number, place] = places[place][key]
     items = {name: RawItems(*own) for name, own in zip(modalities, zip(values, groups, names, strict=True), strict=True)}
     return items, rows
