@@ -23,6 +23,7 @@ from src.editing import params_edit
 from src.ground.errors import DataError, UserError
 from src.maths import retrieval, spectrograms
 from src.settings.datasets import Dataset
+from src.settings.networks import Encoders
 from src.settings.params import load
 from src.sources import downloads
 from src.sources.tuples import layouts, names, raw, reading, sounds, texts
@@ -462,6 +463,46 @@ def test_init_adds_a_first_run_on_a_folder_of_captions(
     table.write_text("image,caption\n" + "".join(f"{n}.png, \n" for n in range(9)), encoding="utf-8")
     with pytest.raises(DataError, match="has no text in any row: write captions into its column caption"):
         init.run("photos", "silent", 16, 1)
+
+
+def test_init_refuses_a_data_set_other_than_the_one_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it stays, and another one's digest would not fit it."""
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "mine.csv", captions(tmp_path))
+    shutil.copy("mine.csv", "yours.csv")
+    init.run("mine.csv", "mine", 16, None)
+    before = Path("params.yaml").read_text(encoding="utf-8")
+    another = r"another prepare\.mine, with source mine\.csv and size 16: take another --name, or that --data and --size"
+    for data, name, size, skip_broken, sentence in (
+        ("mine.csv", "mine", 32, False, another),
+        ("yours.csv", "mine", 16, False, another),
+        ("mine.csv", "digits", 16, False, r"prepare\.digits with images in classes, and mine\.csv holds tuples: take another"),
+        ("mine.csv", "mine", 16, True, r"with skip_broken false: set prepare\.mine\.skip_broken: true there, or take another"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            init.run(data, name, size, None, skip_broken=skip_broken, update=True)
+    assert Path("params.yaml").read_text(encoding="utf-8") == before
+
+
+def test_init_reads_a_data_set_as_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the digest is the one that prepare finds; encoders fit its modalities, or are those that are there."""
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    rows = [{**row, "title": f"title {n}"} for n, row in enumerate(captions(tmp_path))]
+    write(tmp_path / "mine.csv", rows)
+    modalities = {**PAIR, "words": {**PAIR["words"], "length": 5, "column": "title"}}
+    params_edit.add({"prepare": {"mine": {"source": "mine.csv", "modalities": modalities, "val_fraction": 0.3}}})
+    init.run("mine.csv", "mine", 8, 2, update=True)
+    params_edit.set_value(("networks", "mine-encoders", "embedding"), 32)
+    write(tmp_path / "mine.csv", [{**row, "title": f"other {row['title']}"} for row in rows])
+    init.run("mine.csv", "mine", 8, 2, update=True)
+    params = load()
+    own, network = params.prepare["mine"], params.networks["mine-encoders"]
+    assert own.sha256 == reading.read(own, "mine", 0).sha256
+    assert isinstance(network, Encoders)
+    assert network.embedding == 32
+    assert {name: encoder.family for name, encoder in network.encoders.items()} == {"picture": "ConvNet", "words": "TextNet"}
 
 
 def test_init_looks_for_columns_as_often_whatever_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
