@@ -16,7 +16,8 @@ from src import api
 from src.ground.errors import UserError
 from src.settings import resolved
 from src.settings.networks import Encoders
-from src.settings.params import Params, load
+from src.settings.params import Params, load, parse
+from src.settings.studies import Tune
 from src.stages import clean, evaluate, experts, gallery, report, verify
 from src.store import files
 from src.studies import ablate, compare, gradient_error, methods, samples, snapshots, space, tune, usefulness, variants
@@ -232,6 +233,14 @@ def test_experts_are_measured_by_recall(params: Params, tmp_path: Path) -> None:
     last = [row["val_recall"] for row in rows if row["epoch"] == run.distillation.last_epoch]
     assert found.accuracy == pytest.approx(sum(last) / len(last), abs=1e-6)
     assert found.common_logit_step is None
+
+
+def test_a_run_that_begins_with_another_keeps_its_similarity_without_any_part() -> None:
+    base = resolved.run(parse(tuples.later(tuples.params())), "later")
+    protocol = variants.protocol_of(base, Tune())
+    built = [variants.build(base, Tune(), ablate.changes(base, arm.parts, 0), protocol).run for arm in ablate.arms(base)]
+    assert {one.distillation.normalised for one in built} == {"all", "modality"}
+    assert all(one.distillation.similarity == base.distillation.similarity and one.initial == base.initial for one in built)
 
 
 @pytest.mark.slow

@@ -103,6 +103,31 @@ def test_what_does_not_go_together_is_told_where_it_stands(at: str, value: Any, 
     assert sentence in found[where]
 
 
+PROXY, LOW_RANK = ({"kind": kind, "rank": 3, "lr": 1.0} for kind in ("proxy", "low_rank"))
+
+
+@pytest.mark.parametrize(
+    ("its", "mine", "sentence"),
+    [
+        (None, LOW_RANK, "has similarity null, this one has low_rank of rank 3"),
+        (LOW_RANK, None, "has similarity low_rank of rank 3, this one has null"),
+        (LOW_RANK, PROXY, "has similarity low_rank of rank 3, this one has proxy of rank 3"),
+        (PROXY, {**PROXY, "rank": 2}, "has similarity proxy of rank 3, this one has proxy of rank 2"),
+        (PROXY, {**PROXY, "lr": 2.0, "scale": 3.0}, None),
+        (None, None, None),
+    ],
+)
+def test_a_run_begins_with_a_similarity_like_its_own(its: Any, mine: Any, sentence: str | None) -> None:
+    """Whose numbers come with the set: others could not be read as its own."""
+    raw = tuples.later(tuples.params())
+    raw["runs"]["proxy"]["distill"]["similarity"] = its
+    raw["runs"]["later"]["distill"]["similarity"] = mine
+    if sentence is None:
+        assert parse(raw).distillations["later"].initial_run == "proxy"
+    else:
+        assert sentence in problems(raw)["runs.later.distill.initial_run"]
+
+
 OF_TUPLES: list[tuple[str, Any, str]] = [
     ("experts/smooth/contrast", {}, "experts.smooth.contrast"),
     ("runs/one/distill/contrast", {}, "runs.one.distill.contrast"),

@@ -17,8 +17,9 @@ from src.maths import contrast
 from src.process import progress
 from src.process.ranks import Ranks
 from src.settings import resolved
-from src.settings.params import Params
-from src.stages import distill, export, report
+from src.settings.params import Params, parse
+from src.stages import distill, evaluate, export, report
+from src.stages.tuples import shown
 from src.store import files
 from src.store.values import SyntheticSet
 from tests import tuples
@@ -122,6 +123,15 @@ def test_several_processes_do_not_share_out_tuples(params: Params) -> None:
     images, labels = distill.initial_images(STORE, run, statistics, torch.device("cpu"))
     with pytest.raises(UserError, match="the loss of tuples is no sum over them that processes could share out: run it in one"):
         distill.loop_of(STORE, run, statistics, images, labels, Ranks(0, 2, None))
+
+
+def test_a_run_that_begins_with_another_shows_the_similarity_that_it_began_with(params: Params) -> None:
+    """And not one that was drawn."""
+    later = resolved.run(parse(tuples.later(json.loads(Path("params.yaml").read_text()))), "later")
+    distill.run(STORE, later)
+    evaluate.run(STORE, later)
+    (mine,), (its,) = (shown(STORE, run).similarities for run in (later, resolved.run(params, "proxy")))
+    assert mine.before == its.after != its.before
 
 
 def test_mlflow_holds_them_too(params: Params) -> None:

@@ -63,6 +63,14 @@ def params(**changes: Any) -> dict[str, Any]:
     return raw | changes
 
 
+def later(raw: dict[str, Any]) -> dict[str, Any]:
+    """The same with a run that begins with what another one ended with."""
+    run = raw["runs"]["proxy"]
+    begins = {"initialisation": "run", "initial_run": "proxy", "lr_init": None}
+    raw["runs"]["later"] = {**run, "distill": {**run["distill"], **begins}}
+    return raw
+
+
 def spoken(raw: dict[str, Any], recordings: Path) -> dict[str, Any]:
     """The same with a third modality, whose recordings lie in a folder."""
     source = "digits-seen-written-spoken"

@@ -68,8 +68,8 @@ class Distillation(Settings):
     given: Given | None = Field(default=None, exclude_if=lambda value: value is None)  # so that older records hold
     """An imported synthetic set, with 0 iterations as it is. Its learning rate is told by lr_init."""
     initial_run: str | None = _off(None)
-    """Of initialisation run: the run, a key of `runs`, of the same data set and images per class. Its labels come with it, and
-    its syn_lr where lr_init is null."""
+    """Of initialisation run: the run, a key of `runs`, of the same data set and images per class, of tuples with the same kind
+    and rank of similarity. Its labels come with it, and its syn_lr where lr_init is null."""
     iterations: Annotated[int, Field(ge=0)]
     """Outer steps; 0 keeps the initial images, which makes the initialisation itself a baseline. A run with more of them than
     before goes on where it ended."""

@@ -17,6 +17,7 @@ from ruamel.yaml.error import YAMLError
 from src.ground.errors import ParamsError, UnknownNameError, UserError
 from src.settings import tuples
 from src.settings.base import MISSING, Problems, Settings, describe
+from src.settings.contrast import Similarity
 from src.settings.datasets import Dataset
 from src.settings.distillation import Distillation
 from src.settings.experts import Experts
@@ -342,10 +343,17 @@ def _initial_problems(
         yield place, f"a run can't begin with its own synthetic set: name another run than '{name}'"
     elif len({*way}) < len(way):
         yield place, f"these runs begin with one another, {' with '.join(way)}: have one of them begin otherwise"
-    for field in ("dataset", "ipc"):
-        mine, its = getattr(own, field), getattr(runs[initial], field)
+    fields = {field: (getattr(own, field), getattr(runs[initial], field)) for field in ("dataset", "ipc")}
+    if initial in distillations:
+        fields["similarity"] = _numbers(distillations[name].similarity), _numbers(distillations[initial].similarity)
+    for field, (mine, its) in fields.items():
         if mine != its:
             yield place, f"the run '{initial}' has {field} {its}, this one has {mine}: name a run with the same"
+
+
+def _numbers(similarity: Similarity | None) -> str:
+    """What is learned of it, and comes with a synthetic set."""
+    return "null" if similarity is None else f"{similarity.kind} of rank {similarity.rank}"
 
 
 def _place(name: str, run: Run, field: str) -> str:

@@ -7,7 +7,6 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from src.ground.seeding import generator
 from src.maths import contrast, retrieval, spectrograms
 from src.pages import sheets, tuples
 from src.pages.tuples import MOST, Cell, Shown, Similarities
@@ -31,7 +30,7 @@ def shown(store: Store, run: Run) -> Shown:
         statistics.shape.names,
         tuple(zip(*columns, strict=True)),
         len(synthetic.labels),
-        tuple(_similarities(run, statistics, synthetic)),
+        tuple(_similarities(store, run, statistics, synthetic)),
         rows,
     )
 
@@ -56,14 +55,14 @@ def _cells(store: Store, run: Run, statistics: TupleStatistics, name: str, value
     return [Cell(text=f"{len(one)} numbers") for one in values]
 
 
-def _similarities(run: Run, statistics: TupleStatistics, synthetic: SyntheticSet) -> list[Similarities]:
-    """Before the first iteration and after the last; the proxy's is the same for all pairs."""
+def _similarities(store: Store, run: Run, statistics: TupleStatistics, synthetic: SyntheticSet) -> list[Similarities]:
+    """Before the first iteration, drawn or the initial run's, and after the last; the proxy's is the same for all pairs."""
     settings, names = run.distillation.similarity, statistics.shape.names
     if settings is None or run.ipc == "all":
         return []
-    draws, pairs = generator(run.seed, "distill", "similarity"), contrast.pairs(len(names))
-    both = (contrast.first(settings, run.ipc, len(names), draws), synthetic.labels)
-    before, after = (contrast.targets(labels, settings, pairs) for labels in both)
+    moments, pairs = store.load_snapshots(run.name).labels, contrast.pairs(len(names))
+    assert moments is not None, "a similarity is learned over iterations"
+    before, after = (contrast.targets(labels, settings, pairs) for labels in (moments[0], synthetic.labels))
     titles = [f"{one} and {other}" for one, other in combinations(names, 2)]
     if settings.kind == "proxy":
         titles, before, after = ["all pairs"], before[:1], after[:1]

@@ -130,7 +130,7 @@ def arms(base: Run) -> tuple[Arm, ...]:
 def _parts(base: Run) -> tuple[int, ...]:
     """Those that a run on its data set can have."""
     others = OF_IMAGES if base.dataset.tuples else OF_TUPLES
-    begun = {3} if base.distillation.initialisation in ("given", "run") else set()  # no part, but what it is about
+    begun = {3, 15} if base.distillation.initialisation in ("given", "run") else set()  # no parts, but what it begins with
     return tuple(part for part in range(1, len(PARTS) + 1) if part not in others | begun)
 
 

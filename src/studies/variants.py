@@ -166,10 +166,9 @@ def build(base: Run, tune: Tune, changes: Changes, protocol: Protocol) -> Varian
         "evaluate": {PROTOCOL: protocol.model_dump()},
         "runs": {name: {**own, "distill": {"method": method}}},
     }
-    if base.initial is not None:
-        other = f"no-{method[:SHOWN]}"  # for checking alone: the run itself takes its place
-        raw["distill"][other] = {"initialisation": "noise", "iterations": 0}
-        raw["runs"][base.initial.name] = {**own, "experts": None, "distill": {"method": other}}
+    if base.initial is not None:  # for checking alone: the run itself takes its place
+        begins = {"initialisation": "noise", "initial_run": None, "lr_init": settings["syn_lr_min"]}
+        raw["runs"][base.initial.name] = {**own, "distill": {"method": method, **begins}}
     parsed = replace(parse(raw, f"a variant of {base.name}"), split_seed=base.dataset.seed)
     return Variant(replace(resolved.run(parsed, name), initial=base.initial), tune, lender)
 
