@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from src.ground.errors import UserError
-from src.settings.params import LONGEST_NAME, NAME, Params, load, parse
+from src.settings.base import LONGEST_NAME, NAME
+from src.settings.params import Params, load, parse
 from tests.imports import ROOT
 
 TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")

@@ -27,7 +27,8 @@ from optuna.trial import TrialState
 
 from src.ground.errors import ParamsError, UserError
 from src.settings import resolved
-from src.settings.params import LONGEST_NAME, NAME, Params, load, parse
+from src.settings.base import LONGEST_NAME, NAME
+from src.settings.params import Params, load, parse
 from src.studies import space, study, study_log, tune, variants
 from src.studies.study import Study
 from src.studies.variants import Changes, Workspace

@@ -96,6 +96,22 @@ WRONG: list[tuple[str, Any, str, str]] = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("left/right", "can't be a name: take letters, digits"),
+        ("nul", "can't be a name: take letters, digits"),
+        ("similarity", "can't be a name: exports have another tensor called similarity, so take another word"),
+        ("syn_lr", "can't be a name: exports have another tensor called syn_lr"),
+    ],
+)
+def test_modalities_have_names_that_files_and_tensors_can_have(name: str, sentence: str) -> None:
+    raw = tuples.params()
+    own = raw["prepare"]["digits-seen-written"]
+    own["modalities"] = {name: own["modalities"]["image"], "text": own["modalities"]["text"]}
+    assert problems(raw)[f"prepare.digits-seen-written.modalities.{name}"].startswith(sentence)
+
+
 @pytest.mark.parametrize(("at", "value", "where", "sentence"), WRONG)
 def test_what_does_not_go_together_is_told_where_it_stands(at: str, value: Any, where: str, sentence: str) -> None:
     found = problems(put(tuples.params(), at, value))

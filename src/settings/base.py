@@ -1,7 +1,8 @@
-"""What all sections of params.yaml share: frozen, strict classes, and the kinds of numbers and lists their fields take."""
+"""What all sections of params.yaml share: names, strict classes that are frozen, kinds of numbers and lists of their fields."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args
 
@@ -9,6 +10,17 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 MISSING = "is missing: it has no default"
 Problems = list[tuple[str, str]]  # place and what is wrong there
+
+# names become folders, stages of DVC, keys of `dvc exp run -S` and of MLflow: this is what all of these take
+LONGEST_NAME = 64  # stages put names together, and a file's name has room for 255 characters, a key of MLflow for 250
+# to `dvc exp run -S`, though the file may have them in quotes; DVC puts None for the null of a run without experts
+VALUES = ("true", "false", "null", "none", "nan", "inf")
+DEVICES = ("con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(10)))  # of Windows
+NAME = re.compile(rf"(?!(?i:{'|'.join((*VALUES, *DEVICES))})$)[A-Za-z][A-Za-z0-9_-]{{0,{LONGEST_NAME - 1}}}")
+NAME_RULE = (
+    f"take letters, digits, '_' and '-', a letter first, {LONGEST_NAME} at most, and no word that stands for something else "
+    f"({', '.join((*VALUES, *DEVICES[:4]))}, com0 to com9, lpt0 to lpt9)"
+)
 
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]

@@ -7,7 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from src.settings.base import Positive, PositiveReal, Settings, Sha256
+from src.settings.base import NAME, NAME_RULE, Positive, PositiveReal, Settings, Sha256
+
+OTHER_TENSORS = ("similarity", "syn_lr")  # of an export of tuples
 
 
 def _with_train(folders: dict[str, str]) -> dict[str, str]:
@@ -102,6 +104,17 @@ def held(modality: Modality) -> str:
     return modality.kind
 
 
+def _named(modality: str) -> str:
+    if not NAME.fullmatch(modality):
+        raise ValueError(f"can't be a name: {NAME_RULE}")
+    if modality in OTHER_TENSORS:
+        raise ValueError(f"can't be a name: exports have another tensor called {modality}, so take another word")
+    return modality
+
+
+ModalityName = Annotated[str, AfterValidator(_named)]
+
+
 class Dataset(Settings):
     """A data set and how it is split: a value of the section `prepare`."""
 
@@ -137,7 +150,7 @@ class Dataset(Settings):
     zca_eps: PositiveReal = 0.1
     """Added to the eigenvalues of the covariance before their inverse root, so that noise is not blown up."""
 
-    modalities: Mapping[str, Modality] | None = Field(default=None, exclude_if=lambda value: value is None)
+    modalities: Mapping[ModalityName, Modality] | None = Field(default=None, exclude_if=lambda value: value is None)
     """Of a source of tuples, whose parts belong together, such as a picture and its caption: each modality by a name. Null is a
     source of images in classes."""
 

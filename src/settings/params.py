@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from ruamel.yaml.error import YAMLError
 
 from src.ground.errors import ParamsError, UnknownNameError, UserError
 from src.settings import tuples
-from src.settings.base import MISSING, Problems, Settings, describe
+from src.settings.base import MISSING, NAME, NAME_RULE, Problems, Settings, describe
 from src.settings.contrast import Similarity
 from src.settings.datasets import Dataset
 from src.settings.distillation import Distillation
@@ -29,16 +28,6 @@ from src.settings.runtime import Runtime
 from src.settings.studies import Tune
 
 PARAMS_FILE = Path("params.yaml")
-# names become folders, stages of DVC, keys of `dvc exp run -S` and of MLflow: this is what all of these take
-LONGEST_NAME = 64  # stages put names together, and a file's name has room for 255 characters, a key of MLflow for 250
-# to `dvc exp run -S`, though the file may have them in quotes; DVC puts None for the null of a run without experts
-VALUES = ("true", "false", "null", "none", "nan", "inf")
-DEVICES = ("con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(10)))  # of Windows
-NAME = re.compile(rf"(?!(?i:{'|'.join((*VALUES, *DEVICES))})$)[A-Za-z][A-Za-z0-9_-]{{0,{LONGEST_NAME - 1}}}")
-NAME_RULE = (
-    f"take letters, digits, '_' and '-', a letter first, {LONGEST_NAME} at most, and no word that stands for something else "
-    f"({', '.join((*VALUES, *DEVICES[:4]))}, com0 to com9, lpt0 to lpt9)"
-)
 NAMED_SECTIONS: Mapping[str, type[Settings]] = {
     "prepare": Dataset,
     "experts": Experts,
