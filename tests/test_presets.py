@@ -173,10 +173,10 @@ def test_datms_labels_and_batches() -> None:
 def test_a_small_variant_is_its_preset_with_fewer_experts_and_iterations(name: str) -> None:
     (_, small), (_, large) = parsed(name), parsed(name.rsplit("-", 1)[0])
     run, whole, variant = name, *name.rsplit("-", 1)
-    behind = name.partition(f"-{PRESETS[name].method}-")[2]  # no-zca-w32 of such a preset's variant
+    behind, other = (one.partition(f"-{PRESETS[name].method}")[2] for one in (name, whole))  # as -buffer-sh-w32 and -buffer-sh
     few, many = (params.experts.get(params.runs[one].experts) for params, one in ((small, run), (large, whole)))
     if few is not None and many is not None:
-        assert small.runs[run].experts == f"{large.runs[whole].experts}-{behind}"
+        assert small.runs[run].experts == f"{str(large.runs[whole].experts).removesuffix(other)}{behind}"
         assert small.runs[run].network == few.network
         changed = {"count", "stop_epoch", "gradient_penalty_axes"} | ({"network"} if variant == "w32" else set())
         assert few.model_dump(exclude=changed) == many.model_dump(exclude=changed)
@@ -264,19 +264,25 @@ def test_accuracies_to_compare_with(name: str, method: str, accuracy: float) -> 
     assert (preset.status, preset.compare, preset.published[method]) == ("ours", method, accuracy)
 
 
-BEGUN = {  # preset -> the run that it begins with, its syn_lr, the experts and epochs that are matched
-    "cifar10-ipc1-matching-then-real-cpu": ("cifar10-ipc1-mtt-cpu", 0.0024, 10, 3),
-    "cifar10-ipc10-matching-then-real-cpu": ("cifar10-ipc10-ast-w32", None, 10, 11),
+BEGUN = {  # preset -> the runs that it begins with, one with another, its syn_lr, the experts and epochs that are matched
+    "cifar10-ipc1-matching-then-real-cpu": (["cifar10-ipc1-mtt-cpu"], 0.0024, 10, 3),
+    "cifar10-ipc10-matching-then-real-cpu": (["cifar10-ipc10-ast-w32", "cifar10-ipc10-matching-then-real-w32"], None, 10, 11),
+    "cifar100-ipc1-matching-then-real-cpu": (
+        ["cifar100-ipc1-ast-buffer-sh-w32", "cifar100-ipc1-matching-then-real-w32"],
+        None,
+        10,
+        7,
+    ),
 }
 
 
 @pytest.mark.parametrize("name", BEGUN)
 def test_a_run_that_begins_with_another_ones_images_brings_it_along(name: str) -> None:
     (before, syn_lr, *experts), (preset, params) = BEGUN[name], parsed(name)
-    assert list(params.runs) == [before, name]
-    assert all(PRESETS[before].sections[section].items() <= own.items() for section, own in preset.sections.items())
+    assert list(params.runs) == [*before, name]
+    assert all(PRESETS[before[-1]].sections[section].items() <= own.items() for section, own in preset.sections.items())
     distil, run = params.distillations[name], params.runs[name]
-    assert (distil.initialisation, distil.initial_run, distil.lr_init) == ("run", before, syn_lr)
+    assert (distil.initialisation, distil.initial_run, distil.lr_init) == ("run", before[-1], syn_lr)
     assert (distil.objective, distil.matches, preset.experts, preset.epochs) == ("real", False, *experts)
     assert distil.inner_momentum == params.evaluate[run.evaluate].momentum
     assert run.network == "ConvNetD3W128", "the preset's own network, whatever the first run's"
