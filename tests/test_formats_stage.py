@@ -61,6 +61,7 @@ def test_a_run_in_today_s_format_is_what_export_writes(made: Params, tmp_path: P
     assert different == {"README.md"}
     words = [(tmp_path / name / "README.md").read_text(encoding="utf-8").rstrip() for name in ("before", "now")]
     assert words[1].startswith(words[0])
+    assert "labels`\n(S,), indices" in words[0] and "trained on\nwhitened pixels" in words[0]
 
 
 def test_a_whitened_run_is_what_its_networks_read(made: Params, tmp_path: Path) -> None:

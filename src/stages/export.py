@@ -16,7 +16,7 @@ from PIL import Image
 from src.exchange import words, writing
 from src.exchange.exported import Exported, record_of, target
 from src.exchange.formats.images import save_pictures
-from src.exchange.formats.safetensors import WHAT
+from src.exchange.formats.safetensors import told
 from src.maths.pixels import Whitening
 from src.pages import pictures
 from src.process import progress
@@ -46,7 +46,7 @@ def run(store: Store, run: Run, folder: Path, half: bool = False) -> None:
         save_pictures(exported, place)
         Image.fromarray(pictures.grid(exported.pixels, exported.indices)).save(place / "images.png")
         files.write_json(place / "set.json", exported.card)
-        files.write_text(place / "README.md", words.readme(dict(exported.card), len(exported.pixels), WHAT))
+        files.write_text(place / "README.md", words.readme(dict(exported.card), len(exported.pixels), told(exported)))
     progress.say(f"{run.name}: {len(exported.pixels)} images in {folder}")
 
 

@@ -17,9 +17,10 @@ from src.store import files
 from src.store.tensors import METADATA_KEY
 
 FILE = "synthetic.safetensors"
-WHAT = """`synthetic.safetensors` holds `pixels` (S, C, H, W), 0 black and 1 white but not bound to either, `labels` and
-`syn_lr`, the students' learning rate; `set.json` says how they were made and how students are trained on them. Normalise the
-pixels as your real images are, then train:
+HARD, SOFT = "(S,), indices of the classes,", "(S, K), probabilities of the classes, which students learn,"
+WHAT = """`synthetic.safetensors` holds `pixels` (S, C, H, W), 0 black and 1 white but not bound to either, `labels`
+{labels} and `syn_lr`, the students' learning rate;
+`set.json` says how they were made and how students are trained on them. {read}
 
 ```python
 from safetensors.torch import load_file
@@ -27,6 +28,9 @@ from safetensors.torch import load_file
 synthetic = load_file("synthetic.safetensors")
 pixels = synthetic["pixels"].float()
 ```"""
+NORMALISED = "Normalise the pixels as your real\nimages are, then train:"
+WHITENED = """Students were trained on
+whitened pixels, as `evaluate --released` does it; `export --format safetensors` writes the matrix too:"""
 
 
 def write(exported: Exported, folder: Path) -> None:
@@ -46,7 +50,13 @@ def write(exported: Exported, folder: Path) -> None:
             Image.fromarray(pictures.grid(exported.pixels, exported.indices)).save(place / "images.png")
         scripts.add(exported, "safetensors", card, place)
         picture = "images.png" if grey_or_colour else None
-        files.write_text(place / "README.md", words.readme(card, count, words.use(card, WHAT), picture))
+        files.write_text(place / "README.md", words.readme(card, count, words.use(card, told(exported)), picture))
+
+
+def told(exported: Exported) -> str:
+    """What the file holds, and how it is read."""
+    read = NORMALISED if exported.whitening is None else WHITENED
+    return WHAT.format(labels=SOFT if exported.soft else HARD, read=read)
 
 
 def save(exported: Exported, path: Path) -> None:
