@@ -334,14 +334,14 @@ def _initial_problems(
         yield place, f"these runs begin with one another, {' with '.join(way)}: have one of them begin otherwise"
     fields = {field: (getattr(own, field), getattr(runs[initial], field)) for field in ("dataset", "ipc")}
     if initial in distillations:
-        fields["similarity"] = _numbers(distillations[name].similarity), _numbers(distillations[initial].similarity)
+        fields["similarity"] = _shape(distillations[name].similarity), _shape(distillations[initial].similarity)
     for field, (mine, its) in fields.items():
         if mine != its:
             yield place, f"the run '{initial}' has {field} {its}, this one has {mine}: name a run with the same"
 
 
-def _numbers(similarity: Similarity | None) -> str:
-    """What is learned of it, and comes with a synthetic set."""
+def _shape(similarity: Similarity | None) -> str:
+    """By which the numbers that come with a synthetic set are read."""
     return "null" if similarity is None else f"{similarity.kind} of rank {similarity.rank}"
 
 

@@ -93,6 +93,11 @@ class Run:
         return self.buffer
 
     @property
+    def trained(self) -> Experts | None:
+        """The experts that are trained for it; None where they are imported, or it has none."""
+        return None if self.buffer is None or self.buffer.settings.imported is not None else self.buffer.settings
+
+    @property
     def initials(self) -> tuple[Run, ...]:
         """The runs whose synthetic sets come before this one's, the nearest first."""
         return () if self.initial is None else (self.initial, *self.initial.initials)

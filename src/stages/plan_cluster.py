@@ -150,11 +150,11 @@ def load_of(run: Run, facts: Facts, ranks: int) -> Load:
     forward, parameters = networks.forward_flops(network, image), sum(one.numel() for one in network.parameters())
     batch = min(settings.batch_syn or count, count)
     steps = settings.syn_steps * settings.trajectories_per_iteration
-    trained = None if run.buffer is None else run.buffer.settings
+    trained, kept = run.trained, None if run.buffer is None else run.buffer.settings
     pixels = image.numel() * FLOAT
     return Load(
-        expert=_passes(trained, facts) * forward if trained is not None and trained.imported is None else 0.0,
-        experts=trained.count if trained is not None and trained.imported is None else 0,
+        expert=0.0 if trained is None else _passes(trained, facts) * forward,
+        experts=0 if trained is None else trained.count,
         distil=settings.iterations * steps * batch * derivatives.PASSES * forward,
         student=protocol.epochs * count * STUDENT_PASSES * forward,
         students=protocol.students * (1 + len(run.cross)),
@@ -162,8 +162,8 @@ def load_of(run: Run, facts: Facts, ranks: int) -> Load:
         exchanges=2 * steps,
         iterations=settings.iterations,
         images=facts.train * pixels,
-        trajectories=0 if trained is None else trained.count,
-        trajectory=0.0 if trained is None else (trained.last_epoch + 1) * parameters * FLOAT,
+        trajectories=0 if kept is None else kept.count,
+        trajectory=0.0 if kept is None else (kept.last_epoch + 1) * parameters * FLOAT,
     )
 
 

@@ -160,12 +160,11 @@ def needs_of(run: Run, facts: Facts) -> Needs:
     task, buffer = Task(run.spec, facts.shape, asked.precision == "bfloat16"), run.buffer
     count = facts.train if run.ipc == "all" else run.ipc * facts.shape.classes
     experts = distil = None
-    if buffer is not None and buffer.settings.imported is None:
+    if (own := run.trained) is not None:
 
         def of_experts(batch: int) -> int:
             return expert_memory.experts(task, own.model_copy(update={"batch_size": batch}), facts.train, facts.val, 1)
 
-        own = buffer.settings
         experts = Need(of_experts(own.batch_size), "experts.batch_size", own.batch_size, of_experts)
     if settings.iterations:
 

@@ -155,8 +155,8 @@ def rates(subject: Subject) -> tuple[float, float, float]:
     """FLOP/s of an expert's, an inner and a student's step, on batches of no more than `MEASURED` images."""
     asked, forward = subject.run.runtime, subject.forward_flops
     found = [0.0, 0.0, 0.0]
-    if subject.experts is not None and subject.experts.imported is None:
-        own = subject.experts.model_copy(update={"batch_size": min(subject.experts.batch_size, MEASURED)})
+    if (trained := subject.run.trained) is not None:
+        own = trained.model_copy(update={"batch_size": min(trained.batch_size, MEASURED)})
         small = replace(subject, run=replace(subject.run, buffer=replace(subject.run.experts, settings=own)))
         backend, _ = choose(asked, subject.device, subject.spec, forward)
         epoch = own.model_copy(update={"epochs": 1, "stop_epoch": None})
@@ -191,8 +191,8 @@ def _ignored(note: str = "") -> None:
 
 def experts(asked: Runtime, subject: Subject) -> float:
     """Seconds of the training of all experts, from two steps after two that warm up, in as many processes as they will be."""
-    settings = subject.experts
-    if settings is None or settings.imported is not None:
+    settings = subject.run.trained
+    if settings is None:
         return 0.0
     flops = settings.count * expert_training.passes(settings, subject.real) * subject.forward_flops
     backend, _ = choose(asked, subject.device, subject.spec, flops)
