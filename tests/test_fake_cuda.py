@@ -23,9 +23,9 @@ from src.ground.errors import UserError
 from src.ground.fake_cuda import BLOCK, DEVICE, DeviceCrossingError, FakeCuda
 from src.ground.seeding import generator
 from src.loops import expert, initial, students
-from src.maths import augmentation, distillation, expert_training, inner_loop, networks, protocol
+from src.maths import augmentation, derivatives, distillation, expert_training, fused, inner_loop, networks, protocol
 from src.maths.augmentation import KINDS
-from src.maths.derivatives import Derivatives
+from src.maths.derivatives import Backend, Derivatives
 from src.maths.distillation import Figures, Start, State
 from src.maths.networks import FlatNetwork, ImageShape
 from src.maths.targets.snapshots import WayPoint
@@ -72,6 +72,16 @@ def _uncached() -> Iterator[None]:
     yield
     expert._derivative.cache_clear()
     students._derivative.cache_clear()
+    fused.made.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def _plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is compiled and recorded on a GPU runs as it is written here."""
+    fused.made.cache_clear()
+    monkeypatch.setattr(runtime, "fuses", lambda: (True, ""))
+    monkeypatch.setattr(runtime, "fused", lambda function: function)
+    monkeypatch.setattr(derivatives, "Recorded", lambda function: function)
 
 
 def function(spec: Network) -> FlatNetwork:
@@ -82,7 +92,14 @@ def noise(count: int) -> Tensor:
     return torch.randn(count, SHAPE.channels, SHAPE.size, SHAPE.size, generator=torch.Generator().manual_seed(0))
 
 
-def iterated(spec: Network = SMALL, bfloat16: bool = False, **changes: Any) -> tuple[State, Figures]:
+def backend_of(spec: Network, compiles: bool = True) -> Backend:
+    """What derivatives on a GPU are taken by, with or without own code."""
+    return derivatives.choose(Runtime(compile="auto" if compiles else "off"), DEVICE, spec, 1.0)[0]
+
+
+def iterated(
+    spec: Network = SMALL, bfloat16: bool = False, backend: Backend = "eager", **changes: Any
+) -> tuple[State, Figures]:
     """An iteration of the outer loop on the device."""
     settings = Distillation(
         **{"initialisation": "noise", "iterations": 1, "syn_steps": 3, "max_start_epoch": 2, "lr_init": 0.05, **changes}
@@ -92,29 +109,31 @@ def iterated(spec: Network = SMALL, bfloat16: bool = False, **changes: Any) -> t
     starts = [Start(snapshots.to(DEVICE), 0) for _ in range(settings.trajectories_per_iteration)]
     state = distillation.start(images.to(DEVICE), settings)
     labels = (torch.arange(8) % SHAPE.classes).to(DEVICE)
-    return distillation.iterate(
-        network, Derivatives(network, bfloat16), state, labels, starts, settings, torch.Generator().manual_seed(1)
-    )
+    found = Derivatives(network, bfloat16, backend)
+    return distillation.iterate(network, found, state, labels, starts, settings, torch.Generator().manual_seed(1))
 
 
+@pytest.mark.parametrize("compiles", [False, True])
 @pytest.mark.parametrize("part", PARTS)
-def test_an_iteration_with_each_part(part: str) -> None:
+def test_an_iteration_with_each_part(part: str, compiles: bool) -> None:
     with FakeCuda(ITERATION):
-        state, _ = iterated(**PARTS[part])
+        state, _ = iterated(backend=backend_of(SMALL, compiles), **PARTS[part])
         assert state.images.device == state.syn_lr.device == DEVICE
 
 
+@pytest.mark.parametrize("compiles", [False, True])
 @pytest.mark.parametrize("bfloat16", [False, True])
 @pytest.mark.parametrize("spec", FAMILIES, ids=NAMES)
-def test_an_iteration_with_each_network(spec: Network, bfloat16: bool) -> None:
+def test_an_iteration_with_each_network(spec: Network, bfloat16: bool, compiles: bool) -> None:
     with FakeCuda(ITERATION):
-        state, figures = iterated(spec, bfloat16, augmentation=("color",), syn_steps=2)
+        state, figures = iterated(spec, bfloat16, backend_of(spec, compiles), augmentation=("color",), syn_steps=2)
         assert state.images.device == state.images_velocity.device == DEVICE
         assert state.images.dtype == torch.float32
         assert len(figures.terms) == 1
 
 
-def test_soft_labels_have_a_gradient() -> None:
+@pytest.mark.parametrize("backend", ["eager", "fused"])
+def test_soft_labels_have_a_gradient(backend: Backend) -> None:
     with FakeCuda():
         network = function(SMALL)
         images, theta = noise(8).to(DEVICE), torch.zeros(network.dimension).to(DEVICE)
@@ -124,18 +143,18 @@ def test_soft_labels_have_a_gradient() -> None:
         end = WayPoint(3, theta + 1, 1.0, theta.new_ones(()))
         rule = inner_loop.InnerRule(0.9, 0.0, 1.0)
         found = inner_loop.matching_gradient(
-            Derivatives(network), images, labels, theta.new_tensor(0.1), theta, steps, [end], rule
+            Derivatives(network, backend=backend), images, labels, theta.new_tensor(0.1), theta, steps, [end], rule
         )
         assert found.labels is not None
         assert found.labels.shape == labels.shape
 
 
-def training(spec: Network = SMALL, **changes: Any) -> expert.Training:
+def training(spec: Network = SMALL, backend: Backend = "eager", **changes: Any) -> expert.Training:
     settings = Experts(
         **{"dataset": "", "network": "", "count": 3, "epochs": 2, "batch_size": 4, "lr": 0.01, "momentum": 0.9, **changes}
     )
     arrays = noise(10).numpy(), (torch.arange(10) % SHAPE.classes).numpy()
-    return expert.Training(settings, spec, SHAPE, 0, False, "eager", arrays, arrays)
+    return expert.Training(settings, spec, SHAPE, 0, False, backend, arrays, arrays)
 
 
 EXPERTS: dict[str, dict[str, Any]] = {
@@ -148,9 +167,10 @@ EXPERTS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.parametrize("compiles", [False, True])
 @pytest.mark.parametrize("kind", EXPERTS)
-def test_an_expert(kind: str) -> None:
-    asked = training(**EXPERTS[kind])
+def test_an_expert(kind: str, compiles: bool) -> None:
+    asked = training(backend=backend_of(SMALL, compiles), **EXPERTS[kind])
     with FakeCuda(EPOCH):
         one = expert.first(asked, 0, DEVICE)
         for one in expert.steps(asked, 0, one, DEVICE):  # noqa: B020
@@ -159,9 +179,10 @@ def test_an_expert(kind: str) -> None:
         assert {theta.device.type for theta in one.thetas} == {"cpu"}
 
 
+@pytest.mark.parametrize("compiles", [False, True])
 @pytest.mark.parametrize("spec", FAMILIES, ids=NAMES)
-def test_an_expert_of_each_network(spec: Network) -> None:
-    asked = training(spec, gradient_penalty=2.0, epochs=1, batch_size=5)
+def test_an_expert_of_each_network(spec: Network, compiles: bool) -> None:
+    asked = training(spec, backend_of(spec, compiles), gradient_penalty=2.0, epochs=1, batch_size=5)
     with FakeCuda(EPOCH):
         assert all(True for _ in expert.steps(asked, 0, expert.first(asked, 0, DEVICE), DEVICE))
 
@@ -173,26 +194,31 @@ def side_by_side(asked: expert.Training) -> list[tuple[torch.device, int]]:
     return [(one.state.theta.device, len(one.rows)) for one in ended]
 
 
+@pytest.mark.parametrize("compiles", [False, True])
 @pytest.mark.parametrize("kind", EXPERTS)
-def test_experts_side_by_side(kind: str) -> None:
+def test_experts_side_by_side(kind: str, compiles: bool) -> None:
     with FakeCuda(EPOCH):
-        asked = training(**EXPERTS[kind])
+        asked = training(backend=backend_of(SMALL, compiles), **EXPERTS[kind])
         assert side_by_side(asked) == 2 * [(DEVICE, asked.settings.epochs)]
 
 
+@pytest.mark.parametrize("compiles", [False, True])
 @pytest.mark.parametrize("bfloat16", [False, True])
 @pytest.mark.parametrize("spec", FAMILIES, ids=NAMES)
-def test_experts_side_by_side_of_each_network(spec: Network, bfloat16: bool) -> None:
+def test_experts_side_by_side_of_each_network(spec: Network, bfloat16: bool, compiles: bool) -> None:
     with FakeCuda(EPOCH):
-        asked = replace(training(spec, gradient_penalty=2.0, epochs=1, batch_size=5), bfloat16=bfloat16)
+        own = training(spec, backend_of(spec, compiles), gradient_penalty=2.0, epochs=1, batch_size=5)
+        asked = replace(own, bfloat16=bfloat16)
         assert side_by_side(asked) == 2 * [(DEVICE, 1)]
 
 
-def evaluation(spec: Network, bfloat16: bool = False, watched: str | None = None, **changes: Any) -> students.Training:
+def evaluation(
+    spec: Network, bfloat16: bool = False, watched: str | None = None, compiles: bool = True, **changes: Any
+) -> students.Training:
     settings = Protocol(
         **{"students": 2, "epochs": 2, "batch_size": 4, "test_every": 1, "augmentation": tuple(KINDS), **changes}
     )
-    asked = Runtime(precision="bfloat16" if bfloat16 else "float32")
+    asked = Runtime(precision="bfloat16" if bfloat16 else "float32", compile="auto" if compiles else "off")
     way = protocol.choose(asked, DEVICE, settings, 8, 1, spec)
     images, labels = noise(8), torch.arange(8) % SHAPE.classes
     return students.Training(
@@ -200,11 +226,12 @@ def evaluation(spec: Network, bfloat16: bool = False, watched: str | None = None
     )
 
 
+@pytest.mark.parametrize("compiles", [False, True])
 @pytest.mark.parametrize("bfloat16", [False, True])
 @pytest.mark.parametrize("spec", [*FAMILIES, ConvNet(depth=2, width=4, norm="batch")], ids=[*NAMES, "running statistics"])
-def test_students(spec: Network, bfloat16: bool) -> None:
-    """All at once by vmap, or one module where it has running statistics; what they predict stays on the device."""
-    asked = evaluation(spec, bfloat16)
+def test_students(spec: Network, bfloat16: bool, compiles: bool) -> None:
+    """All at once, or one module where it has running statistics; what they predict stays on the device."""
+    asked = evaluation(spec, bfloat16, compiles=compiles)
     assert asked.way.together == (not spec.keeps_statistics)
     with FakeCuda(STUDENTS):
         found = students.start(asked, 0, DEVICE)
@@ -251,7 +278,7 @@ WORKS: dict[str, Callable[[bool], object]] = {
             DEVICE,
         )
     ),
-    "students": lambda b: next(students.start(evaluation(SMALL, b), 0, DEVICE).epochs(1)),
+    "students": lambda b: next(students.start(evaluation(SMALL, b, compiles=False), 0, DEVICE).epochs(1)),
     "a student": lambda b: next(students.start(evaluation(ConvNet(depth=2, width=4, norm="batch"), b), 0, DEVICE).epochs(1)),
 }
 

@@ -180,7 +180,9 @@ def test_a_small_variant_is_its_preset_with_fewer_experts_and_iterations(name: s
         assert small.runs[run].network == few.network
         changed = {"count", "stop_epoch", "gradient_penalty_axes"} | ({"network"} if variant == "w32" else set())
         assert few.model_dump(exclude=changed) == many.model_dump(exclude=changed)
-        assert few.gradient_penalty_axes == ("image" if few.gradient_penalty else "channels")
+        # by image a penalty of CIFAR-100's experts diverges: in the fourth step, in float32 and bfloat16, from width 32
+        by_image = few.gradient_penalty > 0 and not name.startswith("cifar100")
+        assert few.gradient_penalty_axes == ("image" if by_image else "channels")
     assert (few is None) == (many is None) == (small.runs[run].experts is None)
     assert (small.runs[run].network == large.runs[whole].network) == (variant != "w32")
     distil = small.distillations[run]

@@ -59,7 +59,7 @@ def gpu(found: Figures) -> Table:
         figures = one.get("figures", {})
         peak, spent = (
             figures.get("peak_memory_mib"),
-            figures.get("compile_seconds") if figures.get("backend") == "compiled" else None,
+            figures.get("compile_seconds") if figures.get("backend") in ("compiled", "fused") else None,
         )
         precision = one["setting"]["precision"] if one["side"] == "engine" else "torch's own"
         gib = None if peak is None else peak / 1024

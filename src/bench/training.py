@@ -119,7 +119,7 @@ def experts_together(setting: ExpertsSetting) -> dict[str, Any]:
     figures = {"seconds": seconds / count, "images_per_second": count * setting.images / seconds, "experts": count}
     compiling = {
         "backend": backend,
-        "compile_seconds": max(first - seconds, 0.0) if backend == "compiled" else 0.0,
+        "compile_seconds": max(first - seconds, 0.0) if backend in ("compiled", "fused") else 0.0,
         "note": note,
     }
     return measure.surroundings(device) | figures | compiling

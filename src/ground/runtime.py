@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import torch
+from torch.utils._triton import has_triton
 
 from src.ground import host
 from src.ground.errors import UserError
@@ -27,6 +28,8 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 HEADERS = "#include <cmath>\n#include <omp.h>\n#include <Python.h>\n"
+C_COMPILERS = ("cc", "gcc", "clang")  # which Triton takes
+SHAPES = 256  # of a fused function: one for each layer and size of batch
 COMPILE_FLOPS = 5e13  # some minutes of eager work on two cores, several times what compiling costs
 
 
@@ -100,6 +103,22 @@ def compiled(function: Callable[Arguments, Result]) -> Callable[Arguments, Resul
     torch._dynamo.config.trace_autograd_ops = True
     torch._dynamo.reset()  # what it keeps of earlier functions counts towards a limit of recompilations
     return torch.compile(function, fullgraph=True, dynamic=False)
+
+
+def fused(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """`function`, which asks for no gradients, in a few kernels for each shape of its arguments."""
+    _keep_compiled()
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES)
+    return torch.compile(function, fullgraph=True, dynamic=False)
+
+
+def fuses() -> tuple[bool, str]:
+    """Whether `fused` can make kernels for a GPU here, and a sentence for the user where it can't."""
+    if not has_triton():
+        return False, "torch has no Triton for this GPU, so steps take some three times as long"
+    if not any(map(shutil.which, [os.environ["CC"]] if "CC" in os.environ else C_COMPILERS)):
+        return False, "no C compiler is found, so steps take some three times as long: install gcc, or let CC name one"
+    return True, ""
 
 
 def _first_error(compiler: str) -> str:

@@ -31,7 +31,8 @@ class Draw:
     uniforms: Tensor
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Draw:
-        return Draw(self.kind, self.uniforms.to(device, dtype))
+        """On the device once all that was asked of it before is done; the host does not wait for that."""
+        return Draw(self.kind, self.uniforms.to(device, dtype, non_blocking=True))
 
 
 def draw(kinds: Sequence[str], batch: int, generator: torch.Generator) -> Draw:

@@ -249,7 +249,7 @@ class ByHand:
         """From the gradient of the first convolution's output that of its images, and from q_u through its direction."""
         name, block = f"{self._blocks[0].name}.weight", self._blocks[0]
         direction = None if along is None else along[name]
-        if parts[name].shape[1] <= kernels.MOST_INPUTS:
+        if parts[name].shape[1] <= kernels.MOST_INPUTS and not kernels.is_fused(x):
             return kernels.to_images(p_u, parts[name], q_u, direction)
         found, _ = _back_through(p_u, x, self._weight(parts, block, x), [True, False])
         if along is None or q_u is None:
@@ -362,7 +362,9 @@ def _like(of_images: Tensor, batch: Tensor) -> Tensor:
 
 
 def _targets(logits: Tensor, labels: Tensor) -> Tensor:
-    return labels if labels.is_floating_point() else F.one_hot(labels, logits.shape[1]).to(logits.dtype)
+    if labels.is_floating_point():
+        return labels
+    return (labels[:, None] == torch.arange(logits.shape[1], device=labels.device)).to(logits.dtype)
 
 
 def _of_penalised(logits: Tensor, labels: Tensor, of: PenaltyOf) -> Tensor:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from src.ground import runtime
+from src.ground.graphs import Arguments, Recorded, Result
 from src.maths import by_hand
 from src.maths.by_hand import ByHand, Sweep
 from src.maths.networks import FlatNetwork
@@ -26,7 +27,8 @@ from src.settings.runtime import Runtime
 
 Logits = Callable[[Tensor, Tensor], Tensor]  # (theta (P,), images (B, C, H, W)) -> (B, K)
 Loss = Callable[[Tensor, Tensor], Tensor]  # (outputs (B, ...), labels (B, ...)) -> the batch's loss ()
-Backend = Literal["eager", "kernels", "compiled"]  # autograd; by hand on own kernels; autograd through torch.compile
+# autograd; by hand on own kernels; autograd through torch.compile; and on a GPU, as CUDA graphs, autograd or by hand
+Backend = Literal["eager", "kernels", "compiled", "graphs", "fused"]
 PASSES = 12  # work of one inner step, forward and backward, in forward passes: 3 for `first`, 9 for autograd's `second`
 
 
@@ -38,8 +40,18 @@ def choose(asked: Runtime, device: torch.device, spec: Network, flops: float) ->
     """
     if asked.compile != "off" and device.type == "cpu" and by_hand.knows(spec) and not by_hand.problem():
         return "kernels", ""
+    if asked.compile != "off" and device.type == "cuda":
+        fuses, note = runtime.fuses() if by_hand.knows(spec) else (False, "")
+        return "fused" if fuses else "graphs", note
     compiled, note = runtime.compiles(asked, flops)
     return "compiled" if compiled else "eager", note
+
+
+def built(function: Callable[Arguments, Result], backend: Backend) -> Callable[Arguments, Result]:
+    """A pure function of tensors in the form that a backend runs."""
+    if backend == "compiled":
+        return runtime.compiled(function)
+    return Recorded(function) if backend in ("graphs", "fused") else function
 
 
 class Derivatives:
@@ -53,18 +65,21 @@ class Derivatives:
         memory_mib: int = 0,
         loss: Loss = F.cross_entropy,
     ):
-        """A loop may take `memory_mib`. Raises TypeError where the backend is 'kernels' and the network none that they know."""
+        """A loop may take `memory_mib`. Raises TypeError where the backend is by hand and the network none that they know."""
         self._network = network
         self._loss = loss
         self._bfloat16 = bfloat16
         self._memory = memory_mib * 2**20
         self._by_hand: ByHand | None = None
-        if backend == "kernels":
+        if backend in ("kernels", "fused"):
             if not isinstance(network, FlatNetwork):
                 raise TypeError("kernels differentiate a FlatNetwork")
-            self._by_hand = ByHand(network, bfloat16)
-        if backend == "compiled":
-            self._first, self._second = runtime.compiled(self._first), runtime.compiled(self._second)  # type: ignore[method-assign]
+            hand = ByHand(network, bfloat16)
+            if backend == "kernels":
+                self._by_hand = hand
+            else:  # a recording keeps nothing, so that there are no sweeps
+                self._first, self._second = hand.first, hand.second  # type: ignore[method-assign]
+        self._first, self._second = built(self._first, backend), built(self._second, backend)  # type: ignore[method-assign]
 
     def loss(self, theta: Tensor, batch: Tensor, labels: Tensor) -> Tensor:
         """The batch's loss, a scalar in the precision of theta."""

@@ -277,13 +277,14 @@ def _rule(settings: Distillation, coefficient: float, parts: tuple[int, ...] = (
 def _steps(count: int, steps: int, settings: Distillation, generator: torch.Generator, like: Tensor) -> list[InnerStep]:
     batch = settings.batch_syn or count
     drawn = inner_loop.draw_steps(count, steps, batch, settings.augmentation, generator)
-    return [InnerStep(step.index.to(like.device), step.draw.to(like.device, like.dtype)) for step in drawn]
+    return [InnerStep(step.index.to(like.device, non_blocking=True), step.draw.to(like.device, like.dtype)) for step in drawn]
 
 
 def _real_batch(real: Real, settings: Distillation, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Images (R, C, H, W) and labels (R,) of the iteration, all of them where they are no more than asked for."""
     assert settings.real is not None
-    index = torch.randperm(len(real.labels), generator=generator)[: settings.real.images].to(real.labels.device)
+    index = torch.randperm(len(real.labels), generator=generator)[: settings.real.images]
+    index = index.to(real.labels.device, non_blocking=True)
     return real.images[index], real.labels[index]
 
 

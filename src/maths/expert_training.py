@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from src.ground import runtime
 from src.ground.errors import DivergenceError
 from src.ground.seeding import continued
-from src.maths import augmentation, networks, smoothness
+from src.maths import augmentation, derivatives, networks, smoothness
 from src.maths.augmentation import Draw
 from src.maths.by_hand import ByHand
 from src.maths.derivatives import Backend, Loss
@@ -160,7 +159,7 @@ def draw(state: State, images: int, settings: Experts) -> Drawn:
 
 def batch_of(drawn: Drawn, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The step's augmented and plain images (B, C, H, W) and labels (B,), on the images' device."""
-    index = drawn.index.to(images.device)
+    index = drawn.index.to(images.device, non_blocking=True)
     plain = images[index]
     return augmentation.apply(drawn.draw.to(images.device, images.dtype), plain), plain, labels[index]
 
@@ -199,13 +198,12 @@ def differentiate(
 
     With `bfloat16`, convolutions and matrix products run in it; theta, losses and gradients keep their precision.
     """
-    if backend == "kernels":
-        return _by_hand(ByHand(network, bfloat16), settings)
-    found = _by_autograd(network, settings, bfloat16, task_loss)
-    return runtime.compiled(found) if backend == "compiled" else found
+    if backend in ("kernels", "fused"):
+        return derivatives.built(by_hand(ByHand(network, bfloat16), settings), backend)
+    return derivatives.built(_by_autograd(network, settings, bfloat16, task_loss), backend)
 
 
-def _by_hand(network: ByHand, settings: Experts) -> Gradient:
+def by_hand(network: ByHand, settings: Experts) -> Gradient:
     """The penalty's gradient is that of <u, c>, with u what it looks at and c its gradient to u, held constant."""
 
     def gradient(

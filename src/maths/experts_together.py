@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import grad, vmap
 
-from src.ground import runtime
-from src.maths import expert_training, smoothness
+from src.maths import derivatives, expert_training, smoothness
+from src.maths.by_hand import ByHand
 from src.maths.derivatives import Backend, Loss
 from src.maths.expert_training import Gradient, State
 from src.maths.networks import FlatNetwork
@@ -51,7 +51,23 @@ def differentiate(
         found, (cross_entropies, penalties) = each(thetas, augmented, plain, labels, coefficients)
         return found, cross_entropies, penalties
 
-    return runtime.compiled(gradient) if backend == "compiled" else gradient
+    if backend == "fused":
+        return derivatives.built(_one_by_one(expert_training.by_hand(ByHand(network, bfloat16), settings)), backend)
+    # experts fill a GPU by vmap, and its memory, of which a recording would take as much again
+    return gradient if backend == "graphs" else derivatives.built(gradient, backend)
+
+
+def _one_by_one(alone: Gradient) -> Gradient:
+    """By hand there is no vmap; in a recording the experts follow each other without a pause."""
+
+    def gradient(
+        thetas: Tensor, augmented: Tensor, plain: Tensor, labels: Tensor, coefficients: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        each = zip(thetas, augmented, plain, labels, coefficients, strict=True)
+        found, losses, penalties = zip(*(alone(*given) for given in each), strict=True)
+        return torch.stack(found), torch.stack(losses), torch.stack(penalties)
+
+    return gradient
 
 
 def steps(

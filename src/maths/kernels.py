@@ -1,7 +1,7 @@
 """kernels.cpp, built once for a processor and a precision, and called on tensors: what stands between a ConvNet's convolutions.
 
 torch starts half a dozen operations there, each of which reads and writes whole images; and where channels come last in memory,
-which convolutions are fastest with, its own norms are slow.
+which convolutions are fastest with, its own norms are slow. On a GPU the same functions are those of `fused`.
 """
 
 from __future__ import annotations
@@ -9,16 +9,20 @@ from __future__ import annotations
 import ctypes
 import functools
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from src.ground import native
+from src.maths import fused
 
 TAPS = 32  # as kernels.cpp has it
 MOST_INPUTS = TAPS // 9
+Gradients = tuple[Tensor, Tensor, Tensor]  # of u (B, C, H, W), gain (C,) and shift (C,)
 TYPES = {torch.float32: ("float", "float"), torch.bfloat16: ("float", "Bfloat16"), torch.float64: ("double", "double")}
 
 
@@ -48,6 +52,11 @@ class Norm:
     r: Tensor
 
 
+def is_fused(images: Tensor) -> bool:
+    """Whether they are where `fused` takes the place of kernels.cpp."""
+    return images.is_cuda
+
+
 @functools.cache
 def problem() -> str:
     """Why there are no kernels here, in words; empty where there are."""
@@ -66,13 +75,18 @@ def _library(stored: torch.dtype) -> ctypes.CDLL:
 
 def forward(between: Between, u: Tensor, bias: Tensor, gain: Tensor, shift: Tensor) -> tuple[Tensor, Norm]:
     """v (B, C, H / pool, W / pool) of a convolution's output u (B, C, H, W) without its bias (C,)."""
+    if is_fused(u):
+        v, *numbers = _fused(fused.forward, between)(u, bias, gain, shift)
+        return v, Norm(*numbers)
     v, norm = _pooled(between, u), Norm(*(_numbers(u, gain) for _ in range(2)))
     _call("forward", between, u, bias, gain, shift, v, norm.center, norm.r)
     return v, norm
 
 
-def backward(between: Between, u: Tensor, norm: Norm, gain: Tensor, shift: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def backward(between: Between, u: Tensor, norm: Norm, gain: Tensor, shift: Tensor, q: Tensor) -> Gradients:
     """From the gradient q of v those of u, gain (C,) and shift (C,)."""
+    if is_fused(u):
+        return cast(Gradients, _fused(fused.backward, between)(u, norm.center, norm.r, gain, shift, _last(q)))
     q_u, of_gain, of_shift = torch.empty_like(u), torch.empty_like(gain), torch.empty_like(gain)
     partial = gain.new_empty(2, *u.shape[:2])
     _call("backward", between, u, norm.center, norm.r, gain, shift, _last(q), q_u, of_gain, of_shift, partial)
@@ -95,6 +109,11 @@ def forward_along(
 
     What the norm found of it: (u_d - center) r is its derivative but for the part along x, whose length is r here.
     """
+    if is_fused(u):
+        u_d = u_d if more is None else u_d.add_(more)
+        found = _fused(fused.forward_along, between)
+        v_d, *numbers = found(u, norm.center, norm.r, gain, shift, u_d, bias_d, gain_d, shift_d)
+        return v_d, Norm(*numbers)
     v_d, norm_d = _pooled(between, u), Norm(*(_numbers(u, gain) for _ in range(2)))
     given = (u, norm.center, norm.r, gain, shift, u_d, None if more is None else _last(more), bias_d, gain_d, shift_d)
     _call("forward_along", between, *given, v_d, norm_d.center, norm_d.r)
@@ -113,8 +132,12 @@ def backward_along(
     p: Tensor,
     more: Tensor | None,
     q: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Gradients:
     """From the gradients p + more of v and q of its derivative those of u, gain (C,) and shift (C,)."""
+    if is_fused(u):
+        numbers = (norm.center, norm.r, norm_d.center, norm_d.r)
+        whole = _last(p if more is None else p + more)
+        return cast(Gradients, _fused(fused.backward_along, between)(u, u_d, *numbers, gain, shift, gain_d, whole, _last(q)))
     p_u, of_gain, of_shift = torch.empty_like(u), torch.empty_like(gain), torch.empty_like(gain)
     partial = gain.new_empty(2, *u.shape[:2])
     given = (u, u_d, norm.center, norm.r, norm_d.center, norm_d.r, gain, shift, gain_d, _last(p))
@@ -134,6 +157,10 @@ def to_images(p: Tensor, weight: Tensor, q: Tensor | None = None, weight_d: Tens
     places = [None if one is None else ctypes.c_void_p(one.data_ptr()) for one in (p, taps[0], q, taps[1])]
     _library(p.dtype).to_images(ctypes.byref(shape), *places, ctypes.c_int64(inputs), ctypes.c_void_p(found.data_ptr()))
     return found
+
+
+def _fused(function: Callable[..., Any], between: Between) -> Callable[..., Any]:
+    return fused.made(function, between.groups, between.eps, between.pool)
 
 
 def _call(name: str, between: Between, u: Tensor, *given: Tensor | None) -> None:

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import grad, vmap
 
-from src.ground import runtime
 from src.ground.errors import DivergenceError
 from src.ground.seeding import continued
 from src.maths import augmentation, derivatives, networks
@@ -67,9 +66,9 @@ def choose(asked: Runtime, device: torch.device, settings: Protocol, images: int
 
 def derivative(network: Logits, way: Way, loss: Loss = F.cross_entropy) -> Gradients:
     """The students' first derivatives in this way; channels last is a tenth faster compiled, and slower eager."""
-    if way.together:
+    if way.together and way.backend != "fused":
         gradients = side_by_side(Derivatives(network, way.bfloat16, loss=loss).loss)
-        return runtime.compiled(gradients) if way.backend == "compiled" else gradients
+        return derivatives.built(gradients, way.backend)
     layout = torch.channels_last if way.backend == "compiled" and loss is F.cross_entropy else torch.contiguous_format
     return one_by_one(Derivatives(network, way.bfloat16, way.backend, loss=loss).first, layout)
 
@@ -153,7 +152,7 @@ def epochs(
         orders = torch.stack([torch.randperm(len(images), generator=g) for g in generators])  # (G, S)
         for index in orders.split(settings.batch_size, dim=1):
             batch = _augmented(images, index, settings, generators)
-            gradient = gradients(thetas, batch, labels[index.to(labels.device)])
+            gradient = gradients(thetas, batch, labels[index.to(labels.device, non_blocking=True)])
             momenta = settings.momentum * momenta + gradient + settings.weight_decay * thetas
             thetas = thetas - lr * momenta
         _check_finite(thetas, epoch, syn_lr)
@@ -207,7 +206,7 @@ class ModuleStudent:
             module.train()
             for index in torch.randperm(len(images), generator=self._generator).split(settings.batch_size):
                 batch = _augmented(images, index[None], settings, [self._generator])[0]
-                _step(module, self._optimiser, batch, labels[index.to(labels.device)], bfloat16)
+                _step(module, self._optimiser, batch, labels[index.to(labels.device, non_blocking=True)], bfloat16)
             module.eval()  # running statistics take the place of the batch's
             _check_finite(networks.flatten(module), epoch, syn_lr)
             if score is not None and _is_tested(epoch, settings) and (reached := score(module)) > self._record:
@@ -279,5 +278,5 @@ def _augmented(images: Tensor, index: Tensor, settings: Protocol, generators: Se
     batches = []
     for rows, generator in zip(index, generators, strict=True):
         draw = augmentation.draw(settings.augmentation, len(rows), generator).to(images.device, images.dtype)
-        batches.append(augmentation.apply(draw, images[rows.to(images.device)]))
+        batches.append(augmentation.apply(draw, images[rows.to(images.device, non_blocking=True)]))
     return torch.stack(batches)

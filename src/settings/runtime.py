@@ -35,9 +35,9 @@ class Runtime(Settings):
     float32. So do scores and the choice of initial images, which is all that a run with 0 iterations makes. Processors without
     instructions for bfloat16 take several times as long as in float32, and stages say so."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Whether training builds code. auto: own kernels on a CPU for ConvNets with ReLU and average or no pooling, which takes a
-    second once; torch.compile for other networks and on a GPU, where the work is long enough to pay for it. on: that however
-    long it is. off: neither."""
+    """Whether training builds code. auto: own kernels for ConvNets with ReLU and average or no pooling, which take a second
+    once on a CPU and half a minute on a GPU; torch.compile for other networks on a CPU, where the work is long enough to pay
+    for it; a GPU's steps are recorded as CUDA graphs. on: torch.compile however short the work is. off: none of them."""
     memory_mib: NonNegative = 896
     """Memory for what an inner loop keeps of its steps, MiB: the student's parameters of each, which have to be kept, and where
     these leave some, what the second derivatives of the last steps can use again: a fifth of the time less where all steps
