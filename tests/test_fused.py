@@ -89,8 +89,16 @@ def test_what_is_not_a_number_stays_so() -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("by_torch")
 def test_fused_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the compiler that a GPU has, here for a CPU; for more shapes than it takes by itself."""
+    """By the compiler that a GPU has, here for a CPU; for more shapes than it takes by itself, and without a clock's choice."""
     monkeypatch.setattr(runtime, "fused", COMPILED)
+    torch.set_deterministic_debug_mode("warn")  # as a stage's start has it
+    try:
+        check_compiled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def check_compiled() -> None:
     network, (theta, batch, labels, a) = by_hand_problem(8, False)
     exact, ours = Derivatives(network), Derivatives(network, backend="fused")
     for images in (5, 4, 3, 2, 1):  # two layers each

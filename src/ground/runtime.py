@@ -98,17 +98,26 @@ def compiles(runtime: Runtime, flops: float) -> tuple[bool, str]:
 def compiled(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """`function` as one graph, compiled anew for each shape of its arguments; gradients that it takes are traced too."""
     _keep_compiled()
-    if torch.are_deterministic_algorithms_enabled():  # told to the compiler too
-        torch.use_deterministic_algorithms(True, warn_only=torch.is_deterministic_algorithms_warn_only_enabled())
+    _tell_compiler()
     torch._dynamo.config.trace_autograd_ops = True
     torch._dynamo.reset()  # what it keeps of earlier functions counts towards a limit of recompilations
     return torch.compile(function, fullgraph=True, dynamic=False)
 
 
+def _tell_compiler() -> None:
+    """That the same bytes are to come again, if they are: torch's debug mode, which `start` sets, does not."""
+    if torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(True, warn_only=torch.is_deterministic_algorithms_warn_only_enabled())
+
+
 def fused(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """`function`, which asks for no gradients, in a few kernels for each shape of its arguments."""
+    """`function`, which asks for no gradients, in a few kernels for each shape of its arguments.
+
+    Where the same bytes are to come again, no clock chooses how a kernel splits its sums.
+    """
     _keep_compiled()
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES)
+    _tell_compiler()
     return torch.compile(function, fullgraph=True, dynamic=False)
 
 

@@ -160,7 +160,7 @@ def to_images(p: Tensor, weight: Tensor, q: Tensor | None = None, weight_d: Tens
 
 
 def _fused(function: Callable[..., Any], between: Between) -> Callable[..., Any]:
-    return fused.made(function, between.groups, between.eps, between.pool)
+    return fused.made(function, between.groups, between.eps, between.pool, torch.are_deterministic_algorithms_enabled())
 
 
 def _call(name: str, between: Between, u: Tensor, *given: Tensor | None) -> None:
