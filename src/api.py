@@ -12,6 +12,7 @@ settings and seed give the bytes that the pipeline gives. Mistakes raise UserErr
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -499,6 +500,8 @@ def _lent(asked: Runtime, threads: int | None) -> Iterator[torch.device]:
     finally:
         torch.set_num_threads(before)
         torch.set_deterministic_debug_mode(mode)
+        if "torch._inductor.config" in sys.modules:  # which takes two seconds to load
+            runtime.tell_compiler()
         torch.backends.cudnn.benchmark = tried
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = rounded
         runtime.give_memory_back()

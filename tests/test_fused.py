@@ -129,13 +129,18 @@ def check_experts(penalty: float, device: torch.device, accuracy: float) -> None
 
 def test_a_gpu_takes_its_own_backends(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without Triton, or a compiler for it, it says so and goes without."""
-    cpu, plain, found = torch.device("cpu"), ConvNet(depth=2, width=8), {"triton": True}
+    cpu, plain, found = torch.device("cpu"), ConvNet(depth=2, width=8), {"triton": True, "error": ""}
     monkeypatch.setattr(runtime, "has_triton", lambda: found["triton"])
+    monkeypatch.setattr(runtime, "_first_error", lambda *_: found["error"])
     monkeypatch.setenv("CC", "/bin/sh")
     assert derivatives.choose(Runtime(), CUDA, plain, 1.0) == ("fused", "")
     assert derivatives.choose(Runtime(compile="on"), CUDA, MLP(family="MLP"), 1.0) == ("graphs", "")
     assert derivatives.choose(Runtime(compile="off"), CUDA, plain, 1e20) == ("eager", "")
     assert derivatives.choose(Runtime(), cpu, MLP(family="MLP"), 1.0) == ("eager", "")
+    found["error"] = "Python.h: No such file or directory"
+    backend, note = derivatives.choose(Runtime(), CUDA, plain, 1.0)
+    assert backend == "graphs"
+    assert "Python.h" in note
     monkeypatch.setenv("CC", "no-such-compiler")
     assert derivatives.choose(Runtime(), CUDA, MLP(family="MLP"), 1.0) == ("graphs", "")
     backend, note = derivatives.choose(Runtime(), CUDA, plain, 1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import re
 import resource
@@ -28,8 +29,9 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 HEADERS = "#include <cmath>\n#include <omp.h>\n#include <Python.h>\n"
-C_COMPILERS = ("cc", "gcc", "clang")  # which Triton takes
-SHAPES = 256  # of a fused function: one for each layer and size of batch
+C_COMPILERS = ("gcc", "clang")  # which Triton looks for
+PYTHON = "#include <Python.h>\n"  # which it includes
+SHAPES = 2**14  # of all fused functions of a process, which torch counts as one: a dozen for each network and size of batch
 COMPILE_FLOPS = 5e13  # some minutes of eager work on two cores, several times what compiling costs
 
 
@@ -98,16 +100,16 @@ def compiles(runtime: Runtime, flops: float) -> tuple[bool, str]:
 def compiled(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """`function` as one graph, compiled anew for each shape of its arguments; gradients that it takes are traced too."""
     _keep_compiled()
-    _tell_compiler()
+    tell_compiler()
     torch._dynamo.config.trace_autograd_ops = True
     torch._dynamo.reset()  # what it keeps of earlier functions counts towards a limit of recompilations
     return torch.compile(function, fullgraph=True, dynamic=False)
 
 
-def _tell_compiler() -> None:
-    """That the same bytes are to come again, if they are: torch's debug mode, which `start` sets, does not."""
-    if torch.are_deterministic_algorithms_enabled():
-        torch.use_deterministic_algorithms(True, warn_only=torch.is_deterministic_algorithms_warn_only_enabled())
+def tell_compiler() -> None:
+    """Whether the same bytes are to come again: torch's debug mode, which `start` sets, does not."""
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled(), warn_only=warns)
 
 
 def fused(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
@@ -116,8 +118,8 @@ def fused(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     Where the same bytes are to come again, no clock chooses how a kernel splits its sums.
     """
     _keep_compiled()
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES)
-    _tell_compiler()
+    torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = SHAPES
+    tell_compiler()
     return torch.compile(function, fullgraph=True, dynamic=False)
 
 
@@ -125,15 +127,20 @@ def fuses() -> tuple[bool, str]:
     """Whether `fused` can make kernels for a GPU here, and a sentence for the user where it can't."""
     if not has_triton():
         return False, "torch has no Triton for this GPU, so steps take some three times as long"
-    if not any(map(shutil.which, [os.environ["CC"]] if "CC" in os.environ else C_COMPILERS)):
-        return False, "no C compiler is found, so steps take some three times as long: install gcc, or let CC name one"
+    compiler = os.environ.get("CC") or next(filter(shutil.which, C_COMPILERS), None)
+    if compiler is None or shutil.which(compiler) is None:
+        missing = "no C compiler is" if compiler is None else f"the C compiler '{compiler}' is not"
+        return False, f"{missing} found, so steps take some three times as long: install gcc, or let CC name one"
+    problem = _first_error(compiler, "c", PYTHON)
+    if problem:
+        return False, f"the C compiler '{compiler}' does not work, so steps take some three times as long: {problem}"
     return True, ""
 
 
-def _first_error(compiler: str) -> str:
+def _first_error(compiler: str, language: str = "c++", headers: str = HEADERS) -> str:
     """What keeps the compiler from reading the headers of torch's compiled code; empty where nothing does."""
-    command = [*shlex.split(compiler), "-fsyntax-only", f"-I{sysconfig.get_path('include')}", "-x", "c++", "-"]
-    found = subprocess.run(command, input=HEADERS, text=True, capture_output=True, check=False)
+    command = [*shlex.split(compiler), "-fsyntax-only", f"-I{sysconfig.get_path('include')}", "-x", language, "-"]
+    found = subprocess.run(command, input=headers, text=True, capture_output=True, check=False)
     said = [line for line in found.stderr.splitlines() if "error" in line] or [f"exit code {found.returncode}"]
     return said[0].strip() if found.returncode else ""
 
@@ -152,7 +159,10 @@ def _keep_memory() -> None:
 
 
 def give_memory_back() -> None:
-    """Return freed memory that glibc kept: to be called where work ends and other work may follow."""
+    """Return freed memory that glibc or CUDA kept: to be called where work ends and other work may follow."""
+    if torch.cuda.is_initialized():
+        gc.collect()  # derivatives and their recordings hold each other
+        torch.cuda.empty_cache()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)

@@ -14,7 +14,7 @@ from torch import Tensor
 from src.ground.seeding import generator
 from src.loops.stored import Stored
 from src.maths import expert_training, experts_together, networks, smoothness, tasks
-from src.maths.derivatives import Backend, Logits, Loss
+from src.maths.derivatives import KEPT, Backend, Logits, Loss
 from src.maths.expert_training import Gradient, State
 from src.maths.networks import FlatNetwork, ImageShape, Shape
 from src.maths.retrieval import Predictor
@@ -143,7 +143,7 @@ def _row(index: int, state: State, task: Task, figure: float) -> Row:
     return {"expert": index, "epoch": epoch.number, **figures}
 
 
-@functools.cache
+@functools.lru_cache(maxsize=KEPT)
 def _derivative(
     differentiate: Differentiate,
     spec: Network,

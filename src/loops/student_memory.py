@@ -11,7 +11,7 @@ from src.ground import fake_cuda
 from src.ground.fake_cuda import DEVICE
 from src.loops import students as loops
 from src.loops.counted import SHARE, Task
-from src.maths import by_hand, protocol
+from src.maths import protocol
 from src.settings.protocols import Protocol
 from src.settings.runtime import Runtime
 
@@ -19,12 +19,8 @@ READS = ("src.maths.protocol._check_finite", "src.loops.students.")  # once an e
 
 
 def fit(task: Task, settings: Protocol, count: int, split: int, memory: float) -> bool:
-    """Whether a GPU of so many bytes holds all students at once; the rest is as `students` has it.
-
-    By vmap they are recorded, and a recording keeps its tensors beside those of the rest.
-    """
-    kept = 1 if by_hand.knows(task.spec) else 2
-    return kept * students(task, settings, count, split) <= SHARE * memory
+    """Whether a GPU of so many bytes holds all students at once; the rest is as `students` has it."""
+    return students(task, settings, count, split) <= SHARE * memory
 
 
 def students(task: Task, settings: Protocol, count: int, split: int, together: bool = True) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from src.ground.seeding import generator
 from src.loops.stored import Stored
 from src.maths import networks, protocol
-from src.maths.derivatives import Logits, Loss
+from src.maths.derivatives import KEPT, Logits, Loss
 from src.maths.networks import FlatNetwork, Shape
 from src.maths.protocol import Gradients, ModuleStudent, Students, Way
 from src.maths.retrieval import Predictor
@@ -171,7 +171,7 @@ def _watch(training: Training, device: torch.device) -> Callable[[Sequence[Predi
     return figures
 
 
-@functools.cache
+@functools.lru_cache(maxsize=KEPT)
 def _derivative(
     spec: Network, shape: Shape, device: torch.device, way: Way, loss: Loss
 ) -> tuple[Logits, Gradients, tuple[int, ...]]:

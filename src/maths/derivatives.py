@@ -29,6 +29,7 @@ Logits = Callable[[Tensor, Tensor], Tensor]  # (theta (P,), images (B, C, H, W))
 Loss = Callable[[Tensor, Tensor], Tensor]  # (outputs (B, ...), labels (B, ...)) -> the batch's loss ()
 # autograd; by hand on own kernels; autograd through torch.compile; and on a GPU, as CUDA graphs, autograd or by hand
 Backend = Literal["eager", "kernels", "compiled", "graphs", "fused"]
+KEPT = 4  # networks whose derivatives a process keeps: compiled they took a minute, recorded they hold memory
 PASSES = 12  # work of one inner step, forward and backward, in forward passes: 3 for `first`, 9 for autograd's `second`
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -122,12 +122,17 @@ def _step(state: State, images: Tensor, labels: Tensor, settings: Experts, gradi
     """One step on the next batch of the epoch's order."""
     drawn = draw(state, len(images), settings)
     batch = batch_of(drawn, images, labels)
-    coefficient = state.theta.new_tensor(smoothness.clipping_coefficient(state.epochs, settings))
+    coefficient = on(state.theta, smoothness.clipping_coefficient(state.epochs, settings))
     size = chunk or len(drawn.index)
     found, losses = _by_chunks(gradient, state.theta, batch, coefficient, size)
     if settings.sharpness:
         found, _ = _by_chunks(gradient, uphill(state.theta, found, settings), batch, coefficient, size)
     return after(state, drawn, found, losses, settings)
+
+
+def on(theta: Tensor, numbers: float | Sequence[float]) -> Tensor:
+    """Numbers beside the parameters; the host does not wait for them to arrive."""
+    return torch.tensor(numbers, dtype=theta.dtype).to(theta.device, non_blocking=True)
 
 
 def uphill(theta: Tensor, gradient: Tensor, settings: Experts) -> Tensor:

@@ -27,7 +27,7 @@ def differentiate(
     backend: Backend = "eager",
     task_loss: Loss = F.cross_entropy,
 ) -> Gradient:
-    """`expert_training.differentiate` for G experts, by autograd: all that it takes and gives is stacked, (G, ...)."""
+    """`expert_training.differentiate` for G experts, by autograd or fused: all that it takes and gives is stacked, (G, ...)."""
 
     def loss(
         theta: Tensor, augmented: Tensor, plain: Tensor, labels: Tensor, coefficient: Tensor
@@ -94,7 +94,7 @@ def _step(states: Sequence[State], images: Tensor, labels: Tensor, settings: Exp
     drawn = [expert_training.draw(state, len(images), settings) for state in states]
     batches = zip(*(expert_training.batch_of(one, images, labels) for one in drawn), strict=True)
     thetas = torch.stack([state.theta for state in states])
-    coefficients = thetas.new_tensor([smoothness.clipping_coefficient(state.epochs, settings) for state in states])
+    coefficients = expert_training.on(thetas, [smoothness.clipping_coefficient(state.epochs, settings) for state in states])
     augmented, plain, targets = map(torch.stack, batches)
     found, *figures = gradient(thetas, augmented, plain, targets, coefficients)
     if settings.sharpness:

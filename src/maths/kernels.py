@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from src.ground import native
+from src.ground import native, runtime
 from src.maths import fused
 
 TAPS = 32  # as kernels.cpp has it
@@ -160,6 +160,7 @@ def to_images(p: Tensor, weight: Tensor, q: Tensor | None = None, weight_d: Tens
 
 
 def _fused(function: Callable[..., Any], between: Between) -> Callable[..., Any]:
+    runtime.tell_compiler()  # which meets new shapes long after it was asked
     return fused.made(function, between.groups, between.eps, between.pool, torch.are_deterministic_algorithms_enabled())
 
 

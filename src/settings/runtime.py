@@ -41,7 +41,7 @@ class Runtime(Settings):
     memory_mib: NonNegative = 896
     """Memory for what an inner loop keeps of its steps, MiB: the student's parameters of each, which have to be kept, and where
     these leave some, what the second derivatives of the last steps can use again: a fifth of the time less where all steps
-    fit. Changes no result."""
+    fit, on CPUs alone. Changes no result."""
     deterministic: bool = True
     """Only kernels that give the same bytes again. On CPUs it costs nothing that can be measured; on CUDA false lets cuDNN
     try out and take its fastest kernels, which add in any order."""
