@@ -22,6 +22,7 @@ from src.settings.networks import MLP, ConvNet
 from src.settings.runtime import Runtime
 from tests.test_derivatives import NORMS, by_hand_problem, check_penalised, float32_problem
 
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch's own, in its compiler
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 CUDA = torch.device("cuda")
 COMPILED = runtime.fused
