@@ -87,12 +87,9 @@ def compiles(runtime: Runtime, flops: float) -> tuple[bool, str]:
     """
     if runtime.compile == "off" or (runtime.compile == "auto" and flops < COMPILE_FLOPS):
         return False, ""
-    compiler = os.environ.get("CXX", "g++")
-    if shutil.which(shlex.split(compiler)[0]) is None:
-        return False, f"the C++ compiler '{compiler}' is not found, so this runs eagerly: install g++, or let CXX name one"
-    problem = _first_error(compiler)
+    problem = _problem("C++", shlex.split(os.environ.get("CXX") or "g++"), HEADERS, "CXX", "this runs eagerly")
     if problem:
-        return False, f"the C++ compiler '{compiler}' does not work, so this runs eagerly: {problem}"
+        return False, problem
     _keep_compiled()
     return True, "compiling; the first time takes about a minute"
 
@@ -113,13 +110,9 @@ def tell_compiler() -> None:
 
 
 def fused(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """`function`, which asks for no gradients, in a few kernels for each shape of its arguments.
-
-    Where the same bytes are to come again, no clock chooses how a kernel splits its sums.
-    """
+    """`function`, which asks for no gradients, in a few kernels for each shape of its arguments."""
     _keep_compiled()
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = SHAPES
-    tell_compiler()
     return torch.compile(function, fullgraph=True, dynamic=False)
 
 
@@ -127,19 +120,24 @@ def fuses() -> tuple[bool, str]:
     """Whether `fused` can make kernels for a GPU here, and a sentence for the user where it can't."""
     if not has_triton():
         return False, "torch has no Triton for this GPU, so steps take some three times as long"
-    compiler = os.environ.get("CC") or next(filter(shutil.which, C_COMPILERS), None)
-    if compiler is None or shutil.which(compiler) is None:
-        missing = "no C compiler is" if compiler is None else f"the C compiler '{compiler}' is not"
-        return False, f"{missing} found, so steps take some three times as long: install gcc, or let CC name one"
-    problem = _first_error(compiler, "c", PYTHON)
-    if problem:
-        return False, f"the C compiler '{compiler}' does not work, so steps take some three times as long: {problem}"
-    return True, ""
+    compiler = os.environ.get("CC") or next(filter(shutil.which, C_COMPILERS), C_COMPILERS[0])
+    problem = _problem("C", [compiler], PYTHON, "CC", "steps take some three times as long")
+    return not problem, problem
 
 
-def _first_error(compiler: str, language: str = "c++", headers: str = HEADERS) -> str:
+def _problem(language: str, command: list[str], headers: str, variable: str, therefore: str) -> str:
+    """What keeps a compiler from building torch's code, in a sentence; empty where nothing does."""
+    named = f"the {language} compiler '{shlex.join(command)}'"
+    if shutil.which(command[0]) is None:
+        usual = {"C": "gcc", "C++": "g++"}[language]
+        return f"{named} is not found, so {therefore}: install {usual}, or let {variable} name one"
+    error = _first_error(command, language.lower(), headers)
+    return f"{named} does not work, so {therefore}: {error}" if error else ""
+
+
+def _first_error(compiler: list[str], language: str, headers: str) -> str:
     """What keeps the compiler from reading the headers of torch's compiled code; empty where nothing does."""
-    command = [*shlex.split(compiler), "-fsyntax-only", f"-I{sysconfig.get_path('include')}", "-x", language, "-"]
+    command = [*compiler, "-fsyntax-only", f"-I{sysconfig.get_path('include')}", "-x", language, "-"]
     found = subprocess.run(command, input=headers, text=True, capture_output=True, check=False)
     said = [line for line in found.stderr.splitlines() if "error" in line] or [f"exit code {found.returncode}"]
     return said[0].strip() if found.returncode else ""

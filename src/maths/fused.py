@@ -20,8 +20,8 @@ Numbers = tuple[Tensor, Tensor]  # (B, C) each
 
 
 @functools.cache
-def made(function: Callable[..., Any], groups: int, eps: float, pool: int, deterministic: bool) -> Callable[..., Any]:
-    """One of the functions below for these settings, compiled for each shape that it meets, as torch is set just now."""
+def made(function: Callable[..., Any], groups: int, eps: float, pool: int) -> Callable[..., Any]:
+    """One of the functions below for these settings, compiled for each shape that it meets."""
     return runtime.fused(functools.partial(function, groups, eps, pool))
 
 

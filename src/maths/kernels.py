@@ -160,8 +160,9 @@ def to_images(p: Tensor, weight: Tensor, q: Tensor | None = None, weight_d: Tens
 
 
 def _fused(function: Callable[..., Any], between: Between) -> Callable[..., Any]:
+    """The function of `fused`. Where the same bytes are to come again, no clock chooses how a kernel splits its sums."""
     runtime.tell_compiler()  # which meets new shapes long after it was asked
-    return fused.made(function, between.groups, between.eps, between.pool, torch.are_deterministic_algorithms_enabled())
+    return fused.made(function, between.groups, between.eps, between.pool)
 
 
 def _call(name: str, between: Between, u: Tensor, *given: Tensor | None) -> None:
