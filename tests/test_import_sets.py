@@ -115,7 +115,7 @@ def test_every_form_comes_back_from_every_space(space: Any, form: Callable[..., 
 
 
 RELEASED = sorted(path.parent.name for path in (ROOT / "data" / "released").glob("*/set.json"))
-FIGURES = {"cifar10": MTT_FIGURES["cifar10"], "digits": ((0.305,), (0.376,)), "fashion": ((0.286,), (0.353,))}  # mean and std
+FIGURES = {**MTT_FIGURES, "digits": ((0.305,), (0.376,)), "fashion": ((0.286,), (0.353,))}  # mean and std
 
 
 @pytest.mark.parametrize("name", RELEASED)
@@ -131,7 +131,8 @@ def test_distilled_sets_are_taken_in_their_space_and_in_no_other(name: str, tmp_
     """Those of one image per class are the wildest: a sixth of their pixels lies below -0.5."""
     made = read_synthetic(ROOT / "data" / "released" / name / "synthetic.safetensors", "")
     of = Normalisation(*(torch.tensor(figures) for figures in FIGURES[name.partition("-")[0]]))
-    shape = ImageShape(made.pixels.shape[1], made.pixels.shape[2], 10)
+    classes = json.loads((ROOT / "data" / "released" / name / "set.json").read_text(encoding="utf-8"))["dataset"]["classes"]
+    shape = ImageShape(made.pixels.shape[1], made.pixels.shape[2], len(classes))
     forms = {"pixels": made.pixels, "normalised": of.normalise(made.pixels)}
     for true, images in forms.items():
         path = of_tensors(tmp_path, images, made.labels)
@@ -269,6 +270,13 @@ def test_labels_that_are_not_what_is_said(labels: Tensor, said: Any, words: str,
         read(path, Options("pixels", labels=said, syn_lr=0.02))
 
 
+def test_bright_normalised_images_are_taken(tmp_path: Path) -> None:
+    """Ten images of a data set are seldom as bright as all of it."""
+    images = 0.4 + torch.randn(8, 3, 8, 8, generator=draw())
+    found = read(of_pair(tmp_path, images, set_of().labels), Options("normalised", NORMAL, syn_lr=1.0)).value
+    assert torch.equal(found.pixels, NORMAL.to_pixels(images))
+
+
 def test_whoever_is_sure_is_believed(tmp_path: Path) -> None:
     path = of_pair(tmp_path, set_of().pixels.clamp(0, 1), SOFT)
     of = Normalisation(MEAN, STD)
@@ -293,6 +301,7 @@ NORMAL = Normalisation(MEAN, STD)
         (uniform(8, 3, 8, 8), Options("normalised", NORMAL, syn_lr=1.0), r"pixels: all of its .* in \[0, 1\], with mean"),
         (uniform(8, 3, 8, 8), Options("whitened", whitening(), syn_lr=1.0), "where whitened images have 0"),
         (2 * set_of().pixels - 0.5, Options("normalised", NORMAL, syn_lr=1.0), "looks like pixels: .* of its numbers"),
+        (4 * set_of().pixels - 0.7, Options("normalised", NORMAL, syn_lr=1.0), "looks like pixels: .* of its numbers"),
         (torch.randint(256, (8, 3, 8, 8), generator=draw()), Options("normalised", NORMAL, syn_lr=1.0), "it holds integers"),
         (torch.randint(-5, 300, (8, 3, 8, 8), generator=draw()), PIXELS, "integers of -5 to 299"),
         (set_of().pixels * 30 + 10, Options("normalised", NORMAL, syn_lr=1.0), "looks otherwise than normalised"),
