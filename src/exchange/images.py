@@ -2,8 +2,8 @@
 
 What the user says about the space is compared with the numbers: a mistake there gives a set that trains students to nothing,
 without any other sign. Distilled pixels leave [0, 1], a quarter of them even [-0.5, 3], but keep a mean well above 0, which
-normalised images lose, or leave far behind where their pixels did: the bounds below lie between the sets of data/released and the
-same sets normalised. `sure` goes before.
+normalised images lose, or leave far behind where their pixels had drifted: the bounds below lie between the sets of data/released
+and the same sets normalised. `sure` goes before.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BYTE = 255  # the largest integer of a pixel
 LOW, HIGH = -0.5, 3.0  # what numbers of pixels seldom lie outside of
 FEW, MANY = 0.02, 0.3  # shares of them that do: images may be normalised, are no pixels
 CENTRED = 0.2  # mean / std: pixels have 0.3 to 1.2, normalised images -0.3 to 0.1, and 0.6 where nearly all lie beyond HIGH
-OFF = 0.5  # mean / std that ten normalised images seldom have by chance: their brightness scatters by half a std, its mean by 0.15
+OFF = 0.5  # mean / std that ten normalised images seldom have: their brightness scatters by half a std, its mean by 0.15
 INSIDE = 0.4  # share of numbers in [0, 1]: pixels have 0.46 to 1, normalised images 0.1 to 0.2
 MEANS = (-0.25, 1.5)  # that the mean of pixels lies between, for sure: whitened ones have drifted to 1.3
 MTT_FIGURES: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = {  # mean and std that MTT's utils.py normalises by

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from src.ground.errors import UserError
+from src.pages import levels
 from src.pages.sheets import COLUMNS, MOST_ROWS
 from src.store import files
 
@@ -191,6 +192,6 @@ def _shortened(name: str, width: int) -> str:
 
 
 def _enlarged(image: Tensor, side: int) -> Image.Image:
-    """An image (C, H, W) of pixels, cut off at 0 and 1, without smoothing."""
-    levels = (image.clamp(0, 1) * 255).round().to(torch.uint8).expand(3, -1, -1).permute(1, 2, 0).contiguous()
-    return Image.fromarray(levels.numpy()).resize((side, side), Image.Resampling.NEAREST)
+    """An image (C, H, W) of pixels, with the contrast of levels.py, without smoothing."""
+    array = (levels.shown(image) * 255).round().to(torch.uint8).expand(3, -1, -1).permute(1, 2, 0).contiguous()
+    return Image.fromarray(array.numpy()).resize((side, side), Image.Resampling.NEAREST)

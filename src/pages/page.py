@@ -161,7 +161,7 @@ class Pictures:
 
     result: Result
     sheets: tuple[Sheet, ...]
-    clipped: float  # fraction of pixels outside [0, 1]
+    beyond: float  # fraction of pixels outside [0, 1]
     classes: int
     certainty: float | None = None  # of soft labels: the mean probability of the likeliest class
 

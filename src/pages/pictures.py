@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from src.pages import levels
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -24,25 +26,28 @@ GAP = 2  # white pixels around every image
 
 
 def grid(pixels: Tensor, labels: Tensor, square: bool = False) -> np.ndarray:
-    """One picture (H, W, 3) of uint8 of pixels (S, C, h, w): a row a class, or all in one row at one image per class.
+    """One picture (H, W, 3) of uint8 of pixels (S, C, h, w), with the contrast of levels.py.
 
-    A class shows its first ten images, all classes equally many; pixels outside [0, 1] are cut off. Where the picture's
-    place is `square`, images that would be one row fill it.
+    A row a class: its first ten images, all classes equally many. Where that would be one image, those of all classes follow
+    each other in rows of ten, so that none is left out whose soft label is another class's by now; where the picture's place
+    is `square`, they fill it.
     """
     members = [(labels == k).nonzero().squeeze(1) for k in labels.unique()]
-    columns = min(MOST_COLUMNS, *(len(one) for one in members))
-    shown = pixels[torch.cat([one[:columns] for one in members])]
+    fewest = min(MOST_COLUMNS, *map(len, members))
+    columns = fewest if fewest > 1 else MOST_COLUMNS
+    found = torch.cat([one[:columns] for one in members])
+    if fewest == 1 and square:
+        columns = math.ceil(len(found) ** 0.5)
     times = -(-SIDE // pixels.shape[-1])
-    enlarged = shown.repeat_interleave(times, dim=-1).repeat_interleave(times, dim=-2)
-    row = columns if columns > 1 else min(len(members), math.ceil(len(members) ** 0.5) if square else MOST_COLUMNS)
-    array: np.ndarray = (_laid_out(enlarged.clamp(0, 1), row) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    enlarged = levels.shown(pixels[found]).repeat_interleave(times, dim=-1).repeat_interleave(times, dim=-2)
+    array: np.ndarray = (_laid_out(enlarged, columns) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     return array
 
 
 def save(image: Tensor, path: Path) -> None:
     """A picture file of an image (C, H, W); pixels outside [0, 1] are cut off."""
-    levels = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    Image.fromarray(levels[..., 0] if levels.shape[2] == 1 else levels).save(path)
+    array = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(path)
 
 
 def _laid_out(images: Tensor, columns: int) -> Tensor:

@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from src.pages import levels
+
 COLUMNS = 10  # classes of one sheet
 MOST_ROWS = 10  # images of one class
 HALF_LEVEL = 0.5 / 255  # what eight bits can't show is not out of range
@@ -42,7 +44,7 @@ def single(pixels: Tensor) -> str:
 
 
 def out_of_range(pixels: Tensor) -> float:
-    """Fraction of pixels outside [0, 1], which pictures cut off."""
+    """Fraction of pixels outside [0, 1]."""
     return ((pixels < -HALF_LEVEL) | (pixels > 1 + HALF_LEVEL)).double().mean().item()
 
 
@@ -58,14 +60,14 @@ def _canvas(columns: Sequence[Tensor], rows: int) -> Tensor:
     for x, column in enumerate(columns):
         for y, image in enumerate(column):
             place = canvas[:, y * (height + 1) :, x * (width + 1) :][:, :height, :width]
-            place[:3] = image.clamp(0, 1)  # grey becomes three equal channels
+            place[:3] = levels.shown(image)  # grey becomes three equal channels
             place[3] = 1
     return canvas
 
 
 def _uri(canvas: Tensor) -> str:
     """PNG in a data URI."""
-    levels = (canvas * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous()  # (H, W, 4)
+    array = (canvas * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous()  # (H, W, 4)
     file = io.BytesIO()
-    Image.fromarray(levels.numpy()).save(file, format="png", optimize=True)
+    Image.fromarray(array.numpy()).save(file, format="png", optimize=True)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
