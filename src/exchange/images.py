@@ -2,8 +2,8 @@
 
 What the user says about the space is compared with the numbers: a mistake there gives a set that trains students to nothing,
 without any other sign. Distilled pixels leave [0, 1], a quarter of them even [-0.5, 3], but keep a mean well above 0, which
-normalised images lose, or leave far behind where their pixels had drifted: the bounds below lie between the sets of data/released
-and the same sets normalised. `sure` goes before.
+normalised images lose, or leave far behind where their pixels had drifted: the bounds below lie between the sets of
+data/released and the same sets normalised. `sure` goes before.
 """
 
 from __future__ import annotations
