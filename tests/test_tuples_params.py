@@ -46,6 +46,12 @@ WRONG: list[tuple[str, Any, str, str]] = [
         "reads images alone, and 'digits-seen-written' is of tuples",
     ),
     (
+        "prepare/digits-seen-written/modalities",
+        {"image": {"kind": "image"}, "Image": {"kind": "image"}},
+        "prepare.digits-seen-written",
+        "modality 'Image' differs from 'image' in capitals alone",
+    ),
+    (
         "networks/both/encoders",
         {"image": {"depth": 1, "width": 4}},
         "networks.both",

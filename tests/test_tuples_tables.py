@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 import shutil
@@ -26,7 +27,8 @@ from src.settings.datasets import Dataset
 from src.settings.networks import Encoders
 from src.settings.params import load
 from src.sources import downloads
-from src.sources.tuples import layouts, names, raw, reading, sounds, texts
+from src.sources.images import Shape
+from src.sources.tuples import layouts, names, pictures, raw, reading, sounds, texts
 from src.sources.tuples.reading import TupleSource
 from src.stages import init, init_tuples
 from tests import tuples
@@ -608,3 +610,14 @@ def test_what_was_changed_by_hand_stays_with_another_first_run(tmp_path: Path, m
     init.run("flat", "flat", 16, 1)
     params = load()
     assert params.experts["flat"].count == 3 and params.runs["flat-1-low-rank"].ipc == 1
+
+
+def test_more_pixels_than_the_guard_are_a_flaw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the limit on, not only from twice of it, where Pillow itself raises."""
+    content = (tmp_path / tuples.write_pictures(tmp_path, 1)[0]).read_bytes()
+    width, height = Image.open(io.BytesIO(content)).size
+    assert pictures.flaw(content, "a.png") == ""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", width * height - 1)
+    assert "guard against decompression bombs" in pictures.flaw(content, "a.png")
+    with pytest.raises(DataError, match="a.png can't be read as an image .*decompression bombs"):
+        pictures.decoded([content], ["a.png"], Shape(3, 8))

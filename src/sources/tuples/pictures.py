@@ -18,7 +18,8 @@ TRIAL = Shape(3, 8)  # of pictures that are decoded only to see whether they can
 def flaw(content: bytes, name: str) -> str:
     """Why a picture can't be read; nothing where it can."""
     try:
-        images.decode(content, TRIAL, name)
+        with images.quiet():
+            images.decode(content, TRIAL, name)
     except BrokenImageError as error:
         return str(error)
     return ""
@@ -29,7 +30,8 @@ def decoded(contents: Sequence[bytes], names: Sequence[str], shape: Shape) -> Te
     found = []
     for content, name in zip(contents, names, strict=True):
         try:
-            found.append(images.decode(content, shape, name))
+            with images.quiet():
+                found.append(images.decode(content, shape, name))
         except BrokenImageError as error:
             text = f"{name} can't be read as an image ({error})"
             raise DataError(f"{text}: repair it, or leave its rows out with skip_broken: true") from None
