@@ -14,7 +14,7 @@ from src.ground.errors import ArtifactError
 from src.settings import resolved
 from src.settings.params import Params, parse
 from src.stages import distill, evaluate, experts, export, gallery, prepare, records, report
-from src.store import files
+from src.store import checkpoints, files
 from src.studies import gradient_error, variants
 from src.studies.variants import Changes, Workspace
 from tests.called import command
@@ -80,15 +80,31 @@ def test_a_set_of_other_real_images_is_refused(reader: str, params: Params) -> N
 
 
 def test_a_run_waits_for_the_set_that_it_begins_with_to_be_of_these_images(params: Params) -> None:
-    params, before = resplit(), STORE.synthetic_file("one").read_bytes()
+    """And that one for its experts: they are made first, to the bytes that they have one by one."""
+    params, one, later = resplit(), STORE.synthetic_file("one"), STORE.synthetic_file("later")
+    before = one.read_bytes()
     with pytest.raises(ArtifactError, match="experts --experts short"):
-        distill.run(STORE, resolved.run(params, "later"))
-    assert STORE.synthetic_file("one").read_bytes() == before
-    experts.run(STORE, resolved.buffer(params, "short"))
+        distill.run(STORE, resolved.run(params, "one"))
     distill.run(STORE, resolved.run(params, "later"))
-    assert STORE.synthetic_file("one").read_bytes() != before, "it is made first"
+    made_first = one.read_bytes(), later.read_bytes()
+    assert made_first[0] != before
     for name in ("one", "later"):
         records.check_synthetic(STORE, resolved.run(params, name))
+        checkpoints.forget("distill", name)
+    shutil.rmtree(Path("data/experts/short"))
+    one.unlink()
+    later.unlink()
+    experts.run(STORE, resolved.buffer(params, "short"))
+    for name in ("one", "later"):
+        distill.run(STORE, resolved.run(params, name))
+    assert (one.read_bytes(), later.read_bytes()) == made_first
+
+
+def test_experts_that_are_there_are_not_made_again(params: Params, capsys: pytest.CaptureFixture[str]) -> None:
+    STORE.synthetic_file("one").unlink()
+    distill.run(STORE, resolved.run(params, "later"))
+    said = capsys.readouterr()
+    assert "one is made first" in said.out + said.err and "short is made first" not in said.out + said.err
 
 
 def test_a_set_that_begins_with_one_that_is_another_now_is_refused(params: Params) -> None:

@@ -24,8 +24,8 @@ from src.maths.tasks import Task, Tuples
 from src.process import progress, ranks, stopping
 from src.process.ranks import Ranks
 from src.settings.networks import Network
-from src.settings.resolved import Run
-from src.stages import run_log, work
+from src.settings.resolved import Buffer, Run
+from src.stages import experts, run_log, work
 from src.stages.records import check_synthetic, experts_record, iterations_record, prepared, synthetic_record
 from src.store import checkpoints, cost, files, locked
 from src.store.checkpoints import Checkpoint, Work
@@ -50,8 +50,8 @@ def run(store: Store, run: Run, watch: Watch = unwatched) -> None:
     """Distil a run, from its checkpoint where there is one. An error of `watch` ends it, and nothing is saved.
 
     The checkpoint stays, so that the run goes on from there when `iterations` grows. Where it begins with the set of another
-    run, which is not there as it is to be or was made by other code, that one is made first: DVC, which knows of no order, then
-    has it go on at its end.
+    run, which is not there as it is to be or was made by other code, that one is made first, and its experts before it: DVC,
+    which knows of no order, then has both go on at their end.
     """
     with ranks.joined(run.runtime, run.name) as group:
         if run.initial is not None:
@@ -64,17 +64,27 @@ def run(store: Store, run: Run, watch: Watch = unwatched) -> None:
 
 
 def _ready(store: Store, initial: Run, group: Ranks | None) -> None:
-    if not _told(group, _is_made(store, initial)):
-        progress.say(f"{initial.name} is made first")
-        run(store, initial)
+    """Make the set of this run, unless it is there. Its experts too, but where several processes would wait for one of them."""
+    if _told(group, _is_made(store, "distill", initial.name, lambda: check_synthetic(store, initial))):
+        return
+    buffer = initial.buffer
+    if (
+        group is None
+        and buffer is not None
+        and not _is_made(store, "experts", buffer.name, lambda: check_experts(store, buffer))
+    ):
+        progress.say(f"{buffer.name} is made first")
+        experts.run(store, buffer)
+    progress.say(f"{initial.name} is made first")
+    run(store, initial)
 
 
-def _is_made(store: Store, run: Run) -> bool:
+def _is_made(store: Store, stage: str, name: str, check: Callable[[], None]) -> bool:
     try:
-        check_synthetic(store, run)
+        check()
     except ArtifactError:
         return False
-    return not locked.is_outdated(store.data, "distill", run.name)
+    return not locked.is_outdated(store.data, stage, name)
 
 
 def _told(group: Ranks | None, value: Value) -> Value:
@@ -121,11 +131,15 @@ def _run(store: Store, run: Run, watch: Watch, group: Ranks | None) -> None:
 
 def check_inputs(store: Store, run: Run) -> None:
     """Raises ArtifactError where the experts, or the set that the run begins with, are missing or made differently."""
-    buffer = run.buffer
-    if buffer is not None:
-        store.check_trajectories(buffer.name, buffer.settings.count, experts_record(store, buffer))
+    if run.buffer is not None:
+        check_experts(store, run.buffer)
     if run.initial is not None:
         check_synthetic(store, run.initial)
+
+
+def check_experts(store: Store, buffer: Buffer) -> None:
+    """Raises ArtifactError where these experts are missing or made differently."""
+    store.check_trajectories(buffer.name, buffer.settings.count, experts_record(store, buffer))
 
 
 def initial_images(store: Store, run: Run, statistics: Statistics, device: torch.device) -> tuple[Tensor, Tensor]:
