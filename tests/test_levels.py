@@ -54,11 +54,15 @@ def places(labels: list[int], square: bool = False) -> list[list[int]]:
 
 
 def test_a_row_a_class_of_equally_many_images() -> None:
-    assert places([1, 0, 1, 0, 1]) == [[2, 4], [1, 3]]
+    assert places([1, 0, 1, 0]) == [[2, 4], [1, 3]]
     assert places([0] * 12 + [1] * 11) == [list(range(1, 11)), list(range(13, 23))]
+    assert places([1, 0, 1, 0], square=True) == [[2, 4], [1, 3]]
 
 
 def test_images_whose_soft_label_is_another_class_are_not_lost() -> None:
     assert places([0, 2, 2, 3]) == [[1, 2, 3, 4]]
+    assert places([1, 0, 1, 0, 1]) == [[2, 4, 1, 3, 5]]
     assert places([0, 1, 2, 2, 4], square=True) == [[1, 2, 3], [4, 5, 0]]
+    assert places([0] * 9 + [1] * 11) == [list(range(1, 11)), list(range(11, 21))]
+    assert places([0] * 19 + [1] * 4) == [list(range(1, 11)), [20, 21, 22, 23] + 6 * [0]]
     assert places(list(range(11))) == [list(range(1, 11)), [11] + 9 * [0]]

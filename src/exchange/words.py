@@ -19,6 +19,8 @@ python train_on_it.py --test test.npz --students 5
 NO_SCRIPT = "`set.json` holds the students' settings. A script that trains them comes with runs of a ConvNet alone."
 WHITENED = """Networks read whitened pixels, `(pixels - mean) @ matrix` of the flattened image, with `mean` (D,) and `matrix`
 (D, D) from `space.pt`: real images have to be whitened by the same two."""
+BEYOND = """Where an image's pixels go beyond black and white, this picture shows it with less contrast,
+while its PNG file, if there is one, is cut off at both."""
 NORMALISED = (
     """Networks read normalised pixels, `(pixels - mean) / std` for each channel, with `mean` and `std` from `set.json`."""
 )
@@ -31,7 +33,7 @@ def readme(card: Mapping[str, Any], count: int, use: str, picture: str | None = 
     """
     lines = [f"# {card['run']}", "", _what(card, count)]
     if picture is not None:
-        lines += ["", f"![The images]({picture})"]
+        lines += ["", f"![The images]({picture})", "", BEYOND]
     if (accuracy := card["accuracy"]) is not None:
         val, test = (
             page.score(Accuracy(accuracy[f"{s}_accuracy_mean"], accuracy[f"{s}_accuracy_std"])) for s in ("val", "test")

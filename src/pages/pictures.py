@@ -28,16 +28,17 @@ GAP = 2  # white pixels around every image
 def grid(pixels: Tensor, labels: Tensor, square: bool = False) -> np.ndarray:
     """One picture (H, W, 3) of uint8 of pixels (S, C, h, w), with the contrast of levels.py.
 
-    A row a class: its first ten images, all classes equally many. Where that would be one image, those of all classes follow
-    each other in rows of ten, so that none is left out whose soft label is another class's by now; where the picture's place
-    is `square`, they fill it.
+    A row a class, of its first ten images, where all classes have equally many of them, and more than one. Otherwise images
+    follow each other, class after class, in rows of ten, or as a square where the picture's place is `square`: all of them,
+    unless they are more than ten a class, so that none is left out whose soft label is another class's by now.
     """
     members = [(labels == k).nonzero().squeeze(1) for k in labels.unique()]
-    fewest = min(MOST_COLUMNS, *map(len, members))
-    columns = fewest if fewest > 1 else MOST_COLUMNS
-    found = torch.cat([one[:columns] for one in members])
-    if fewest == 1 and square:
-        columns = math.ceil(len(found) ** 0.5)
+    if len(labels) > MOST_COLUMNS * len(members):
+        members = [one[:MOST_COLUMNS] for one in members]
+    found, (fewest, *more) = torch.cat(members), sorted({len(one) for one in members})
+    columns = math.ceil(len(found) ** 0.5) if square else MOST_COLUMNS
+    if fewest > 1 and not more:
+        columns = fewest
     times = -(-SIDE // pixels.shape[-1])
     enlarged = levels.shown(pixels[found]).repeat_interleave(times, dim=-1).repeat_interleave(times, dim=-2)
     array: np.ndarray = (_laid_out(enlarged, columns) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
