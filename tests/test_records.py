@@ -80,31 +80,36 @@ def test_a_set_of_other_real_images_is_refused(reader: str, params: Params) -> N
 
 
 def test_a_run_waits_for_the_set_that_it_begins_with_to_be_of_these_images(params: Params) -> None:
-    """And that one for its experts: they are made first, to the bytes that they have one by one."""
-    params, one, later = resplit(), STORE.synthetic_file("one"), STORE.synthetic_file("later")
-    before = one.read_bytes()
+    params, before = resplit(), STORE.synthetic_file("one").read_bytes()
     with pytest.raises(ArtifactError, match="experts --experts short"):
-        distill.run(STORE, resolved.run(params, "one"))
+        distill.run(STORE, resolved.run(params, "later"))
+    assert STORE.synthetic_file("one").read_bytes() == before
+    experts.run(STORE, resolved.buffer(params, "short"))
     distill.run(STORE, resolved.run(params, "later"))
-    made_first = one.read_bytes(), later.read_bytes()
-    assert made_first[0] != before
+    assert STORE.synthetic_file("one").read_bytes() != before, "it is made first"
     for name in ("one", "later"):
         records.check_synthetic(STORE, resolved.run(params, name))
-        checkpoints.forget("distill", name)
-    shutil.rmtree(Path("data/experts/short"))
-    one.unlink()
-    later.unlink()
-    experts.run(STORE, resolved.buffer(params, "short"))
+
+
+def test_distill_makes_experts_first_of_the_run_that_it_begins_with(
+    params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """DVC knows of none of them, where the run itself has none. They have the bytes that they have one by one."""
+    places = STORE.trajectory_file("short", 0), STORE.synthetic_file("one"), STORE.synthetic_file("later")
+    before = [place.read_bytes() for place in places]
     for name in ("one", "later"):
-        distill.run(STORE, resolved.run(params, name))
-    assert (one.read_bytes(), later.read_bytes()) == made_first
-
-
-def test_experts_that_are_there_are_not_made_again(params: Params, capsys: pytest.CaptureFixture[str]) -> None:
-    STORE.synthetic_file("one").unlink()
-    distill.run(STORE, resolved.run(params, "later"))
-    said = capsys.readouterr()
-    assert "one is made first" in said.out + said.err and "short is made first" not in said.out + said.err
+        checkpoints.forget("distill", name)
+    places[1].unlink()
+    assert command("distill --run later", monkeypatch) == 0
+    assert "short is made first" not in capsys.readouterr().err, "they are there"
+    shutil.rmtree(places[0].parent.parent)
+    places[1].unlink()
+    assert command("distill --run one", monkeypatch) == 1, "a run's own experts are the pipeline's"
+    assert command("distill --run later", monkeypatch) == 0
+    said = capsys.readouterr().err
+    assert said.index("short is made first") < said.index("one is made first")
+    assert [place.read_bytes() for place in places] == before
+    assert list(distill.missing_experts(STORE, resolved.run(params, "later"))) == []
 
 
 def test_a_set_that_begins_with_one_that_is_another_now_is_refused(params: Params) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from src.cli.app import app, each, named
 from src.ground.errors import UserError
-from src.process import stopping
+from src.process import progress, stopping
+
+if TYPE_CHECKING:
+    from src.settings.resolved import Run
+    from src.store.store import Store
 
 DatasetOption = Annotated[str | None, typer.Option(help="A data set of the section `prepare`; all where left out.")]
 ExpertsOption = Annotated[str | None, typer.Option(help="A key of the section `experts`; all where left out.")]
@@ -128,9 +133,19 @@ def distill(
             from src.stages import plan as planning
 
             return each(planning.run, runs)
-    from src.stages import distill as stage
+    return each(_distilled, runs, strict)
 
-    return each(stage.run, runs, strict)
+
+def _distilled(store: Store, run: Run) -> None:
+    """With the experts first of the runs that it begins with; several processes of one run find them made, or are told how."""
+    from src.stages import distill as stage
+    from src.stages import experts
+
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        for buffer in stage.missing_experts(store, run):
+            progress.say(f"{buffer.name} is made first")
+            experts.run(store, buffer)
+    stage.run(store, run)
 
 
 @app.command()

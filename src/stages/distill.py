@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -25,7 +25,7 @@ from src.process import progress, ranks, stopping
 from src.process.ranks import Ranks
 from src.settings.networks import Network
 from src.settings.resolved import Buffer, Run
-from src.stages import experts, run_log, work
+from src.stages import run_log, work
 from src.stages.records import check_synthetic, experts_record, iterations_record, prepared, synthetic_record
 from src.store import checkpoints, cost, files, locked
 from src.store.checkpoints import Checkpoint, Work
@@ -50,8 +50,8 @@ def run(store: Store, run: Run, watch: Watch = unwatched) -> None:
     """Distil a run, from its checkpoint where there is one. An error of `watch` ends it, and nothing is saved.
 
     The checkpoint stays, so that the run goes on from there when `iterations` grows. Where it begins with the set of another
-    run, which is not there as it is to be or was made by other code, that one is made first, and its experts before it: DVC,
-    which knows of no order, then has both go on at their end.
+    run, which is not there as it is to be or was made by other code, that one is made first: DVC, which knows of no order, then
+    has it go on at its end.
     """
     with ranks.joined(run.runtime, run.name) as group:
         if run.initial is not None:
@@ -64,27 +64,35 @@ def run(store: Store, run: Run, watch: Watch = unwatched) -> None:
 
 
 def _ready(store: Store, initial: Run, group: Ranks | None) -> None:
-    """Make the set of this run, unless it is there. Its experts too, but where several processes would wait for one of them."""
-    if _told(group, _is_made(store, "distill", initial.name, lambda: check_synthetic(store, initial))):
-        return
-    buffer = initial.buffer
-    if (
-        group is None
-        and buffer is not None
-        and not _is_made(store, "experts", buffer.name, lambda: check_experts(store, buffer))
-    ):
-        progress.say(f"{buffer.name} is made first")
-        experts.run(store, buffer)
-    progress.say(f"{initial.name} is made first")
-    run(store, initial)
+    if not _told(group, _is_made(store, initial)):
+        progress.say(f"{initial.name} is made first")
+        run(store, initial)
 
 
-def _is_made(store: Store, stage: str, name: str, check: Callable[[], None]) -> bool:
+def _is_made(store: Store, run: Run) -> bool:
     try:
-        check()
+        check_synthetic(store, run)
     except ArtifactError:
         return False
-    return not locked.is_outdated(store.data, stage, name)
+    return not locked.is_outdated(store.data, "distill", run.name)
+
+
+def missing_experts(store: Store, run: Run) -> Iterator[Buffer]:
+    """The experts of those runs whose sets have to be made before this one's, where they are missing or made differently."""
+    if run.initial is None or _is_made(store, run.initial):
+        return
+    yield from missing_experts(store, run.initial)
+    buffer = run.initial.buffer
+    if buffer is not None and not _are_made(store, buffer):
+        yield buffer
+
+
+def _are_made(store: Store, buffer: Buffer) -> bool:
+    try:
+        check_experts(store, buffer)
+    except ArtifactError:
+        return False
+    return not locked.is_outdated(store.data, "experts", buffer.name)
 
 
 def _told(group: Ranks | None, value: Value) -> Value:
