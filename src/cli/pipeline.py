@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -138,10 +137,11 @@ def distill(
 
 def _distilled(store: Store, run: Run) -> None:
     """With the experts first of the runs that it begins with; several processes of one run find them made, or are told how."""
+    from src.process import ranks
     from src.stages import distill as stage
     from src.stages import experts
 
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if ranks.alone():
         for buffer in stage.missing_experts(store, run):
             progress.say(f"{buffer.name} is made first")
             experts.run(store, buffer)

@@ -71,13 +71,18 @@ class Ranks:
         return found[:, :-1]
 
 
+def alone() -> bool:
+    """Whether this process is the only one that works on its run, as torchrun tells it."""
+    return int(os.environ.get("WORLD_SIZE", "1")) == 1
+
+
 @contextmanager
 def joined(asked: Runtime, name: str) -> Iterator[Ranks | None]:
     """The ranks that work on the run of this name; None where this process is the only one.
 
     Of what ends the block one sentence is left: rank 0's, or where that is gone the first of the others'.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if alone():
         yield None
         return
     found = _group(asked.device)

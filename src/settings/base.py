@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -57,6 +57,16 @@ def describe(error: ValidationError, model: type[BaseModel], given: Any, path: s
         where, text = ".".join(str(part) for part in (path, *places) if part != ""), _text(item, model, places)
         found[where] = f"{found[where]}, or: {text}" if where in found and text != found[where] else text
     return list(found.items())
+
+
+def spelled_alike(names: Iterable[str]) -> dict[str, str]:
+    """What is wrong with those names that an earlier one differs from in capitals alone."""
+    first: dict[str, str] = {}
+    return {
+        name: f"differs from '{other}' in capitals alone, which some file systems take for the same folder: rename one"
+        for name in names
+        if (other := first.setdefault(name.lower(), name)) != name
+    }
 
 
 def _places(item: Any, given: Any) -> list[str | int]:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from src.settings.base import NAME, NAME_RULE, Positive, PositiveReal, Settings, Sha256
+from src.settings.base import NAME, NAME_RULE, Positive, PositiveReal, Settings, Sha256, spelled_alike
 
 OTHER_TENSORS = ("similarity", "syn_lr")  # of an export of tuples
 
@@ -160,12 +160,8 @@ class Dataset(Settings):
             return self
         if len(self.modalities) < 2:
             raise ValueError(f"modalities name {len(self.modalities)}: a tuple has two or more")
-        spellings: dict[str, str] = {}
-        for name in self.modalities:
-            other = spellings.setdefault(name.lower(), name)
-            if other != name:
-                text = "in capitals alone, which some file systems take for the same folder: rename one"
-                raise ValueError(f"modality '{name}' differs from '{other}' {text}")
+        for name, problem in spelled_alike(self.modalities).items():
+            raise ValueError(f"modality '{name}' {problem}")
         of_images = {"size": self.size, "channels": self.channels, "splits": self.splits, "label_column": self.label_column}
         told = [name for name, value in of_images.items() if value is not None]
         told += ["whitening"] if self.whitening != "none" else []

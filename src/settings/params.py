@@ -15,7 +15,7 @@ from ruamel.yaml.error import YAMLError
 
 from src.ground.errors import ParamsError, UnknownNameError, UserError
 from src.settings import tuples
-from src.settings.base import MISSING, NAME, NAME_RULE, Problems, Settings, describe
+from src.settings.base import MISSING, NAME, NAME_RULE, Problems, Settings, describe, spelled_alike
 from src.settings.contrast import Similarity
 from src.settings.datasets import Dataset
 from src.settings.distillation import Distillation
@@ -150,15 +150,14 @@ def _mapping(raw: Mapping[str, Any], section: str, problems: Problems) -> dict[s
     if not isinstance(value, dict) or not value:
         problems.append((section, "must be a mapping of names to settings, with at least one name"))
         return {}
-    spellings: dict[str, str] = {}
+    found = {name: settings for name, settings in value.items() if isinstance(name, str)}
+    alike = spelled_alike(found)
     for name in value:
-        other = spellings.setdefault(str(name).lower(), name)
-        if not isinstance(name, str) or not NAME.fullmatch(name):
+        if name not in found or not NAME.fullmatch(name):
             problems.append((f"{section}.{name}", f"can't be a name: {NAME_RULE}"))
-        elif other != name:
-            text = f"differs from '{other}' in capitals alone, which some file systems take for the same folder: rename one"
-            problems.append((f"{section}.{name}", text))
-    return {name: settings for name, settings in value.items() if isinstance(name, str)}
+        elif name in alike:
+            problems.append((f"{section}.{name}", alike[name]))
+    return found
 
 
 def entry(section: str, name: str, value: Any, source: str) -> Settings:

@@ -70,11 +70,16 @@ def _ready(store: Store, initial: Run, group: Ranks | None) -> None:
 
 
 def _is_made(store: Store, run: Run) -> bool:
+    return _is_there(store, "distill", run.name, lambda: check_synthetic(store, run))
+
+
+def _is_there(store: Store, stage: str, name: str, check: Callable[[], None]) -> bool:
+    """Whether what a stage makes passes this check, and was made by the code of now."""
     try:
-        check_synthetic(store, run)
+        check()
     except ArtifactError:
         return False
-    return not locked.is_outdated(store.data, "distill", run.name)
+    return not locked.is_outdated(store.data, stage, name)
 
 
 def missing_experts(store: Store, run: Run) -> Iterator[Buffer]:
@@ -83,16 +88,8 @@ def missing_experts(store: Store, run: Run) -> Iterator[Buffer]:
         return
     yield from missing_experts(store, run.initial)
     buffer = run.initial.buffer
-    if buffer is not None and not _are_made(store, buffer):
+    if buffer is not None and not _is_there(store, "experts", buffer.name, lambda: check_experts(store, buffer)):
         yield buffer
-
-
-def _are_made(store: Store, buffer: Buffer) -> bool:
-    try:
-        check_experts(store, buffer)
-    except ArtifactError:
-        return False
-    return not locked.is_outdated(store.data, "experts", buffer.name)
 
 
 def _told(group: Ranks | None, value: Value) -> Value:
