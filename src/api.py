@@ -384,7 +384,8 @@ def load_synthetic(
         text = f"{file} does not tell how networks read it"
         raise UserError(f"{text}: give space, as real_images(...).space, and network, as ConvNet(depth=3, width=128)")
     known = len(told["dataset"]["classes"]) if told else _classes(found)
-    if (classes or known) < _classes(found):
+    asked, soft = classes or known, found.labels.is_floating_point()
+    if asked < _classes(found) or (soft and asked != _classes(found)):
         raise UserError(
             f"classes is {classes}, but the labels of {file} are of {_classes(found)}: give that many, or leave it out"
         )

@@ -194,6 +194,8 @@ def test_classes_of_soft_labels_are_counted_by_their_shape(synthetic: Synthetic,
     found = load_synthetic(tmp_path / "soft.safetensors", space=synthetic.space, network=SPEC)
     assert found.shape == synthetic.shape
     assert len(evaluate(found, *digits(), pixel_max=16, epochs=1, students=2, machine=MACHINE)) == 2
+    with pytest.raises(UserError, match=r"classes is 12, but the labels of .*soft\.safetensors are of 10: give that many"):
+        load_synthetic(tmp_path / "soft.safetensors", space=synthetic.space, network=SPEC, classes=12)
 
 
 def test_a_released_set_tells_all_by_itself() -> None:

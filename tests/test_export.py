@@ -245,7 +245,13 @@ def test_a_folder_with_files_is_left_alone(
 
 
 @pytest.mark.parametrize(
-    ("pixels", "labels"), [(torch.zeros(2, 3, 8, 8), torch.tensor([0, 1])), (torch.zeros(1, 1, 8, 8), torch.tensor([10]))]
+    ("pixels", "labels"),
+    [
+        (torch.zeros(2, 3, 8, 8), torch.tensor([0, 1])),
+        (torch.zeros(1, 1, 8, 8), torch.tensor([10])),
+        (torch.zeros(1, 1, 8, 8), torch.eye(12)[:1]),
+        (torch.zeros(1, 1, 8, 8), torch.eye(4)[:1]),
+    ],
 )
 def test_another_data_sets_images_are_refused(
     pixels: torch.Tensor, labels: torch.Tensor, made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -239,6 +239,7 @@ def test_scales_hold_their_values() -> None:
     assert log.at(0.1) - log.at(0.03) == pytest.approx(log.at(1) - log.at(0.3), abs=0.02)
     perfect = charts.linear_scale([1.0, 1.0], percent=True)
     assert (perfect.at(1.0), perfect.ticks[-1].label) == (100, "100")
+    assert [tick.label for tick in charts.log_scale([1.17, 1.3]).ticks] == ["1.2", "1.4"], "close values have numbers too"
     for scale in (perfect, charts.linear_scale([0.5, 0.5]), charts.log_scale([0.0]), charts.log_scale([2.0])):
         assert scale.ticks
         assert 0 <= scale.at(0.5) <= 100

@@ -20,7 +20,7 @@ from sklearn.datasets import load_digits
 from torchvision import datasets
 
 from src.ground.errors import DataError
-from src.sources import imagenet, named, reading
+from src.sources import downloads, imagenet, named, reading
 from src.sources import published as published_sets
 from src.sources.reading import Source
 from tests import pictures
@@ -403,3 +403,11 @@ def test_every_subset_has_ten_classes_of_imagenet() -> None:
 def test_an_unknown_name_or_path(source: str, words: str) -> None:
     with pytest.raises(DataError, match=rf"^prepare\.mine: .*{words}.*path"):
         read(source)
+
+
+def test_a_source_that_another_process_brought_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two data sets of one source are prepared side by side, and one of them comes second."""
+    (tmp_path / "cifar10" / "cifar-10-batches-py").mkdir(parents=True)
+    monkeypatch.setattr(downloads, "_download", lambda name, folder: pytest.fail("downloaded twice"))
+    downloads.fetch("cifar10", tmp_path / "cifar10")
+    assert [path.name for path in (tmp_path / "cifar10").iterdir()] == ["cifar-10-batches-py"]

@@ -360,3 +360,12 @@ def test_a_worker_of_ablate_that_is_killed_is_a_sentence(repository: Path) -> No
     assert process.returncode == 1
     assert "a worker was killed, most often because memory ran out: the same command goes on" in " ".join(errors.split())
     assert "Traceback" not in errors
+
+
+def test_a_block_within_a_block_leaves_the_outer_one_as_it_was() -> None:
+    """A run that makes its initial one first agrees on a stop afterwards too."""
+    with stopping.together():
+        with stopping.together():
+            pass
+        assert stopping._mark.together
+    assert not stopping._mark.together

@@ -334,6 +334,33 @@ def test_a_workspace_has_no_test_split_and_keeps_the_users_files(tmp_path: Path)
     workspace.lend("digits")
     lent = sorted(path.name for path in (tmp_path / "work/data/prepare/digits").iterdir())
     assert lent == ["space.safetensors", "statistics.json", "train.safetensors", "val.safetensors"]
+    assert not (tmp_path / "work/data/imported").exists()
+
+
+def test_a_workspace_shows_the_imported_sets(tmp_path: Path) -> None:
+    """Those that come later too."""
+    top = tmp_path / "top"
+    for name in ("train.safetensors", "val.safetensors", "space.safetensors", "statistics.json"):
+        (top / "data/prepare/digits").mkdir(parents=True, exist_ok=True)
+        (top / "data/prepare/digits" / name).write_text(name)
+    (top / "data/imported").mkdir()
+    workspace = Workspace(tmp_path / "work", top)
+    for _ in range(2):
+        workspace.lend("digits")
+    (top / "data/imported/theirs.safetensors").write_text("theirs")
+    assert (tmp_path / "work/data/imported/theirs.safetensors").read_text() == "theirs"
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("postgresql+psycopg://me:secret@host:5432/db", "postgresql+psycopg://host:5432/db"),
+        ("postgresql://host/db", "postgresql://host/db"),
+        ("sqlite:///study.db", "sqlite:///study.db"),
+    ],
+)
+def test_a_storage_is_told_without_its_password(url: str, told: str) -> None:
+    assert study.address(url) == told
 
 
 # -- whole studies

@@ -238,6 +238,14 @@ def test_lines_that_are_no_objects(tmp_path: Path) -> None:
         read(tmp_path)
 
 
+def test_a_line_ends_where_json_lines_end(tmp_path: Path) -> None:
+    """Not at the other separators of Unicode, which JSON may hold as they are."""
+    rows = [{"file_name": f"{n}.png", "text": f"one\u2028two\x85{n}"} for n in range(3)]
+    table = tmp_path / "metadata.jsonl"
+    table.write_text("".join(json.dumps(row, ensure_ascii=False) + "\r\n" for row in rows), encoding="utf-8")
+    assert list(layouts._values(table)) == rows
+
+
 def test_files_that_a_parquet_table_names(tmp_path: Path) -> None:
     rows = [{"image": {"bytes": None, "path": f"{n}.png"}, "caption": str(n)} for n in range(20)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")

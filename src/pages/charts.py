@@ -111,6 +111,8 @@ def log_scale(values: Iterable[float]) -> Scale:
         marks = tuple(f * 10.0**d for d in decades for f in factors if low <= f * 10.0**d <= high)
         if len(marks) >= 3:
             break
+    if len(marks) < 2:  # the values are too close for any of these factors
+        marks = tuple(v for v in linear_scale([low, high]).values if low <= v <= high)
     return Scale(low, high, marks, log=True)
 
 

@@ -194,11 +194,11 @@ def speak_last() -> None:
 @contextmanager
 def together() -> Iterator[None]:
     """Within the block a signal is heeded when those that work together `agree`."""
-    _mark.together = True
+    before, _mark.together = _mark.together, True
     try:
         yield
     finally:
-        _mark.together = False
+        _mark.together = before  # a run that makes its initial one first is inside a block already
 
 
 def _interrupted(number: signal.Signals) -> InterruptedWorkError:

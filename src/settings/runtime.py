@@ -17,7 +17,9 @@ class Runtime(Settings):
     and student, as these fill the cores side by side. Other counts may round differently."""
     workers: Positive | None = None
     """Processes that train experts or students at the same time on CPUs, or tasks that a cluster does at once; null takes as
-    many as the cores or the cluster hold. Results do not depend on it, memory does: each needs its own."""
+    many as the cores or the cluster hold. Results do not depend on it, memory does: each needs its own. On a GPU that trains
+    other experts than ConvNets with ReLU and average or no pooling it bounds how many train side by side, which shows in their
+    rounding."""
     executor: Literal["local", "dask"] = "local"
     """Who does experts, students, variants and trials: processes of this machine, or a dask cluster. Changes no result."""
     address: str | None = None
@@ -36,8 +38,9 @@ class Runtime(Settings):
     instructions for bfloat16 take several times as long as in float32, and stages say so."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Whether training builds code. auto: own kernels for ConvNets with ReLU and average or no pooling, which take a second
-    once on a CPU and half a minute on a GPU; torch.compile for other networks on a CPU, where the work is long enough to pay
-    for it; a GPU's steps are recorded as CUDA graphs. on: torch.compile however short the work is. off: none of them."""
+    once on a CPU and half a minute on a GPU; torch.compile for other networks on a CPU, where the work is long enough to
+    pay for it; a GPU's steps are recorded as CUDA graphs. on: the same, and torch.compile however short the work is. off:
+    none of them."""
     memory_mib: NonNegative = 896
     """Memory for what an inner loop keeps of its steps, MiB: the student's parameters of each, which have to be kept, and where
     these leave some, what the second derivatives of the last steps can use again: a fifth of the time less where all steps

@@ -10,9 +10,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock
+
 from src.ground.errors import DataError
 from src.process import progress
 from src.sources import archives, imagenet
+from src.sources.trees import hidden
 
 SILENCE_SECONDS = 60.0  # a server that says nothing for so long is taken to be out of reach
 # MD5 of Tiny ImageNet as in several public loaders of it; of Imagenette as in torchvision.datasets.Imagenette; of Imagewoof
@@ -52,7 +55,9 @@ def fetch(name: str, folder: Path) -> None:
     progress.say(f"{name}: not on this machine, downloading it to {folder}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with _bounded_silence(), _temporary(folder) as temporary:
+        with _alone(folder), _bounded_silence(), _temporary(folder) as temporary:
+            if folder.is_dir() and not all(hidden(path.name) for path in folder.iterdir()):
+                return  # another data set of this source was faster
             _download(name, temporary)
             temporary.chmod(0o755)
             if folder.is_dir():  # with hidden files alone, as git keeps an empty one by
@@ -79,7 +84,9 @@ def unpack(name: str, folder: Path) -> None:
     if not check_integrity(str(archive), published.tgz_md5):
         raise DataError(f"{archive} is damaged or not the published archive, and is not opened: download it again")
     try:
-        with _temporary(archive) as temporary:
+        with _alone(archive), _temporary(archive) as temporary:
+            if (folder / published.base_folder).is_dir():
+                return  # another data set of this source was faster
             extract_archive(str(archive), str(temporary))
             (temporary / published.base_folder).replace(folder / published.base_folder)
     except PermissionError:
@@ -111,6 +118,17 @@ def _bounded_silence() -> Iterator[None]:
         yield
     finally:
         socket.setdefaulttimeout(before)
+
+
+@contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """One process at a time brings what becomes of `target`; those that wait look whether it is there before they do."""
+    lock = target.parent / f".{target.name}.lock"
+    with FileLock(lock):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 @contextmanager

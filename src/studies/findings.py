@@ -43,7 +43,9 @@ PLOTS: dict[str, Callable[[optuna.Study], Any]] = {
 def describe(tracker: Tracker, base: Run, tune: Tune, side: Side, plan: Study) -> None:
     """What the study's MLflow run says before any trial."""
     searched = {name: str(distribution) for name, distribution in plan.space.items()}
-    settings = tune.model_dump(exclude={"ranges", "trials"})
+    settings = tune.model_dump(exclude={"ranges", "trials", "storage"})
+    if tune.storage is not None:
+        settings["storage"] = study.address(tune.storage)  # others read this row
     tracker.params({"run": base.name, "side": side, "seed": base.seed, "tune": settings, "space": searched})
     journal = plan.folder / study_log.JOURNAL
     tracker.tags({"optuna.journal": journal.relative_to(host.workspace()).as_posix()})  # the store may move with its folder

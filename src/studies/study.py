@@ -86,8 +86,7 @@ class Study:
         except Exception as error:  # a database's driver may fail in any way
             reason = str(error).strip().splitlines()[0]
             raise UserError(
-                f"tune.storage {self.url.rpartition('@')[2]} can't be used ({reason}): start it, install its driver, or set "
-                "null"
+                f"tune.storage {address(self.url)} can't be used ({reason}): start it, install its driver, or set null"
             ) from None
 
     def begin(self, values: dict[str, Any]) -> None:
@@ -168,6 +167,12 @@ class Study:
 
     def _lock(self) -> FileLock:
         return FileLock(self.folder / "study.lock")
+
+
+def address(url: str) -> str:
+    """A storage as others may read it: without user and password."""
+    scheme, found, rest = url.rpartition("://")
+    return scheme + found + rest.rpartition("@")[2]
 
 
 def _as_lesson(trial: FrozenTrial) -> FrozenTrial:

@@ -120,7 +120,7 @@ def search(
     workers: int,
 ) -> None:
     """Work on the study in processes, whose variants are made in the workspace, and keep its MLflow run."""
-    deadline = time.time() + timeout if timeout else None
+    deadline = time.time() + timeout if timeout is not None else None
     plan.folder.mkdir(parents=True, exist_ok=True)
     workspace.lend(base.dataset.name)
     plan.begin(space.start(base, tune, side))

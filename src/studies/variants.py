@@ -86,7 +86,7 @@ class Workspace:
     source: Path
 
     def lend(self, dataset: str, test: bool = False) -> None:
-        """Put a data set's files into the workspace, as hard links where the disk allows it."""
+        """Put a data set's files into the workspace, as hard links where the disk allows it, and show it the imported sets."""
         kept = ("train", "val", "test") if test else ("train", "val")
         store = Store()
         named = (*(store.split_file(dataset, split) for split in kept),)
@@ -94,6 +94,9 @@ class Workspace:
             if not (self.source / path).exists():
                 raise ArtifactError(f"{path} is missing: {remake('prepare', dataset)}")
             place(self.source / path, self.folder / path)
+        imported = store.imported_file("any").parent  # sets that runs of these images may begin with
+        if (self.source / imported).is_dir():
+            self.link(imported)
 
     def link(self, folder: Path) -> None:
         """Let a folder of the repository's be seen in the workspace too."""

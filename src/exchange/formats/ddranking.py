@@ -126,7 +126,8 @@ def _model(exported: Exported) -> str:
 
 
 def _what(exported: Exported, about: Mapping[str, Any]) -> str:
-    share = exported.card.get("settings", {}).get("prepare", {}).get(exported.dataset, {}).get("val_fraction")
+    cut = exported.card.get("settings", {}).get("prepare", {}).get(exported.dataset, {})
+    share = None if cut.get("train_images") is not None else cut.get("val_fraction")
     seen = "a part" if share is None else f"{100 * (1 - share):.0f} %"
     mean, std = (", ".join(map(str, about[key])) for key in ("mean", "std"))
     space = WHITENED.format(share=seen) if about["use_zca"] else NORMALISED.format(dataset=about["dataset"], mean=mean, std=std)

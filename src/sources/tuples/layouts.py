@@ -99,7 +99,7 @@ def _values(table: Path) -> Iterator[Mapping[str, Any]]:
         elif table.suffix == ".json":
             yield from _karpathy(json.loads(table.read_text(encoding="utf-8")))
         elif table.suffix == ".jsonl":
-            yield from (_object(line) for line in table.read_text(encoding="utf-8").splitlines() if line.strip())
+            yield from (_object(line) for line in table.read_text(encoding="utf-8").split("\n") if line.strip())
         else:
             yield from _separated(table)
     except (ValueError, KeyError, TypeError, AttributeError, OSError, csv.Error) as error:
