@@ -383,12 +383,10 @@ def load_synthetic(
     if space is None or network is None:
         text = f"{file} does not tell how networks read it"
         raise UserError(f"{text}: give space, as real_images(...).space, and network, as ConvNet(depth=3, width=128)")
-    known = len(told["dataset"]["classes"]) if told else _classes(found)
-    asked, soft = classes or known, found.labels.is_floating_point()
-    if asked < _classes(found) or (soft and asked != _classes(found)):
-        raise UserError(
-            f"classes is {classes}, but the labels of {file} are of {_classes(found)}: give that many, or leave it out"
-        )
+    least = found.class_count
+    asked = classes or (len(told["dataset"]["classes"]) if told else least)
+    if asked < least or (found.labels.is_floating_point() and asked > least):
+        raise UserError(f"classes is {asked}, but the labels of {file} are of {least}: give that many, or leave it out")
     try:
         space.normalise(found.pixels[:1])
     except RuntimeError:
@@ -396,7 +394,7 @@ def load_synthetic(
         raise UserError(
             f"the images of {file} are {shape}, which this space does not read: give that of their data set"
         ) from None
-    return Synthetic(found.pixels, found.labels, found.syn_lr, space, _specified(network, network), classes or known)
+    return Synthetic(found.pixels, found.labels, found.syn_lr, space, _specified(network, network), asked)
 
 
 def real_images(images: Tensor, labels: Tensor, pixel_max: int = 255, zca_eps: float | None = None) -> RealImages:
@@ -455,11 +453,6 @@ def _root(seed: int) -> int:
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise UserError(f"seed is {seed!r}: give a whole number, 0 or more")
     return seed
-
-
-def _classes(found: SyntheticSet) -> int:
-    """K, of probabilities by their shape; of labels that are classes by the highest one."""
-    return found.labels.shape[1] if found.labels.is_floating_point() else int(found.labels.max()) + 1
 
 
 def _integers(images: Tensor, pixel_max: int) -> Tensor:

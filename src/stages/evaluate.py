@@ -101,17 +101,12 @@ def score_file(store: Store, run: Run, networks: Networks, path: Path) -> None:
 def _check_fit(path: Path, synthetic: SyntheticSet, statistics: Statistics) -> None:
     """Raises ArtifactError where the set's images or classes are not the data set's."""
     wanted = statistics.image_shape.batch
-    soft = synthetic.labels.ndim == 2
-    classes, highest = len(statistics.classes), synthetic.labels.shape[1] if soft else int(synthetic.classes.max()) + 1
-    if (
-        synthetic.pixels.shape[1:] != wanted
-        or len(synthetic.labels) != len(synthetic.pixels)
-        or highest > classes
-        or (soft and highest != classes)
-    ):
+    classes, found, soft = len(statistics.classes), synthetic.class_count, synthetic.labels.is_floating_point()
+    fits = found == classes if soft else found <= classes
+    if synthetic.pixels.shape[1:] != wanted or len(synthetic.labels) != len(synthetic.pixels) or not fits:
         shape = "x".join(str(side) for side in synthetic.pixels.shape[1:])
         raise ArtifactError(
-            f"{path} holds {shape} images of {highest} classes or more, the data set has "
+            f"{path} holds {shape} images of {found} classes{'' if soft else ' or more'}, the data set has "
             f"{'x'.join(str(side) for side in wanted)} images of {classes}: choose a run on the set's own data"
         )
 
@@ -159,9 +154,8 @@ def predict_all(
     if way.note:
         progress.say(f"{run.name}: {way.note}")
     record = work.whole(students_record(store, run, spec, synthetic), asked, "evaluate", device)
-    own = work.of(
-        asked, "evaluate", f"{place or run.name}@{called}", record, spec, way.backend + (", together" if way.together else "")
-    )
+    backend = f"{way.backend}, together" if way.together else way.backend  # which says what a checkpoint holds
+    own = work.of(asked, "evaluate", f"{place or run.name}@{called}", record, spec, backend)
     job = students.Job(training, own, store.input_files(run.dataset.name, splits))
     groups = 1 if way.together else settings.students
     processes = workers.processes(asked, device, groups, way.flops)

@@ -167,6 +167,11 @@ class SyntheticSet:
         """(S,), the likeliest class of each image."""
         return self.labels.argmax(dim=1) if self.labels.is_floating_point() else self.labels
 
+    @property
+    def class_count(self) -> int:
+        """K, of probabilities by their shape; of labels that are classes by the highest one."""
+        return self.labels.shape[1] if self.labels.is_floating_point() else int(self.labels.max()) + 1
+
     def sha256(self) -> str:
         """The same for the same tensors, whatever file they are in."""
         return files.checksum({}, {"pixels": self.pixels, "labels": self.labels, "syn_lr": self.syn_lr})

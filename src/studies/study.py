@@ -171,7 +171,7 @@ class Study:
 
 def address(url: str) -> str:
     """A storage as others may read it: without user and password."""
-    scheme, found, rest = url.rpartition("://")
+    scheme, found, rest = url.partition("://")
     return scheme + found + rest.rpartition("@")[2]
 
 
