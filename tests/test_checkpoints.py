@@ -139,6 +139,16 @@ def test_a_damaged_one_is_deleted_and_said(keep: int, capsys: pytest.CaptureFixt
     assert not checkpoint.path.exists()
 
 
+def test_one_that_cannot_be_opened_stays_and_is_said() -> None:
+    checkpoint = WORK.checkpoint()
+    checkpoint.path.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.path.symlink_to(checkpoint.path)  # a loop, which nobody can open, whatever their rights
+    assert checkpoint.facts() == {}
+    with pytest.raises(ArtifactError, match=r"can't be opened \(Too many levels of symbolic links\): permit reading it"):
+        checkpoint.load()
+    assert checkpoint.path.is_symlink()
+
+
 def test_pauses_follow_the_setting_and_the_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     now, writes = [0.0], []
     monkeypatch.setattr(checkpoints.time, "monotonic", lambda: now[0])

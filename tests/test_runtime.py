@@ -141,6 +141,18 @@ def test_float32_on_cuda_is_what_it_says(precision: str, tf32: bool, monkeypatch
     assert [one == "tf32" for one in found] == [tf32, tf32]
 
 
+@pytest.mark.usefixtures("flags")
+def test_what_is_captured_for_other_kernels_is_not_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda(monkeypatch, True)
+    asked = [{}, {"precision": "tf32"}, {"deterministic": False}, {"precision": "bfloat16"}]
+    found = []
+    for one in asked:
+        runtime.start(Runtime(device="cuda", **one))
+        found.append(runtime.numerics())
+    assert len(set(found)) == 3
+    assert found[0] == found[3]  # bfloat16 is a part of what is asked for, and rounds no other product
+
+
 def test_a_stage_says_what_makes_it_slow(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False})
     assert work.start(Runtime(device="cpu", precision="bfloat16"), "digits") == torch.device("cpu")

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from src.exchange import pickles
 from src.ground.errors import ArtifactError
+from src.store import files
 from src.store.store import read_synthetic
 from src.store.tensors import METADATA_KEY
 
@@ -146,7 +147,7 @@ def _with_neighbours(path: Path, found: Contents) -> Contents:
 def _is_ours(path: Path) -> bool:
     """Whether it is a safetensors file of this repository."""
     try:
-        with safe_open(path, framework="pt") as file:
+        with files.opened(path) as file:
             return METADATA_KEY in (file.metadata() or {})
     except (OSError, SafetensorError):
         return False
@@ -154,7 +155,7 @@ def _is_ours(path: Path) -> bool:
 
 def _of_safetensors(path: Path) -> Named:
     try:
-        with safe_open(path, framework="pt") as file:
+        with files.opened(path) as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
     except (OSError, SafetensorError) as error:
         raise ArtifactError(f"{path} is damaged or no safetensors file ({error}): copy it again") from None

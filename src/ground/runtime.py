@@ -60,6 +60,12 @@ def start(runtime: Runtime) -> torch.device:
     return device
 
 
+def numerics() -> tuple[int, bool, bool]:
+    """What `start` has set that kernels are chosen by: a graph of them, once captured, keeps to its own."""
+    cuda = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.benchmark
+    return torch.get_deterministic_debug_mode(), *cuda
+
+
 def precision_note(runtime: Runtime, device: torch.device) -> str:
     """A sentence for the user where the device hasn't the precision asked for; empty elsewhere."""
     if device.type != "cpu" or runtime.precision == "float32":

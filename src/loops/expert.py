@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from src.ground import runtime
 from src.ground.seeding import generator
 from src.loops.stored import Stored
 from src.maths import expert_training, experts_together, networks, smoothness, tasks
@@ -115,8 +116,9 @@ def _at_work(
     train, val = ([torch.from_numpy(x).to(device) for x in split] for split in (training.train, training.val))
     task, settings = training.task, training.settings
     network, found = _derivative(
-        differentiate, training.spec, training.shape, settings, device, training.bfloat16, training.backend, task.loss
-    )
+        differentiate, training.spec, training.shape, settings, device, training.bfloat16, training.backend, task.loss,
+        runtime.numerics(),
+    )  # fmt: skip
 
     def gradient(theta: Tensor, augmented: Tensor, plain: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return found(theta, task.gathered(augmented, train), task.gathered(plain, train), *rest)
@@ -153,6 +155,7 @@ def _derivative(
     bfloat16: bool,
     backend: Backend,
     loss: Loss,
+    numerics: tuple[int, bool, bool],  # a part of the key
 ) -> tuple[FlatNetwork, Gradient]:
     """The network as a function and the derivative of its steps; a process makes it once for all experts it trains."""
     network = FlatNetwork(networks.build(spec, shape, torch.Generator()).to(device))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from src.ground import runtime
 from src.ground.seeding import generator
 from src.loops.stored import Stored
 from src.maths import networks, protocol
@@ -62,7 +63,7 @@ class Points:
     def __init__(self, training: Training, group: int, device: torch.device, stored: Stored | None):
         self._training, self._device = training, device
         self._network, self._gradients, self._parts = _derivative(
-            training.spec, training.shape, device, training.way, training.task.loss
+            training.spec, training.shape, device, training.way, training.task.loss, runtime.numerics()
         )
         self._students = _resumed(stored, device) if stored else _first(training, group, device)
 
@@ -173,7 +174,12 @@ def _watch(training: Training, device: torch.device) -> Callable[[Sequence[Predi
 
 @functools.lru_cache(maxsize=KEPT)
 def _derivative(
-    spec: Network, shape: Shape, device: torch.device, way: Way, loss: Loss
+    spec: Network,
+    shape: Shape,
+    device: torch.device,
+    way: Way,
+    loss: Loss,
+    numerics: tuple[int, bool, bool],  # a part of the key
 ) -> tuple[Logits, Gradients, tuple[int, ...]]:
     """The network as a function, its derivative and its parts; a process compiles it once for all students it trains."""
     network = FlatNetwork(networks.build(spec, shape, torch.Generator()).to(device))

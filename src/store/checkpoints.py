@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from src.ground.errors import ArtifactError, InterruptedWorkError, UserError
@@ -87,11 +87,14 @@ class Checkpoint:
         self.seconds_before = 0.0  # that earlier processes spent on what was loaded
 
     def load(self) -> Stored | None:
-        """What was saved last; None where nothing was, or where it is damaged: it is deleted then."""
+        """What was saved last; None where nothing was, or where it is damaged: it is deleted then.
+
+        Raises ArtifactError where it is there and can't be opened, as beginning anew would replace it.
+        """
         self._begun = time.monotonic()
         depot.bring(self.path)  # another machine's, whose worker is lost
         try:
-            with safe_open(self.path, framework="pt") as file:
+            with files.opened(self.path) as file:
                 about = _about(file, self.path)
                 tensors = files.held(file)
             if about["tensors"] != files.checksum(None, tensors):
@@ -223,11 +226,11 @@ def _unwritable(path: Path, error: OSError) -> ArtifactError:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Stage, name, definition and facts of a checkpoint's file; empty where there is none, or it is damaged."""
+    """Stage, name, definition and facts of a checkpoint's file; empty where there is none, or it can't be read."""
     try:
-        with safe_open(path, framework="pt") as file:
+        with files.opened(path) as file:
             return _about(file, path)
-    except DAMAGE:
+    except (ArtifactError, *DAMAGE):
         return {}
 
 
@@ -240,12 +243,12 @@ def _about(file: Any, path: Path) -> dict[str, Any]:
 
 
 def stored(path: Path) -> Stored | None:
-    """What a checkpoint's file holds, whoever's it is; None where there is none, or it is damaged."""
+    """What a checkpoint's file holds, whoever's it is; None where there is none, or it can't be read."""
     try:
-        with safe_open(path, framework="pt") as file:
+        with files.opened(path) as file:
             about = _about(file, path)
             return files.held(file), about["facts"]
-    except DAMAGE:
+    except (ArtifactError, *DAMAGE):
         return None
 
 

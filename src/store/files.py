@@ -200,6 +200,24 @@ def unsealed(value: Mapping[str, Any]) -> dict[str, Any]:
     return rest
 
 
+def opened(path: Path) -> Any:
+    """A safetensors file, opened; raises FileNotFoundError where there is none, SafetensorError where it is damaged.
+
+    Raises ArtifactError where it is there and can't be opened, which its library calls a missing file too.
+    """
+    from safetensors import safe_open
+
+    try:
+        path.open("rb").close()
+    except (FileNotFoundError, IsADirectoryError):
+        raise
+    except OSError as error:
+        raise ArtifactError(
+            f"{path} can't be opened ({error.strerror}): permit reading it, or raise the limit of open files (ulimit -n)"
+        ) from None
+    return safe_open(path, framework="pt")
+
+
 def held(file: Any) -> dict[str, Tensor]:
     """All tensors of a file that safetensors has opened, those of real numbers in memory of torch's own.
 

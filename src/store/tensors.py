@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from src.ground.errors import ArtifactError
@@ -118,7 +118,7 @@ def _metadata(file: Any, path: Path, remedy: str) -> dict[str, Any]:
 
 def opened(path: Path, remedy: str) -> Any:
     try:
-        return safe_open(path, framework="pt")
+        return files.opened(path)
     except FileNotFoundError:
         raise ArtifactError(f"{path} is missing: {remedy}") from None
     except (OSError, SafetensorError) as error:
