@@ -30,7 +30,7 @@ from src.api import (
 from src.ground.errors import DataError, DivergenceError, ParamsError, UserError
 from src.maths import protocol
 from src.maths.pixels import Normalisation
-from src.settings.networks import ConvNet, Linear, ResNet18
+from src.settings.networks import MLP, ConvNet, Linear, ResNet18
 from src.settings.params import Params
 from src.settings.runtime import Runtime
 from src.store import files
@@ -363,6 +363,13 @@ def test_real_images_are_read_as_prepare_does(params: Params) -> None:
 def test_images_of_any_whole_numbers() -> None:
     found, expected = (real_images(IMAGES.to(dtype), LABELS, 16) for dtype in (torch.uint16, torch.uint8))
     assert torch.equal(found.images, expected.images)
+
+
+def test_noise_on_the_convolutions_wants_some(params: Params) -> None:
+    given = {**EXPERTS, "network": MLP(family="MLP"), "val": split("val"), "pixel_max": 16, "machine": MACHINE}
+    flat = train_experts(*split("train"), **given)
+    with pytest.raises(UserError, match=r"weight_perturbation is 1, of the convolutions' weights, and .* MLP has"):
+        distill(flat, 1, **DISTILL, weight_perturbation=1.0)
 
 
 def test_a_divergence_before_the_first_anchor_begins_again(experts: ExpertBuffer) -> None:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from src.ground.errors import DivergenceError
+from src.ground.errors import DivergenceError, UserError
 from src.ground.seeding import generator
 from src.loops.stored import Stored
 from src.maths import derivatives, distillation
@@ -127,7 +127,15 @@ def differentiate(
     images: Tensor,
     loss: Loss = F.cross_entropy,
 ) -> tuple[Derivatives, Backend, str]:
-    """The derivatives of steps on these images with the network of `spec`, how they are taken, and what to say of it."""
+    """The derivatives of steps on these images with the network of `spec`, how they are taken, and what to say of it.
+
+    Raises UserError where the starts' convolutions are to be perturbed, and the network has none.
+    """
+    if distil.weight_perturbation and not network.convolutions:
+        raise UserError(
+            f"weight_perturbation is {distil.weight_perturbation:g}, of the convolutions' weights, and a network of the family "
+            f"{spec.family} has none: set it to 0"
+        )
     batch = min(distil.batch_syn or len(images), len(images))
     passes = PASSES * distil.iterations * distil.syn_steps * distil.trajectories_per_iteration * batch
     backend, note = derivatives.choose(asked, images.device, spec, passes * network.forward_flops(images[:1]))
