@@ -99,7 +99,8 @@ def test_every_preset_is_valid_by_itself(name: str) -> None:
         elif name.endswith("-w32"):
             expected = (10, 10, 50, 1000)
         elif name.endswith("-cpu"):
-            expected = (20, 20, 50, 300) if preset.family == "fashion-mnist" else (10, 10, 50, 2000)
+            count = 20 if name == "fashion-mnist-ipc1-mtt-cpu" else 10
+            expected = (count, count, 50, 300 if preset.family == "fashion-mnist" else 2000)
         elif name.endswith("-cpu32"):
             expected = (32, 32, 50, 2000)
         elif name.endswith("-cpu3"):
