@@ -20,11 +20,12 @@ from src.ground.errors import ArtifactError, UnknownNameError
 from src.ground.seeding import generator
 from src.maths import networks, protocol, scores
 from src.maths.networks import FlatNetwork, ImageShape
+from src.pages import page
 from src.settings import resolved
 from src.settings.params import Params, load, parse
 from src.stages import distill, evaluate, experts, plan_steps, report, results
 from src.store import files
-from src.studies import samples
+from src.studies import compare, samples
 from tests.small_run import STORE, made
 
 CPU = torch.device("cpu")
@@ -266,7 +267,23 @@ def test_other_families_are_matched_too(params: Params) -> None:
     assert not torch.equal(first, last)
 
 
-def test_the_report_has_a_matrix_and_marks_what_was_selected(params: Params) -> None:
+def test_compare_marks_what_was_selected(
+    params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("compare one best --html versus.html", monkeypatch) == 0
+    shown, best = capsys.readouterr().out, scored("best")["D2"]
+    cell = f"{100 * best['test_accuracy_mean']:.1f} ± {100 * best['test_accuracy_std']:.1f}†"
+    lines = {line.strip("│ ").split()[0]: line for line in shown.splitlines() if line}
+    assert cell in lines["test,"] and lines["test,"].count("†") == 1 and "†" not in lines["validation,"]
+    assert "test†:" in lines and "validation:" in lines
+    assert lines["†"] == f"† {page.SELECTED}"
+    assert cell in Path("versus.html").read_text(encoding="utf-8")
+    pipeline = resolved.pipeline(params)
+    honest = [compare._compared(STORE, pipeline.runs["one"], [])] * 2
+    assert not list(compare.notes(honest)) and "†" not in str([*compare.rows(honest), *compare.verdicts(honest)])
+
+
+def test_the_report_has_a_matrix_and_marks_what_was_selected(params: Params, capsys: pytest.CaptureFixture[str]) -> None:
     report.run(STORE, resolved.pipeline(params))
     html, markdown = (STORE.report_file(suffix).read_text(encoding="utf-8") for suffix in ("html", "md"))
     own, best = scored(), scored("best")["D2"]
@@ -278,7 +295,7 @@ def test_the_report_has_a_matrix_and_marks_what_was_selected(params: Params) -> 
     selected = f"{100 * best['test_accuracy_mean']:.1f} ± {100 * best['test_accuracy_std']:.1f}†"
     assert selected in markdown
     assert selected.replace(" ", "&#8239;") in html
-    for text in (html, markdown):
+    for text in (html, markdown, capsys.readouterr().err):
         assert "best epoch on the test split" in text.replace("&#39;", "'")
     found = {
         result.run: result.selected

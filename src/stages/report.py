@@ -216,6 +216,8 @@ def _show(title: str, content: Page) -> None:
     progress.console.print(table)
     if content.standings.columns:
         progress.console.print(_scores(content))
+    if any(r.selected for r in content.results):
+        progress.say(f"{page.MARK} {page.SELECTED}")
 
 
 def _scores(content: Page) -> Table:
