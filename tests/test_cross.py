@@ -23,8 +23,9 @@ from src.maths.networks import FlatNetwork, ImageShape
 from src.pages import page
 from src.settings import resolved
 from src.settings.params import Params, load, parse
-from src.stages import distill, evaluate, experts, plan_steps, report, results
-from src.store import files
+from src.stages import clean, distill, evaluate, experts, plan_steps, report, results
+from src.store import checkpoints, files
+from src.store.checkpoints import Work
 from src.studies import compare, samples
 from tests.small_run import STORE, made
 
@@ -192,6 +193,34 @@ def test_a_network_that_was_redefined_opens_a_new_row(params: Params) -> None:
     rows = tracked("best")
     assert len(rows) == 2
     assert len({row.data.metrics["cross/mlp/test_accuracy_mean"] for row in rows}) == 2
+
+
+def left(name: str) -> list[Path]:
+    """Checkpoints of students."""
+    return sorted((checkpoints.folder() / "evaluate" / name).glob("*"))
+
+
+def test_clean_knows_the_work_of_networks_that_were_named(params: Params) -> None:
+    evaluate.score_networks(STORE, resolved.run(params, "best"), {"lenet": params.network("lenet")})
+    kept = left("best@lenet")
+    clean.run(STORE, resolved.pipeline(params), yes=True, everything=False)
+    assert len(kept) == 2 and left("best@lenet") == kept
+    clean.run(STORE, resolved.pipeline(change("evaluate/best/epochs", 13)), yes=True, everything=False)
+    assert not left("best@lenet")
+
+
+def test_an_evaluation_by_other_settings_leaves_what_others_have_begun(params: Params) -> None:
+    evaluate.run(STORE, resolved.run(params, "best"))
+    before = left("best@D2")
+    other = resolved.run(change("evaluate/best/epochs", 13), "best")
+    evaluate.score_networks(STORE, other, {"D2": other.spec})
+    assert len(before) == 2 and set(before) < set(left("best@D2"))
+    begun = Work(
+        "evaluate", f"file-{STORE.load_synthetic('best').sha256()[:16]}@D2", {"record": {}, "code": ""}, 0
+    ).checkpoint()
+    begun.save({}, {"epochs": 1})
+    evaluate.score_file(STORE, other, {}, STORE.synthetic_file("best"))
+    assert left(begun.path.parent.name) == [begun.path]
 
 
 def test_what_was_scored_is_not_trained_again(params: Params, capsys: pytest.CaptureFixture[str]) -> None:

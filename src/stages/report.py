@@ -30,7 +30,7 @@ def run(store: Store, pipeline: Pipeline) -> None:
     """
     for one in pipeline.runs.values():
         check(store, one)
-    content = page_of(store, pipeline.runs, pipeline.networks, pipeline.title)
+    content = page_of(store, pipeline.runs, list(pipeline.networks), pipeline.title)
     files.write_text(store.report_file("html"), page.html(content))
     files.write_text(store.report_file("md"), markdown.text(pipeline.title, content.results, content.matrix, content.standings))
     _show(pipeline.title, content)

@@ -31,6 +31,7 @@ METADATA_KEY = "checkpoint"  # one entry, as artifacts have it
 DAMAGE = (OSError, SafetensorError, KeyError, TypeError, ValueError)  # what reading a damaged one raises
 BUSY = "is being made by another process"
 WAIT_SECONDS = 0.5  # for another process, between two looks at whether this one is to stop
+KEPT_SECONDS = 30 * 24 * 3600.0  # since the last save of work whose definition is another one
 PAUSES = 50  # times that writing took must pass before the next: at most 2 % of the time
 
 Facts = dict[str, Any]  # numbers, text, lists: all that is no tensor
@@ -60,10 +61,19 @@ class Work:
         found: Mapping[str, Any] | None = read(paths[-1]).get("definition")
         return found
 
+    def forget(self) -> None:
+        """Delete the checkpoints of this work, which has ended."""
+        for path in self._folder.glob(f"{self._digest}-*"):
+            path.unlink(missing_ok=True)
+
     def forget_others(self) -> None:
-        """Delete what work of this name left behind under other definitions."""
+        """Delete what work of this name left behind under other definitions, and nobody has gone on with for long.
+
+        What is younger may be that of an experiment beside this one, or of settings that come back.
+        """
         for path in self._folder.glob("*"):
-            if not path.name.startswith(self._digest) and files.is_abandoned(path) and _is_free(path):
+            old = time.time() - _written(path) > KEPT_SECONDS and not path.name.startswith(self._digest)
+            if old and files.is_abandoned(path) and _is_free(path):
                 path.unlink(missing_ok=True)
 
     @property

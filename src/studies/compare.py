@@ -63,7 +63,9 @@ def run(store: Store, pipeline: Pipeline, names: Sequence[str], html: Path | Non
         console.print(line, soft_wrap=True)
     if html is not None:
         contrast = Contrast(tuple(names), tuple(rows(found)), tuple(verdicts(found)))
-        content = replace(report.page_of(store, chosen, pipeline.networks, " against ".join(names), pool), contrast=contrast)
+        content = replace(
+            report.page_of(store, chosen, list(pipeline.networks), " against ".join(names), pool), contrast=contrast
+        )
         files.write_text(html, page.html(content))
         progress.say(f"page: {html}")
 
