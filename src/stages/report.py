@@ -15,7 +15,7 @@ from src.settings.resolved import Buffer, Pipeline, Run
 from src.stages import beyond, results, tuples
 from src.stages.beyond import Evaluated
 from src.stages.records import check_scores, check_synthetic, experts_record, prepared
-from src.store import cost, files, removed, values
+from src.store import busy, cost, files, removed, values
 from src.store.store import Store, remake
 
 # of histories, what only some methods have
@@ -28,6 +28,11 @@ def run(store: Store, pipeline: Pipeline) -> None:
 
     What they left of names that the pipeline has no more is set aside then.
     """
+    with busy.alone("report", "page"):
+        _run(store, pipeline)
+
+
+def _run(store: Store, pipeline: Pipeline) -> None:
     for one in pipeline.runs.values():
         check(store, one)
     content = page_of(store, pipeline.runs, list(pipeline.networks), pipeline.title)
