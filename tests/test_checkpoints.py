@@ -212,6 +212,7 @@ def test_what_another_process_is_at_is_left_alone(folder: Path, monkeypatch: pyt
     """In a temporary copy of the repository, say, which shares its checkpoints."""
     other = replace(WORK, definition={"record": {"lr": 0.2}})
     other.checkpoint().save({"x": torch.ones(1)}, {})
+    aged(other.checkpoint().path)
     monkeypatch.setenv("DVC_ROOT", str(folder))
     with other.checkpoint().alone():
         (folder / "copy").mkdir()
@@ -220,6 +221,26 @@ def test_what_another_process_is_at_is_left_alone(folder: Path, monkeypatch: pyt
         assert other.checkpoint().path.exists()
     WORK.forget_others()
     assert not other.checkpoint().path.exists()
+
+
+def aged(path: Path) -> None:
+    """As if nobody had saved it since a month and a day."""
+    before = time.time() - checkpoints.KEPT_SECONDS - 24 * 3600
+    os.utime(path, (before, before))
+
+
+def test_other_settings_work_is_kept_for_a_month() -> None:
+    """That of an experiment beside this one, say, which was stopped and goes on later."""
+    other = replace(WORK, definition={"record": {"lr": 0.2}})
+    for one in (WORK, other):
+        for piece in range(2):
+            one.checkpoint(piece).save({}, {})
+    aged(other.checkpoint(1).path)
+    aged(WORK.checkpoint(1).path)
+    WORK.forget_others()
+    assert [one.checkpoint(piece).path.exists() for one in (WORK, other) for piece in range(2)] == [True, True, True, False]
+    WORK.forget()
+    assert [one.checkpoint(0).path.exists() for one in (WORK, other)] == [False, True]
 
 
 def test_who_waits_for_another_process_can_be_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -371,7 +392,6 @@ def test_the_outer_loop_comes_back_from_its_checkpoint(raw: dict[str, Any], monk
     found = WORK.checkpoint().load()
     assert found is not None
     assert outer.resumed(of[250], None) is None
-    assert outer.resumed(of[200], found) is None
     for total, moments in ((250, [0, 100, 200, 250]), (300, [0, 100, 200, 300]), (400, [0, 100, 200, 300, 400])):
         at = outer.resumed(of[total], found)
         assert at is not None

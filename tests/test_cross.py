@@ -20,11 +20,13 @@ from src.ground.errors import ArtifactError, UnknownNameError
 from src.ground.seeding import generator
 from src.maths import networks, protocol, scores
 from src.maths.networks import FlatNetwork, ImageShape
+from src.pages import page
 from src.settings import resolved
 from src.settings.params import Params, load, parse
-from src.stages import distill, evaluate, experts, plan_steps, report, results
-from src.store import files
-from src.studies import samples
+from src.stages import clean, distill, evaluate, experts, plan_steps, report, results
+from src.store import checkpoints, files
+from src.store.checkpoints import Work
+from src.studies import compare, samples
 from tests.small_run import STORE, made
 
 CPU = torch.device("cpu")
@@ -193,6 +195,34 @@ def test_a_network_that_was_redefined_opens_a_new_row(params: Params) -> None:
     assert len({row.data.metrics["cross/mlp/test_accuracy_mean"] for row in rows}) == 2
 
 
+def left(name: str) -> list[Path]:
+    """Checkpoints of students."""
+    return sorted((checkpoints.folder() / "evaluate" / name).glob("*"))
+
+
+def test_clean_knows_the_work_of_networks_that_were_named(params: Params) -> None:
+    evaluate.score_networks(STORE, resolved.run(params, "best"), {"lenet": params.network("lenet")})
+    kept = left("best@lenet")
+    clean.run(STORE, resolved.pipeline(params), yes=True, everything=False)
+    assert len(kept) == 2 and left("best@lenet") == kept
+    clean.run(STORE, resolved.pipeline(change("evaluate/best/epochs", 13)), yes=True, everything=False)
+    assert not left("best@lenet")
+
+
+def test_an_evaluation_by_other_settings_leaves_what_others_have_begun(params: Params) -> None:
+    evaluate.run(STORE, resolved.run(params, "best"))
+    before = left("best@D2")
+    other = resolved.run(change("evaluate/best/epochs", 13), "best")
+    evaluate.score_networks(STORE, other, {"D2": other.spec})
+    assert len(before) == 2 and set(before) < set(left("best@D2"))
+    begun = Work(
+        "evaluate", f"file-{STORE.load_synthetic('best').sha256()[:16]}@D2", {"record": {}, "code": ""}, 0
+    ).checkpoint()
+    begun.save({}, {"epochs": 1})
+    evaluate.score_file(STORE, other, {}, STORE.synthetic_file("best"))
+    assert left(begun.path.parent.name) == [begun.path]
+
+
 def test_what_was_scored_is_not_trained_again(params: Params, capsys: pytest.CaptureFixture[str]) -> None:
     """DVC runs an evaluation again where any network of params.yaml changes."""
     before = {path: files.digest(path) for path in Path("data/evaluate/best").iterdir()}
@@ -266,7 +296,23 @@ def test_other_families_are_matched_too(params: Params) -> None:
     assert not torch.equal(first, last)
 
 
-def test_the_report_has_a_matrix_and_marks_what_was_selected(params: Params) -> None:
+def test_compare_marks_what_was_selected(
+    params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("compare one best --html versus.html", monkeypatch) == 0
+    shown, best = capsys.readouterr().out, scored("best")["D2"]
+    cell = f"{100 * best['test_accuracy_mean']:.1f} ± {100 * best['test_accuracy_std']:.1f}†"
+    lines = {line.strip("│ ").split()[0]: line for line in shown.splitlines() if line}
+    assert cell in lines["test,"] and lines["test,"].count("†") == 1 and "†" not in lines["validation,"]
+    assert "test†:" in lines and "validation:" in lines
+    assert lines["†"] == f"† {page.SELECTED}"
+    assert cell in Path("versus.html").read_text(encoding="utf-8")
+    pipeline = resolved.pipeline(params)
+    honest = [compare._compared(STORE, pipeline.runs["one"], [])] * 2
+    assert not list(compare.notes(honest)) and "†" not in str([*compare.rows(honest), *compare.verdicts(honest)])
+
+
+def test_the_report_has_a_matrix_and_marks_what_was_selected(params: Params, capsys: pytest.CaptureFixture[str]) -> None:
     report.run(STORE, resolved.pipeline(params))
     html, markdown = (STORE.report_file(suffix).read_text(encoding="utf-8") for suffix in ("html", "md"))
     own, best = scored(), scored("best")["D2"]
@@ -278,7 +324,7 @@ def test_the_report_has_a_matrix_and_marks_what_was_selected(params: Params) -> 
     selected = f"{100 * best['test_accuracy_mean']:.1f} ± {100 * best['test_accuracy_std']:.1f}†"
     assert selected in markdown
     assert selected.replace(" ", "&#8239;") in html
-    for text in (html, markdown):
+    for text in (html, markdown, capsys.readouterr().err):
         assert "best epoch on the test split" in text.replace("&#39;", "'")
     found = {
         result.run: result.selected

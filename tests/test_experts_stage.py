@@ -223,7 +223,7 @@ def predicted(params: Params) -> dict[str, list[list[int]]]:
     statistics = STORE.load_statistics("digits")
     synthetic = SyntheticSet(images, torch.arange(10), torch.tensor(0.01))
     STORE.save_synthetic("one", synthetic, Record("synthetic set", {}))
-    found, _ = evaluate.predict_all(
+    found, *_ = evaluate.predict_all(
         STORE, resolved.run(params, "one"), ("D2", params.networks["D2"]), synthetic, statistics, CPU
     )
     checkpoints.forget("evaluate", "one@D2")

@@ -202,7 +202,7 @@ def test_teslas_gradient_is_set_beside_the_exact_one(params: Params) -> None:
 
 def test_the_report_shows_what_a_method_has(params: Params) -> None:
     pipeline = resolved.pipeline(params)
-    content = report.page_of(STORE, pipeline.runs, pipeline.networks, "Test")
+    content = report.page_of(STORE, pipeline.runs, list(pipeline.networks), "Test")
     text, table = page.html(content), markdown.text("Test", content.results, content.matrix, content.standings)
     for words in ("Step of the student that was matched", "Start epochs lie below", "for the likeliest class", "Running mean"):
         assert words in text

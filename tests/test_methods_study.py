@@ -117,6 +117,73 @@ def test_refusals(names: tuple[str, ...], against: str | None, sentence: str) ->
     assert sentence in str(error.value)
 
 
+def table_of(folder: Path, trials: int, seeds: int, *names: str, **more: Any) -> Path:
+    """A table that is there, in a clone say, with test accuracies."""
+    figures = {split: [0.5] * seeds for split in ("val", "test")}
+    rows = [{"run": name, "trials": trials, "seeds": figures, "problem": ""} for name in names]
+    path = folder / "data/methods/digits-ipc1-ConvNetD2W32.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"rows": [*rows, *more.get("rows", ())]}))
+    return path
+
+
+LOST = [
+    ("mtt real", "--trials 0 --seeds 3 --test", f"the run {RUN}"),
+    (f"mtt {RUN}", "--trials 0 --seeds 2 --test", "3 seeds"),
+    (f"mtt {RUN}", "--trials 0 --seeds 3", "test figures (--test)"),
+    (f"mtt {RUN}", "--trials 1 --seeds 4 --test", "settings by 0 trials"),
+    (f"mtt {RUN}", "--seeds 2", "3 seeds, test figures (--test), settings by 0 trials"),
+]
+
+
+@pytest.mark.parametrize(("names", "options", "lost"), LOST)
+def test_a_table_that_has_more_is_not_replaced_unasked(
+    names: str,
+    options: str,
+    lost: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = table_of(tmp_path, 0, 3, "mtt", RUN)
+    YAML(typ="safe").dump(raw_params(), tmp_path / "params.yaml")
+    monkeypatch.chdir(tmp_path)
+    before = path.read_bytes()
+    assert command(f"methods {names} {options}", monkeypatch) == 1
+    sentence = " ".join(capsys.readouterr().err.split())
+    assert f"has {lost}, and the table of this command would not: ask for all of it, or add --yes to replace it" in sentence
+    assert path.read_bytes() == before
+    assert command(f"methods {names} {options} --yes", monkeypatch) == 1
+    assert "data/prepare/digits/statistics.json is missing" in capsys.readouterr().err, "it begins"
+
+
+def test_a_table_that_grows_is_replaced(params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By more seeds and methods, and figures for what failed; a damaged one has nothing to lose."""
+    monkeypatch.setattr(methods.host, "workspace", lambda: tmp_path)
+    methods.check(params, RUNS, None, 0, 2, True)
+    path = table_of(tmp_path, 0, 3, "mtt", RUN, rows=[{"run": "gone", "trials": 5, "seeds": {}, "problem": "diverged"}])
+    methods.check(params, ["mtt", RUN], "mtt", 0, 3, True)
+    methods.check(params, RUNS, None, 0, 4, True)
+    path.write_text("{")
+    methods.check(params, ["mtt", "real"], None, 7, 2, False)
+
+
+def test_an_overview_of_more_groups_is_not_replaced_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    group = groups.load()["methods-digits"]
+    params = added(tmp_path, group.name)
+    monkeypatch.setattr(methods.host, "workspace", lambda: tmp_path)
+    path = tmp_path / "data/methods/overview.md"
+    path.parent.mkdir(parents=True)
+    path.write_text("# Methods\n\n| method | digits, 1 | digits, 10 | cifar10-quick, 1 |\n")
+    with pytest.raises(UserError, match=r"overview.md has the tables cifar10-quick, 1 too: name their groups as well"):
+        method_groups.run(Store(), params, [group], 0, 3, True, 1)
+    path.write_text("# Methods\n\n| method | digits, 1 |\n")
+    method_groups._check(params, [group])
+    table_of(tmp_path, 0, 3, "another")
+    with pytest.raises(UserError, match="has the run another, and the table of this command would not"):
+        method_groups.run(Store(), params, [group], 0, 3, True, 1)
+
+
 def test_imported_experts_are_of_one_seed(params: Params) -> None:
     digest = "0" * 64
     theirs = {**params.experts, "other-name": params.experts["other-name"].model_copy(update={"imported": digest})}
@@ -265,7 +332,7 @@ def test_an_overview_of_groups_has_each_table_s_figures(
     group = groups.load()["methods-digits"]
     params = added(tmp_path, group.name)
 
-    def found(store: object, params: Params, names: Sequence[str], *rest: object) -> list[methods.Row]:
+    def found(store: object, params: Params, names: Sequence[str], *rest: object, yes: bool) -> list[methods.Row]:
         """Of each number of images per class MTT, AST beyond noise, and one that failed."""
         seeds = [{"test": (0.5, 0.52, 0.51)}, {"test": (0.61, 0.62, 0.6)}, {}]
         rows = [methods.Row(run, 1, {}, own, 1.0) for run, own in zip(names[:3], seeds, strict=True)]

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from src.ground.errors import ArtifactError
+from src.ground.errors import ArtifactError, UserError
 from src.settings import resolved
 from src.settings.params import Params, parse
 from src.stages import distill, evaluate, experts, export, gallery, prepare, records, report
-from src.store import checkpoints, files
+from src.store import busy, checkpoints, files, tensors
 from src.studies import gradient_error, variants
 from src.studies.variants import Changes, Workspace
 from tests.called import command
@@ -77,6 +77,32 @@ def test_a_set_of_other_real_images_is_refused(reader: str, params: Params) -> N
     READERS[reader](params)
     with pytest.raises(ArtifactError, match=r"train\.safetensors was .*, is .*: make it with `python -m src\.cli "):
         READERS[reader](resplit())
+
+
+def test_provenance_is_as_the_page_on_reproducibility_says(params: Params) -> None:
+    def carried(path: Path) -> set[str]:
+        return set(tensors.record_of(path, "")["provenance"])
+
+    data_set = sorted(STORE.dataset_folder("digits").iterdir())
+    assert len(data_set) == 5 and all(carried(path) == {"packages"} for path in data_set)
+    made_here = (STORE.trajectory_file("short", 0), STORE.synthetic_file("one"), STORE.snapshots_file("one"))
+    assert all(carried(path) == {"packages", "runtime"} for path in made_here)
+    assert carried(STORE.scores_file("one")) == set()
+
+
+ALONE: dict[tuple[str, str], Callable[[Params], object]] = {
+    ("prepare", "digits"): lambda params: prepare.run(STORE, resolved.data_set(params, "digits")),
+    ("experts", "short"): lambda params: experts.run(STORE, resolved.buffer(params, "short")),
+    ("distill", "one"): lambda params: distill.run(STORE, resolved.run(params, "one")),
+    ("evaluate", "one"): lambda params: evaluate.run(STORE, resolved.run(params, "one")),
+    ("report", "page"): lambda params: report.run(STORE, resolved.pipeline(params)),
+}
+
+
+@pytest.mark.parametrize("artifact", ALONE)
+def test_a_stage_is_refused_where_another_process_is_at_its_artifact(artifact: tuple[str, str], params: Params) -> None:
+    with busy.alone(*artifact), pytest.raises(UserError, match=f"{' '.join(artifact)} is being made by another process"):
+        ALONE[artifact](params)
 
 
 def test_a_run_waits_for_the_set_that_it_begins_with_to_be_of_these_images(params: Params) -> None:

@@ -246,7 +246,7 @@ def test_more_experts_train_only_the_new_ones(finished: Path, folder: Path) -> N
 
 
 def test_more_iterations_go_on_where_the_run_ended(finished: Path, folder: Path) -> None:
-    """To the bytes of a run that had so many from the start; fewer begin anew."""
+    """To the bytes of a run that had so many from the start; fewer begin anew, and cost nothing of what was further."""
     shutil.copytree(finished / ".cache/checkpoints", folder / ".cache/checkpoints")
     write_params(folder, lambda raw: raw["runs"][RUN]["distill"].update(iterations=75), base=finished)
     done = call(folder, *words("distill"))
@@ -260,8 +260,12 @@ def test_more_iterations_go_on_where_the_run_ended(finished: Path, folder: Path)
     assert "resumed" not in call(folder, *words("distill")).stderr
     assert digests(folder, "distill") == more
     write_params(folder, base=finished)
-    assert "its 75 iterations are more than 60, so it begins anew" in call(folder, *words("distill")).stderr
+    said = call(folder, *words("distill")).stderr
+    assert "its 75 iterations, more than 60, are kept apart" in said and "resumed" not in said
     assert digests(folder, "distill") == digests(finished, "distill")
+    write_params(folder, lambda raw: raw["runs"][RUN]["distill"].update(iterations=75), base=finished)
+    assert "resumed at iteration 75 of 75" in call(folder, *words("distill")).stderr
+    assert digests(folder, "distill") == more
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -19,7 +19,7 @@ from src.maths.scores_beyond import Estimate
 from src.pages import standings
 from src.settings import resolved
 from src.settings.params import Params, parse
-from src.stages import beyond, report, results
+from src.stages import beyond, report, results, run_log
 from src.stages.beyond import Evaluated
 from src.stages.records import scores_record
 from src.store import files
@@ -256,15 +256,23 @@ def test_compare_has_them_and_leaves_out_what_is_not_evaluated(params: Params) -
         STORE.metrics_file("all").write_bytes(kept)
 
 
+def client() -> mlflow.MlflowClient:
+    return mlflow.MlflowClient(f"sqlite:///{Path.cwd() / 'mlflow.db'}")
+
+
+def named(name: str) -> list[Any]:
+    """The rows of a run, the newest first."""
+    return [run for run in client().search_runs(["1"]) if run.info.run_name == name]
+
+
 def rows_of_mlflow() -> dict[str, Any]:
-    found = mlflow.MlflowClient(f"sqlite:///{Path.cwd() / 'mlflow.db'}").search_runs(["1"])
+    found = client().search_runs(["1"])
     assert len({run.info.run_name for run in found}) == len(found)
     return {run.info.run_name: run for run in found}
 
 
 def points(name: str, metric: str) -> list[float]:
-    client = mlflow.MlflowClient(f"sqlite:///{Path.cwd() / 'mlflow.db'}")
-    history = client.get_metric_history(rows_of_mlflow()[name].info.run_id, metric)
+    history = client().get_metric_history(rows_of_mlflow()[name].info.run_id, metric)
     return [point.value for point in sorted(history, key=lambda point: point.step)]
 
 
@@ -298,6 +306,33 @@ def test_a_score_that_another_run_changed_is_the_last_point(params: Params) -> N
     finally:
         path.write_bytes(kept)
         STORE.save_scores("all", scores_record(STORE, pipeline.runs["all"]))
+
+
+def test_other_code_with_the_same_scores_begins_no_row(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = resolved.pipeline(params)
+    report.run(STORE, pipeline)
+    before = {name: run.info.run_id for name, run in rows_of_mlflow().items()}
+    monkeypatch.setattr(run_log, "fingerprint", lambda settings: "of other code")
+    report.run(STORE, pipeline)
+    assert {name: run.info.run_id for name, run in rows_of_mlflow().items()} == before
+
+
+def test_other_scores_of_the_same_set_are_not_put_into_its_row(params: Params) -> None:
+    """As other code may find them, by the same protocol."""
+    pipeline, path = resolved.pipeline(params), STORE.metrics_file("own-plain")
+    report.run(STORE, pipeline)
+    (row,), kept, metrics = named("own-plain"), path.read_bytes(), files.read_json(path, "")
+    try:
+        files.write_json(path, metrics | {"test_accuracy_mean": metrics["test_accuracy_mean"] + 0.01})
+        STORE.save_scores("own-plain", scores_record(STORE, pipeline.runs["own-plain"]))
+        report.run(STORE, pipeline)
+        begun, before = named("own-plain")
+        assert before.info.run_id == row.info.run_id and before.data.metrics == row.data.metrics
+        assert begun.data.metrics["scores/hlr"] == pytest.approx(row.data.metrics["scores/hlr"] - 0.01)
+        client().delete_run(begun.info.run_id)
+    finally:
+        path.write_bytes(kept)
+        STORE.save_scores("own-plain", scores_record(STORE, pipeline.runs["own-plain"]))
 
 
 def test_a_store_that_is_gone_does_not_fail_the_report(

@@ -16,6 +16,7 @@ from src.settings import resolved
 from src.settings.params import Params
 from src.stages import distill, evaluate
 from src.store import checkpoints, files, tensors, values
+from src.store.checkpoints import Work
 from src.store.store import Store
 from src.store.values import Record, SyntheticSet
 from src.studies import snapshots
@@ -173,9 +174,12 @@ def test_stopped_without_the_test_split_it_goes_on_with_it(params: Params, monke
         patched.setattr(evaluate, "predict_all", stopped_after_one)
         snapshots.run(STORE, resolved.run(params, "one"), test=False)
     assert list((checkpoints.folder() / "evaluate").glob("snapshot-*/*"))
+    other = Work("evaluate", "snapshot-0-val-one@D2", {"record": {}, "code": ""}, 0).checkpoint()
+    other.save({}, {"epochs": 1})
     assert command("evaluate --run one --snapshots --test", monkeypatch) == 0
     assert curve("one", "mean", "test").keys() == {0, 2, 4}
-    assert not list((checkpoints.folder() / "evaluate").glob("snapshot-*/*"))
+    assert list((checkpoints.folder() / "evaluate").glob("snapshot-*/*")) == [other.path], "which go on with theirs"
+    other.remove()
 
 
 def test_a_look_that_is_cut_off_is_taken_again(params: Params) -> None:

@@ -39,7 +39,7 @@ from src.process.progress import Advance
 from src.settings.experts import Experts
 from src.settings.protocols import Protocol
 from src.stages import students
-from src.store import checkpoints, cost
+from src.store import cost
 from src.store.checkpoints import Work
 
 # of the papers' runs: the stages decide by the whole work whether to compile and in how many processes to train
@@ -157,10 +157,10 @@ def evaluate(setting: EvaluateSetting) -> dict[str, Any]:
         )  # fmt: skip
         work = Work("evaluate", "bench", definition, asked.checkpoint_seconds)
         students.train_all(students.Job(training, work), groups, asked, count, "students")
+        work.forget()
 
     train(2)  # compiles, in each process, as every one begins with an epoch of its own
     spent = cost.seconds(lambda: train(setting.epochs), device)
-    checkpoints.forget("evaluate", "bench")
     figures = {"seconds": spent, "processes": count, "backend": way.backend, "note": way.note}
     return measure.surroundings(device) | figures
 

@@ -110,6 +110,7 @@ def methods(
     seeds: SeedsOption = 3,
     test: TestOption = False,
     workers: WorkersOption = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Replace a table that has more than this one will have.")] = False,
 ) -> None:
     """Compare methods at one budget: each run is tuned by as many trials, then repeated by as many seeds.
 
@@ -129,9 +130,9 @@ def methods(
     from src.studies import methods as table
 
     if asked:
-        method_groups.run(Store(), params, asked, trials, seeds, test, workers)
+        method_groups.run(Store(), params, asked, trials, seeds, test, workers, yes)
     else:
-        table.run(Store(), params, runs, against, trials, seeds, test, workers)
+        table.run(Store(), params, runs, against, trials, seeds, test, workers, yes)
 
 
 @app.command()

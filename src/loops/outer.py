@@ -152,7 +152,7 @@ def first(loop: Loop, images: Tensor, pixels: Tensor | None = None) -> Distillin
 
 
 def resumed(loop: Loop, stored: Stored | None) -> Distilling | None:
-    """The outer loop that a checkpoint holds; None where there is none, or where it is further than this run goes.
+    """The outer loop that a checkpoint holds; None where there is none.
 
     It may be that of a run with fewer iterations or, if it was stopped, with more; images are kept at this run's moments.
     """
@@ -160,9 +160,6 @@ def resumed(loop: Loop, stored: Stored | None) -> Distilling | None:
         return None
     tensors, facts = stored
     rows = tuple(facts["rows"])
-    if len(rows) > loop.distil.iterations:
-        progress.say(f"{loop.name}: its {len(rows)} iterations are more than {loop.distil.iterations}, so it begins anew")
-        return None
     parts: dict[str, dict[str, Tensor]] = {"state": {}, "anchor": {}, "snapshot": {}, "labels": {}}
     for name, value in tensors.items():
         kind, _, key = name.partition(".")

@@ -6,19 +6,24 @@ files that it wrote go back the same way.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import pickle
 import platform
 import queue
+import shutil
 import signal
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from src.ground.errors import UserError
 from src.process import depot, stopping
@@ -27,6 +32,8 @@ from src.process.errands import GPU, PASSED_ON, Call, Ended, Errand, made_of
 from src.process.progress import Advance
 
 AWAY = (".lock", ".tmp")  # files of a mirror that go nowhere
+MIRROR, LOCK = "mirror-", "mirror.lock"  # how a mirror's name begins, and the file that says whether a process is in it
+FETCH_SECONDS = 24 * 3600.0  # since anything came, after which nobody fetches an input any more
 
 
 def main(descriptor: int) -> None:
@@ -117,7 +124,7 @@ def _mirrored(errand: Errand) -> Iterator[Callable[[], Mapping[str, str]]]:
     kept = Path(tempfile.gettempdir(), f"ast-{os.getuid()}")  # of all tasks on this machine
     kept.mkdir(mode=0o700, exist_ok=True)
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kept / "torchinductor"))
-    with tempfile.TemporaryDirectory(dir=kept, prefix="mirror-") as folder:
+    with _mirror(kept) as folder:
         _told(errand)
         os.chdir(folder)
         os.environ["DVC_ROOT"] = folder
@@ -130,6 +137,32 @@ def _mirrored(errand: Errand) -> Iterator[Callable[[], Mapping[str, str]]]:
         finally:
             depot.mirror = None
             os.chdir(kept)
+
+
+@contextmanager
+def _mirror(kept: Path) -> Iterator[str]:
+    """A new folder, locked as long as it is used; what killed processes left goes first."""
+    with FileLock(kept / "mirrors.lock"):  # none is seen between its making and its lock
+        _clear(kept)
+        folder = tempfile.mkdtemp(dir=kept, prefix=MIRROR)
+        lock = FileLock(Path(folder, LOCK))
+        lock.acquire()
+    try:
+        yield folder
+    finally:
+        lock.release()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _clear(kept: Path) -> None:
+    """Delete mirrors that no process is in, and inputs that nobody fetches any more."""
+    for left_over in kept.glob(f"{MIRROR}*"):
+        with contextlib.suppress(Timeout, OSError), FileLock(left_over / LOCK, timeout=0):
+            shutil.rmtree(left_over)
+    for part in kept.glob(".*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - part.stat().st_mtime > FETCH_SECONDS:
+                part.unlink()
 
 
 def _fetch(kept: Path, place: Path, digest: str, source: Depot) -> None:

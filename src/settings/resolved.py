@@ -116,7 +116,7 @@ class Pipeline:
     data_sets: Mapping[str, DataSet]
     buffers: Mapping[str, Buffer]
     runs: Mapping[str, Run]
-    networks: tuple[str, ...]
+    networks: Mapping[str, Network]
     seed: int
     runtime: Runtime
 
@@ -184,7 +184,7 @@ def pipeline(params: Params) -> Pipeline:
         data_sets={name: data_set(params, name) for name in params.prepare},
         buffers={name: buffer(params, name) for name in params.experts},
         runs={name: run(params, name) for name in params.runs},
-        networks=tuple(params.networks),
+        networks=params.networks,
         seed=params.seed,
         runtime=params.runtime,
     )

@@ -170,19 +170,19 @@ def _sentences(lacks: Mapping[str, Lacks]) -> Iterator[str]:
 
 
 def track(store: Store, runs: Mapping[str, Run], found: Standings) -> None:
-    """Put the scores into the runs' MLflow rows, found as `evaluate` finds them; a row that is not there yet is begun.
+    """Put the scores into the MLflow rows that `evaluate` gave these very evaluations; a row that is not there yet is begun.
 
-    Where the store fails no other run is tried: the next report has the same scores. Nothing is told where the packages for it
-    are not installed, as a page takes none of them.
+    Rows are found by what was scored and the scores' digest, which other numbers would change, and code that finds the same
+    would not. Where the store fails no other run is tried: the next report has the same scores. Nothing is told where the
+    packages for it are not installed, as a page takes none of them.
     """
     try:
-        from src.stages.run_log import protocol_tags
         from src.tracking import tracker as tracking
     except ModuleNotFoundError as error:
         return say(f"The scores are not in MLflow, as the package {error.name} is not installed")
     for name, standing in found.rows.items():
-        run, find = runs[name], {"ast.synthetic": files.digest(store.synthetic_file(name))}
-        with tracking.track(run.dataset.name, name, "run", find, protocol_tags(run), sampled=False) as tracker:
+        find = {"ast.synthetic": files.digest(store.synthetic_file(name)), **tracking.output_tag(store.scores_file(name))}
+        with tracking.track(runs[name].dataset.name, name, "run", find, sampled=False) as tracker:
             scored = standing.scores.items()
             figures = {f"scores/{score.lower()}": value.mean for score, value in scored}
             tracker.figures(figures | {f"scores/{score.lower()}_std": value.std for score, value in scored})

@@ -67,11 +67,13 @@ def _definitions(store: Store, pipeline: Pipeline) -> dict[tuple[str, str], Mapp
     for run in pipeline.runs.values():
         makers["distill", run.name] = functools.partial(_iterations_record, store, run), run.spec
         targets["distill", run.name] = run.distillation.targets
-        for network, spec in run.networks.items():
+        for network, spec in pipeline.networks.items():  # those that only --networks named too
             makers["evaluate", f"{run.name}@{network}"] = functools.partial(_students_record, store, run, spec), spec
     device = runtime.start(pipeline.runtime)
     found: dict[tuple[str, str], Mapping[str, Any] | None] = {}
     for (stage, name), (make, spec) in makers.items():
+        if not (checkpoints.folder() / stage / name).exists():
+            continue
         try:
             record = work.whole(make(), pipeline.runtime, stage, device)
             found[stage, name] = work.definition(stage, record, spec, targets.get((stage, name), ()))

@@ -279,11 +279,20 @@ def _optimise(
     loop, backend, note = loop_of(store, run, statistics, images, labels, group)
     if note:
         progress.say(f"{name}: {note}")
-    checkpoint = work_of(run, record, backend).checkpoint()
+    checkpoint = _checkpoint(work_of(run, record, backend), loop.distil.iterations)
     at = _begun(store, run, loop, images, _told(group, checkpoint.load()))
     if at.iteration:
         progress.say(f"{name}: resumed at iteration {at.iteration} of {loop.distil.iterations}")
     return loop, _iterate(loop, at, checkpoint, tracker, watch), checkpoint
+
+
+def _checkpoint(own: Work, total: int) -> Checkpoint:
+    """The first that is no further than `total` iterations; those that are wait for a run that goes so far again."""
+    piece = 0
+    while (done := len(own.checkpoint(piece).facts().get("rows", ()))) > total:
+        progress.say(f"{own.name}: its {done} iterations, more than {total}, are kept apart")
+        piece += 1
+    return own.checkpoint(piece)
 
 
 def _begun(store: Store, run: Run, loop: Loop, images: Tensor, stored: Stored | None) -> Distilling:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from src.settings.resolved import Run
 from src.stages import run_log, students, work
 from src.stages.records import check_synthetic, prepared, scores_record, students_record
 from src.store import checkpoints, cost, files
+from src.store.checkpoints import Work
 from src.store.cost import Cost
 from src.store.store import Store, read_synthetic
 from src.store.values import Statistics, SyntheticSet, TupleStatistics
@@ -38,6 +39,14 @@ SPLITS = ("val", "test")
 Networks = Mapping[str, Network]  # by name
 Rows = list[dict[str, Any]]  # a student each: its number, and its figures on every split, accuracy or what the task has
 Predicted = dict[str, Tensor]  # split -> classes (G, N), or what else the task makes its figures from
+
+
+class Measured(NamedTuple):
+    """What trained students predict, what other processes spent on them, earlier ones too, and the work that keeps them."""
+
+    predicted: Predicted
+    elsewhere: Cost
+    work: Work
 
 
 def run(store: Store, run: Run) -> None:
@@ -56,22 +65,16 @@ def _run(store: Store, run: Run) -> None:
                 network: predict_all(store, run, (network, spec), synthetic, statistics, device)
                 for network, spec in run.networks.items()
             }
-        for _, elsewhere in found.values():
-            spent.add(elsewhere)
-        rows = _figures(store, run, {network: predicted for network, (predicted, _) in found.items()})
+        for one in found.values():
+            spent.add(one.elsewhere)
+        rows = _figures(store, run, {network: one.predicted for network, one in found.items()})
         summaries = {network: _summary(own) for network, own in rows.items()}
-        _save(store, run, rows, summaries, found[run.network][0], statistics)
+        _save(store, run, rows, summaries, found[run.network].predicted, statistics)
         cost.keep(store.metrics_file(name), spent)
         _log(tracker, store, run, summaries)
     _show(run, summaries)
     if run.distillation.iterations and run.distillation.inner_optimiser == "adam":
         progress.say(f"{name}: distilled for students that learn by Adam, while these learn by SGD, with the same step size")
-
-
-def forget(place: str, networks: Iterable[str]) -> None:
-    """Delete what is kept of students where nobody will ask for them again."""
-    for network in networks:
-        checkpoints.forget("evaluate", f"{place}@{network}")
 
 
 def score_networks(store: Store, run: Run, networks: Networks) -> None:
@@ -80,7 +83,7 @@ def score_networks(store: Store, run: Run, networks: Networks) -> None:
         device = work.start(run.runtime, run.name)
         statistics, synthetic = inputs(store, run)
         with tracked(store, run, networks, statistics) as tracker:
-            found = {one[0]: predict_all(store, run, one, synthetic, statistics, device)[0] for one in networks.items()}
+            found = {one[0]: predict_all(store, run, one, synthetic, statistics, device).predicted for one in networks.items()}
             summaries = {network: _summary(own) for network, own in _figures(store, run, found).items()}
             _log_scores(tracker, run, summaries)
     _show(run, summaries)
@@ -93,9 +96,11 @@ def score_file(store: Store, run: Run, networks: Networks, path: Path) -> None:
     _check_fit(path, synthetic, statistics)
     chosen, place = networks or {run.network: run.spec}, f"file-{synthetic.sha256()[:16]}"
     with checkpoints.at_work("evaluate", place):
-        found = {one[0]: predict_all(store, run, one, synthetic, statistics, device, place)[0] for one in chosen.items()}
-        forget(place, chosen)
-    _show(run, {network: _summary(own) for network, own in _figures(store, run, found).items()})
+        found = {one[0]: predict_all(store, run, one, synthetic, statistics, device, place) for one in chosen.items()}
+        for measured in found.values():
+            measured.work.forget()
+    predicted = {network: measured.predicted for network, measured in found.items()}
+    _show(run, {network: _summary(own) for network, own in _figures(store, run, predicted).items()})
 
 
 def _check_fit(path: Path, synthetic: SyntheticSet, statistics: Statistics) -> None:
@@ -142,8 +147,8 @@ def predict_all(
     device: torch.device,
     place: str = "",
     splits: tuple[str, ...] = SPLITS,
-) -> tuple[Predicted, Cost]:
-    """Each split's classes (G, N) as predicted by trained students of `network`; the cost of other processes, earlier ones too.
+) -> Measured:
+    """Each split's classes (G, N) as predicted by trained students of `network`.
 
     What students of just these settings predict is kept, under the run's name or another `place`, so that another network in
     params.yaml, at which DVC runs every evaluation again, costs no training.
@@ -162,7 +167,8 @@ def predict_all(
     title = f"evaluate {run.name}" if called == run.network else f"evaluate {run.name} with {called}"
     found, elsewhere = students.train_all(job, groups, asked, processes, title)
     job.work.forget_others()
-    return {split: torch.cat([torch.from_numpy(group[split]) for group in found]) for split in splits}, elsewhere
+    predicted = {split: torch.cat([torch.from_numpy(group[split]) for group in found]) for split in splits}
+    return Measured(predicted, elsewhere, own)
 
 
 def training_of(

@@ -18,13 +18,18 @@ from src.sources import flaws, reading, sentences
 from src.sources.parts import divided
 from src.sources.reading import Source
 from src.stages.records import prepared_record
-from src.store import provenance
+from src.store import busy, provenance
 from src.store.store import Store
 from src.store.values import Split, Statistics, TupleSplit
 
 
 def run(store: Store, dataset: DataSet) -> None:
     """Prepare a data set."""
+    with busy.alone("prepare", dataset.name):
+        _run(store, dataset)
+
+
+def _run(store: Store, dataset: DataSet) -> None:
     if dataset.settings.modalities is not None:
         _run_tuples(store, dataset)
         return

@@ -15,7 +15,7 @@ from src.settings.resolved import Buffer, Pipeline, Run
 from src.stages import beyond, results, tuples
 from src.stages.beyond import Evaluated
 from src.stages.records import check_scores, check_synthetic, experts_record, prepared
-from src.store import cost, files, removed, values
+from src.store import busy, cost, files, removed, values
 from src.store.store import Store, remake
 
 # of histories, what only some methods have
@@ -28,9 +28,14 @@ def run(store: Store, pipeline: Pipeline) -> None:
 
     What they left of names that the pipeline has no more is set aside then.
     """
+    with busy.alone("report", "page"):
+        _run(store, pipeline)
+
+
+def _run(store: Store, pipeline: Pipeline) -> None:
     for one in pipeline.runs.values():
         check(store, one)
-    content = page_of(store, pipeline.runs, pipeline.networks, pipeline.title)
+    content = page_of(store, pipeline.runs, list(pipeline.networks), pipeline.title)
     files.write_text(store.report_file("html"), page.html(content))
     files.write_text(store.report_file("md"), markdown.text(pipeline.title, content.results, content.matrix, content.standings))
     _show(pipeline.title, content)
@@ -216,6 +221,8 @@ def _show(title: str, content: Page) -> None:
     progress.console.print(table)
     if content.standings.columns:
         progress.console.print(_scores(content))
+    if any(r.selected for r in content.results):
+        progress.say(f"{page.MARK} {page.SELECTED}")
 
 
 def _scores(content: Page) -> Table:

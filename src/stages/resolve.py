@@ -84,7 +84,7 @@ def _report(pipeline: Pipeline) -> Plain:
         name: {**of_distill(run), **of_evaluate(run), "method": run.method, "protocol": run.protocol, "code": None}
         for name, run in pipeline.runs.items()
     }
-    order = {"networks": pipeline.networks, "data_sets": list(pipeline.data_sets), "buffers": list(pipeline.buffers)}
+    order = {"networks": list(pipeline.networks), "data_sets": list(pipeline.data_sets), "buffers": list(pipeline.buffers)}
     return {"title": pipeline.title, **order, "runs": runs, "code": code.digest("report")}
 
 

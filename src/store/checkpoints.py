@@ -20,17 +20,17 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from torch import Tensor
 
-from src.ground.errors import ArtifactError, InterruptedWorkError, UserError
+from src.ground.errors import InterruptedWorkError
 from src.ground.host import workspace
 from src.loops.stored import Stored
 from src.process import depot, stopping
 from src.process.progress import say
-from src.store import files
+from src.store import busy, files
 
 METADATA_KEY = "checkpoint"  # one entry, as artifacts have it
 DAMAGE = (OSError, SafetensorError, KeyError, TypeError, ValueError)  # what reading a damaged one raises
-BUSY = "is being made by another process"
 WAIT_SECONDS = 0.5  # for another process, between two looks at whether this one is to stop
+KEPT_SECONDS = 30 * 24 * 3600.0  # since the last save of work whose definition is another one
 PAUSES = 50  # times that writing took must pass before the next: at most 2 % of the time
 
 Facts = dict[str, Any]  # numbers, text, lists: all that is no tensor
@@ -60,10 +60,19 @@ class Work:
         found: Mapping[str, Any] | None = read(paths[-1]).get("definition")
         return found
 
+    def forget(self) -> None:
+        """Delete the checkpoints of this work, which has ended."""
+        for path in self._folder.glob(f"{self._digest}-*"):
+            path.unlink(missing_ok=True)
+
     def forget_others(self) -> None:
-        """Delete what work of this name left behind under other definitions."""
+        """Delete what work of this name left behind under other definitions, and nobody has gone on with for long.
+
+        What is younger may be that of an experiment beside this one, or of settings that come back.
+        """
         for path in self._folder.glob("*"):
-            if not path.name.startswith(self._digest) and files.is_abandoned(path) and _is_free(path):
+            old = time.time() - _written(path) > KEPT_SECONDS and not path.name.startswith(self._digest)
+            if old and files.is_abandoned(path) and _is_free(path):
                 path.unlink(missing_ok=True)
 
     @property
@@ -177,18 +186,8 @@ def folder() -> Path:
 @contextmanager
 def at_work(stage: str, name: str) -> Iterator[None]:
     """Alone at these artifacts, and ready to be stopped; raises UserError where another process is at them."""
-    lock = FileLock(_lock_file(f"{stage}-{name}"), timeout=0)  # the kernel frees that of a killed process
-    try:
-        lock.acquire()
-    except Timeout:
-        raise UserError(f"{stage} {name} {BUSY}: wait for its end, or stop it") from None
-    except OSError as error:
-        raise _unwritable(Path(lock.lock_file), error) from None
-    try:
-        with stopping.heeded():
-            yield
-    finally:
-        lock.release()
+    with busy.alone(stage, name), stopping.heeded():
+        yield
 
 
 def _written(path: Path) -> float:
@@ -200,7 +199,7 @@ def _written(path: Path) -> float:
 
 def _piece_lock(checkpoint: Path) -> Path:
     """Beside the checkpoints, which a temporary copy of the repository, as DVC's experiments have, shares with it."""
-    return _lock_file(f"{checkpoint.parent.parent.name}-{checkpoint.parent.name}-{checkpoint.stem}", workspace())
+    return busy.lock_file(f"{checkpoint.parent.parent.name}-{checkpoint.parent.name}-{checkpoint.stem}", workspace())
 
 
 def _is_free(checkpoint: Path) -> bool:
@@ -210,19 +209,6 @@ def _is_free(checkpoint: Path) -> bool:
             return True
     except Timeout:
         return False
-
-
-def _lock_file(name: str, top: Path = Path()) -> Path:
-    path = top / ".cache" / "locks" / f"{name}.lock"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _unwritable(path, error) from None
-    return path
-
-
-def _unwritable(path: Path, error: OSError) -> ArtifactError:
-    return ArtifactError(f"{path} can't be written ({error.strerror}): free space or permit writing there")
 
 
 def read(path: Path) -> dict[str, Any]:

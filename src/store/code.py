@@ -38,6 +38,7 @@ NEVER_IN_BYTES = frozenset(
         "src/settings/resolved.py",
         "src/sources/flaws.py",
         "src/stages/run_log.py",
+        "src/store/busy.py",
         "src/store/code.py",
         "src/store/cost.py",
         "src/store/locked.py",

@@ -41,6 +41,10 @@ class Compared:
     costs: Mapping[str, Cost | None]
     beyond: Mapping[str, Estimate]  # scores beside other runs of the pipeline
     headline: str = "accuracy"  # what they are judged by, as metrics name it
+    selected: bool = False  # whether what is of the test split was chosen on it
+
+    def mark(self, split: str) -> str:
+        return page.MARK if self.selected and split == "test" else ""
 
 
 def run(store: Store, pipeline: Pipeline, names: Sequence[str], html: Path | None) -> None:
@@ -55,11 +59,13 @@ def run(store: Store, pipeline: Pipeline, names: Sequence[str], html: Path | Non
         raise UserError(f"runs on different data sets can't be compared ({sets}): name runs on one")
     console = Console(highlight=False, markup=False)
     console.print(table(found))
-    for line in verdicts(found):
+    for line in (*verdicts(found), *notes(found)):
         console.print(line, soft_wrap=True)
     if html is not None:
         contrast = Contrast(tuple(names), tuple(rows(found)), tuple(verdicts(found)))
-        content = replace(report.page_of(store, chosen, pipeline.networks, " against ".join(names), pool), contrast=contrast)
+        content = replace(
+            report.page_of(store, chosen, list(pipeline.networks), " against ".join(names), pool), contrast=contrast
+        )
         files.write_text(html, page.html(content))
         progress.say(f"page: {html}")
 
@@ -76,7 +82,9 @@ def _compared(store: Store, run: Run, pool: Sequence[Evaluated]) -> Compared:
         made["experts"] = store.trajectories_folder(buffer.name)
     costs = {stage: cost.lookup(made[stage]) if stage in made else None for stage in WORK}
     own = beyond.standings([one for one in pool if one.run.name == name], pool).rows.get(name)
-    return Compared(name, run.dataset.name, settings(run), accuracies, costs, own.scores if own else {}, run.dataset.headline)
+    scored = own.scores if own else {}
+    judged = (run.dataset.headline, run.evaluation.selects_on_test)
+    return Compared(name, run.dataset.name, settings(run), accuracies, costs, scored, *judged)
 
 
 def settings(run: Run) -> dict[str, str]:
@@ -101,7 +109,7 @@ def rows(found: Sequence[Compared]) -> Iterator[tuple[str, ...]]:
     """Scores and cost of all runs, and of the parameters those that differ; the first cell says what a row is."""
     for split, heading in zip(SPLITS, page.columns(page.WORDS[found[0].headline]), strict=True):
         accuracies = (Accuracy(*scores.mean_and_std(one.accuracies[split])) for one in found)
-        yield (heading, *(page.score(accuracy) for accuracy in accuracies))
+        yield (heading, *(page.score(own) + one.mark(split) for own, one in zip(accuracies, found, strict=True)))
     yield from _beyond(found)
     for stage in WORK:
         spent = [one.costs[stage] for one in found]
@@ -116,9 +124,10 @@ def rows(found: Sequence[Compared]) -> Iterator[tuple[str, ...]]:
 def _beyond(found: Sequence[Compared]) -> Iterator[tuple[str, ...]]:
     """Scores beyond accuracy that a run has."""
     for name in standings.SAYS:
-        scored = [one.beyond.get(name) for one in found]
-        if any(score is not None for score in scored):
-            yield (standings.unit(name), *("-" if score is None else standings.figure(name, score) for score in scored))
+        scored = [(one.beyond.get(name), one.mark("test")) for one in found]
+        if any(score is not None for score, _ in scored):
+            cells = ("-" if score is None else standings.figure(name, score) + mark for score, mark in scored)
+            yield (standings.unit(name), *cells)
 
 
 def table(found: Sequence[Compared]) -> Table:
@@ -135,4 +144,11 @@ def verdicts(found: Sequence[Compared]) -> Iterator[str]:
     for first, second in combinations(found, 2):
         for split, words in SPLITS.items():
             difference = significance.welch(first.accuracies[split], second.accuracies[split])
-            yield f"{words}: {significance.words(difference, first.name, second.name)}"
+            mark = first.mark(split) or second.mark(split)
+            yield f"{words}{mark}: {significance.words(difference, first.name, second.name)}"
+
+
+def notes(found: Sequence[Compared]) -> Iterator[str]:
+    """What the mark says, where there is one."""
+    if any(one.selected for one in found):
+        yield f"{page.MARK} {page.SELECTED}"

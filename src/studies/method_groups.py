@@ -9,6 +9,7 @@ from rich import box
 from rich.console import Console
 
 from src.editing.groups import Group
+from src.ground.errors import UserError
 from src.maths import scores, significance
 from src.pages import markdown, page
 from src.pages.page import Accuracy
@@ -39,20 +40,43 @@ def run(
     seeds: int,
     test: bool,
     workers: int | None,
+    yes: bool = False,
 ) -> None:
-    """Make all tables, one after the other, then print and write the overview."""
+    """Make all tables, one after the other, then print and write the overview.
+
+    Raises UserError, before any of it, where what is there has more, unless `yes` gives that away.
+    """
+    if not yes:
+        for runs in (runs for group in asked for runs in group.tables.values()):
+            methods.check(params, runs, None, trials, seeds, test)
+        _check(params, asked)
     for dataset in {params.run(runs[0]).dataset for group in asked for runs in group.tables.values()}:
         store.load_statistics(dataset)  # says what to do where one is not prepared, before hours of another one
     columns = []
     for group in asked:
         for ipc, runs in group.tables.items():
-            rows = methods.run(store, params, runs, None, trials, seeds, test, workers)
-            title = f"{params.run(runs[0]).dataset}, {ipc}"
+            rows = methods.run(store, params, runs, None, trials, seeds, test, workers, yes=True)
+            title = _title(params, ipc, runs)
             columns.append(Column(title, {group.method(ipc, row.run): row for row in rows}))
     path = methods.folder() / OVERVIEW
     _show(columns)
     files.write_text(path, _text(columns, seeds))
     progress.say(f"written: {path}")
+
+
+def _title(params: Params, ipc: int, runs: Sequence[str]) -> str:
+    return f"{params.run(runs[0]).dataset}, {ipc}"
+
+
+def _check(params: Params, asked: Sequence[Group]) -> None:
+    """Raises UserError where the overview that is there has tables of other groups."""
+    path = methods.folder() / OVERVIEW
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    header = next((line for line in lines if line.startswith("| method ")), "")
+    own = {_title(params, ipc, runs) for group in asked for ipc, runs in group.tables.items()}
+    others = [title for title in (cell.strip() for cell in header.split("|")[2:-1]) if title not in own]
+    if others:
+        raise UserError(f"{path} has the tables {'; '.join(others)} too: name their groups as well, or add --yes to replace it")
 
 
 def _cells(columns: Sequence[Column]) -> Iterator[tuple[str, ...]]:

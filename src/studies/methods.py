@@ -19,6 +19,7 @@ from rich import box
 from rich.console import Console
 
 from src.ground import host
+from src.ground.counting import counted
 from src.ground.durations import duration
 from src.ground.errors import ArtifactError, InterruptedWorkError, UserError
 from src.ground.seeding import seed_of
@@ -78,12 +79,18 @@ def run(
     seeds: int,
     test: bool,
     workers: int | None,
+    yes: bool = False,
 ) -> Sequence[Row]:
-    """Make what is not there yet, then print and write the table; its rows."""
+    """Make what is not there yet, then print and write the table; its rows.
+
+    Raises UserError, before any of it, where the table that is there has more, unless `yes` gives that away.
+    """
+    if not yes:
+        check(params, names, against, trials, seeds, test)
     runs, tune = chosen(params, names, against), params.tune
     first, splits = runs[0], ("val", "test") if test else ("val",)
     dataset, wanted = first.dataset.name, tune.trials if trials is None else trials
-    name, experiment = f"{dataset}-ipc{first.ipc}-{first.network}", f"{dataset}-studies"
+    name, experiment = _name(first), f"{dataset}-studies"
     count = processes.count(first.runtime, workers)
     workspace = repeated.workspace(store, "methods", dataset, dataset)  # experts of a seed are for every cell
     find = {"ast.methods": f"{name} of {workspace.folder.name}"}
@@ -98,20 +105,56 @@ def run(
         problems |= {name: one.problem for name, one in tuned.items() if one.problem}
         with workspace.entered():
             found = table(names, against or names[0], tuned, lines, splits, problems)
-        left_out = _left_out(name, names)
         written = _write(name, found, seeds, against or names[0], page.WORDS[first.dataset.headline])
         for path in written:
             tracker.file(path)
     _show(found, name, seeds, against or names[0], page.WORDS[first.dataset.headline])
     progress.say(f"written: {', '.join(str(path) for path in written)}")
-    if left_out:
-        progress.say(f"The table that was there had {', '.join(left_out)} too: name all runs to have one of them all")
     return found
 
 
 def folder() -> Path:
     """Of all tables."""
     return host.workspace() / "data" / "methods"
+
+
+def _name(one: Run) -> str:
+    """Of the table that has this run."""
+    return f"{one.dataset.name}-ipc{one.ipc}-{one.network}"
+
+
+def check(params: Params, names: Sequence[str], against: str | None, trials: int | None, seeds: int, test: bool) -> None:
+    """Raises UserError where the table that is there has figures that the one of this command would not have.
+
+    It may be all that is left of them: tables are in git, what they were made from is not.
+    """
+    runs = {one.name: one for one in chosen(params, names, against)}
+    path = folder() / f"{_name(runs[names[0]])}.json"
+    lost: list[str] = []
+    with contextlib.suppress(ArtifactError), files.understood(path, ""):  # missing, or damaged: it is replaced
+        rows = {row["run"]: row for row in files.read_json(path, "")["rows"] if not row["problem"]}
+        lost = list(_lost(rows, runs, params.tune.trials if trials is None else trials, seeds, test))
+    if lost:
+        raise UserError(
+            f"{path} has {', '.join(lost)}, and the table of this command would not: ask for all of it, or add --yes to "
+            "replace it"
+        )
+
+
+def _lost(rows: Mapping[str, Mapping[str, Any]], runs: Mapping[str, Run], trials: int, seeds: int, test: bool) -> Iterator[str]:
+    """What these rows have that a table of these runs would not, in words."""
+    others = [name for name in rows if name not in runs]
+    if others:
+        yield f"the run{'s' if len(others) > 1 else ''} {', '.join(others)}"
+    kept = {name: row for name, row in rows.items() if name in runs}
+    repeated_by = max((len(row["seeds"]["val"]) for row in kept.values()), default=0)
+    if repeated_by > seeds:
+        yield f"{repeated_by} seeds"
+    if not test and any("test" in row["seeds"] for row in kept.values()):
+        yield "test figures (--test)"
+    tuned_by = {row["trials"] for name, row in kept.items() if runs[name].distillation.iterations}
+    for other in sorted(tuned_by - {trials}):
+        yield f"settings by {counted(other, 'trial')}"
 
 
 def chosen(params: Params, names: Sequence[str], against: str | None) -> list[Run]:
@@ -321,14 +364,6 @@ def _show(found: Sequence[Row], name: str, seeds: int, against: str, figure: str
     for one in found:
         if one.problem:
             console.print(f"{one.run} failed: {one.problem}", soft_wrap=True)
-
-
-def _left_out(name: str, names: Sequence[str]) -> list[str]:
-    """Runs of the table that is there, and that this one takes the place of, which this one lacks."""
-    path = folder() / f"{name}.json"
-    with contextlib.suppress(ArtifactError), files.understood(path, ""):  # missing, or damaged: it is replaced
-        return [row["run"] for row in files.read_json(path, "")["rows"] if row["run"] not in names]
-    return []
 
 
 def _write(name: str, found: Sequence[Row], seeds: int, against: str, figure: str) -> tuple[Path, ...]:

@@ -22,7 +22,7 @@ from src.settings.protocols import Protocol
 from src.settings.resolved import Run
 from src.settings.runtime import Runtime
 from src.settings.studies import Tune
-from src.store import checkpoints, files
+from src.store import busy, files
 from src.store.store import Store
 from src.studies import processes, trials, variants
 from src.studies.processes import Pool
@@ -101,9 +101,9 @@ def make(
                 for name, (variant, label) in now.items()
             }
             problems |= _ended(jobs, {name: label for name, (_, label) in now.items()}, advance)
-    busy = next((problem for problem in problems.values() if checkpoints.BUSY in problem), None)
-    if busy is not None:
-        raise UserError(f"{busy}; the same command then goes on, and takes it from there")
+    in_use = next((problem for problem in problems.values() if busy.BUSY in problem), None)
+    if in_use is not None:
+        raise UserError(f"{in_use}; the same command then goes on, and takes it from there")
     return problems
 
 

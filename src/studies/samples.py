@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from src.store import checkpoints, files, tensors
 from src.store.store import Store, remake
 
 ITERATIONS = 5  # first ones of a distillation
-COLUMNS = ("matching_loss", "syn_lr", "grad_norm_images", "grad_norm_syn_lr")
 
 
 @dataclass(frozen=True)
@@ -42,17 +41,23 @@ def of_data_set(store: Store, dataset: DataSet) -> Iterator[Compared]:
         for path in sorted(store.dataset_folder(dataset.name).glob("*.safetensors")):
             (_, old), (_, new) = (tensors.read_whole(one, "") for one in (path, again.dataset_folder(dataset.name) / path.name))
             yield _all(path.name, new, old)
+        found, recorded = (vars(one.load_statistics(dataset.name)) for one in (again, store))
+        others = [name for name in recorded | found if found.get(name) != recorded.get(name)]
+        yield Compared("statistics.json", f"in {', '.join(others)}" if others else None)
 
 
 def of_buffer(store: Store, buffer: Buffer) -> Iterator[Compared]:
-    """The first expert's first epoch."""
+    """The first expert's first epoch: its snapshots, and its row of the curves."""
     device = runtime.start(buffer.runtime.model_copy(update={"threads": workers.threads(buffer.runtime)}))
     training, _ = experts.training_of(store, buffer, prepared(store, buffer.dataset, "train", "val"), device)
     one = expert.first(training, 0, device)
     for one in expert.steps(training, 0, one, device):  # noqa: B020, each takes the place of the one before
         if one.state.between_epochs:
             break
-    yield _equal("expert 0 after its first epoch", torch.stack(one.thetas), store.read_snapshots(buffer.name, 0, 0, 2))
+    trajectory, rows = expert.curves(training, one)
+    yield _equal("expert 0 after its first epoch", trajectory, store.read_snapshots(buffer.name, 0, 0, 2))
+    recorded = files.read_csv(store.expert_curves_file(buffer.name), remake("experts", buffer.name))
+    yield _told("that epoch's figures", rows, recorded)
 
 
 def of_synthetic(store: Store, run: Run) -> Iterator[Compared]:
@@ -72,15 +77,12 @@ def of_synthetic(store: Store, run: Run) -> Iterator[Compared]:
 
 
 def _first(store: Store, loop: Loop, at: Distilling) -> Compared:
-    """Figures of the first iterations, to the nine digits that the history has."""
+    """Figures of the first iterations."""
     count = min(ITERATIONS, loop.distil.iterations)
     while at.iteration < count:
         at = outer.iterate(loop, at)
-    rows = files.read_csv(store.history_file(loop.name), remake("distill", loop.name))[:count]
-    pairs = [(f"{new[key]:.9g}", old[key]) for new, old in zip(at.rows, rows, strict=True) for key in COLUMNS]
-    worst = max((abs(float(new) / float(old) - 1) for new, old in pairs if float(old)), default=0.0)
-    same = all(new == old for new, old in pairs)
-    return Compared(f"the first {count} iterations' figures", None if same else f"by up to {worst:.2g} of themselves")
+    rows = files.read_csv(store.history_file(loop.name), remake("distill", loop.name))
+    return _told(f"the first {count} iterations' figures", at.rows, rows)
 
 
 def _last(loop: Loop, pixels: Tensor) -> Iterator[Compared]:
@@ -125,6 +127,19 @@ def of_students(store: Store, run: Run) -> Iterator[Compared]:
 
 def _figure(what: str, new: float, old: float) -> Compared:
     return Compared(what, None if f"{new:.9g}" == f"{old:.9g}" else f"{100 * (new - old):+.2f} points")
+
+
+def _told(what: str, new: Sequence[Mapping[str, Any]], recorded: Sequence[Mapping[str, str]]) -> Compared:
+    """Rows, against the first ones of a table, to the nine digits that it has."""
+    told = [{name: f"{value:.9g}" if isinstance(value, float) else str(value) for name, value in row.items()} for row in new]
+    old = list(recorded[: len(told)])
+    if told == old:
+        return Compared(what, None)
+    if (mine := list(told[0])) != (its := list(old[0])):
+        return Compared(what, f"columns {', '.join(mine)} instead of {', '.join(its)}")
+    figures = [(name, row) for name, value in new[0].items() if isinstance(value, float) for row in range(len(new))]
+    apart = (abs(new[row][name] / before - 1) for name, row in figures if (before := float(old[row][name])))
+    return Compared(what, f"by up to {max(apart, default=0.0):.2g} of themselves")
 
 
 def _equal(what: str, new: Tensor, old: Tensor) -> Compared:

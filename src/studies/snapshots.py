@@ -22,6 +22,7 @@ from src.settings.resolved import Run
 from src.stages import evaluate, work
 from src.stages.records import check_synthetic
 from src.store import checkpoints, files, values
+from src.store.checkpoints import Work
 from src.store.store import Store, remake
 from src.store.values import SyntheticSet
 
@@ -43,20 +44,21 @@ def run(store: Store, run: Run, test: bool) -> None:
         labels = {split: store.load_labels(run.dataset.name, split) for split in splits}
         task = evaluate.task_of(run, statistics)
         reached: dict[int, dict[str, Accuracy]] = {}
+        works: dict[int, Work] = {}
         with evaluate.tracked(store, run, {run.network: run.spec}, statistics) as tracker:
             sets = _sets(store, run, synthetic)
             for iteration, one in sets.items():
                 progress.say(f"{name}: as it was after iteration {iteration}")
                 given = (network, one, statistics, device, _place(name, iteration, splits), splits)
-                measured, _ = evaluate.predict_all(store, _at_the_last_epoch(run), *given)
+                measured, _, works[iteration] = evaluate.predict_all(store, _at_the_last_epoch(run), *given)
                 reached[iteration] = {split: _score(task, measured[split], labels[split]) for split in splits}
                 for split, score in reached[iteration].items():
                     figure = f"snapshots/{split}_{task.headline}"
                     tracker.metrics({f"{figure}_mean": score.mean, f"{figure}_std": score.std}, iteration)
                 table.add_row(str(iteration), *(page.score(score) for score in reached[iteration].values()))
-        for iteration in sets:
+        for iteration, own in works.items():
             for looked_at in (("val",), evaluate.SPLITS):
-                evaluate.forget(_place(name, iteration, looked_at), [run.network])
+                replace(own, name=f"{_place(name, iteration, looked_at)}@{run.network}").forget()
     progress.console.print(table)
     if test:
         progress.say(f"{name}: {_best_on_test(reached)}")

@@ -329,7 +329,7 @@ def score(variant: Variant, synthetic: SyntheticSet, students: int, splits: tupl
     asked = replace(run, seed=seed_of(run.seed, PROTOCOL), evaluation=protocol)
     dataset, network = run.dataset.name, (run.network, run.spec)
     device, statistics = runtime.start(run.runtime), store.load_statistics(dataset)
-    measured, _ = evaluate.predict_all(store, asked, network, synthetic, statistics, device, splits=splits)
-    evaluate.forget(run.name, [run.network])
+    measured, _, work = evaluate.predict_all(store, asked, network, synthetic, statistics, device, splits=splits)
+    work.forget()
     task, labels = evaluate.task_of(asked, statistics), {split: store.load_labels(dataset, split) for split in splits}
     return {split: tuple(task.figures(one, labels[split])[task.headline] for one in measured[split]) for split in splits}

@@ -91,6 +91,11 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps([settings, code], sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
+def output_tag(path: Path) -> dict[str, str]:
+    """By which the run is found that made this very file."""
+    return {f"dvc.{path.as_posix()}": files.digest(path)}
+
+
 @dataclass
 class Tracker:
     """One MLflow run that is open. Every method is safe to call when the store is gone, and from several threads."""
@@ -139,7 +144,7 @@ class Tracker:
 
     def output(self, path: Path) -> None:
         """Tie the run to an artifact by the digest that DVC records for it."""
-        self.tags({f"dvc.{path.as_posix()}": files.digest(path)})
+        self.tags(output_tag(path))
 
     def image(self, key: str, picture: np.ndarray, step: int) -> None:
         """Log a picture (H, W, 3) of uint8 to the image grid, unless this step is there already."""
