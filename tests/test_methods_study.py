@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -23,6 +24,7 @@ from src.maths import significance
 from src.settings import resolved
 from src.settings.params import Params, load, parse
 from src.settings.studies import Range, Ranges
+from src.store import busy
 from src.store.store import Store
 from src.studies import ablate, method_groups, methods, repeated, space
 from src.studies.methods import Tuned
@@ -235,6 +237,19 @@ def test_experts_that_fail_cost_their_own_variants_alone(
     monkeypatch.setattr(repeated.trials, "ready", ready)
     workspace, nest = Workspace(tmp_path / "work", tmp_path), Nest("digits-studies", {})
     assert repeated._ready(Threads(), made, workspace, nest) == {made[0].name: "diverged"}
+
+
+def test_work_of_another_process_is_waited_for_by_a_sentence(
+    params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (line, *_) = methods._of_seeds(methods.chosen(params, RUNS, None)[0], params.tune, {}, 2)
+    in_use = f"distill {line[-1].name} {busy.BUSY}: wait for its end, or stop it"
+    monkeypatch.setattr(repeated.processes, "side_by_side", lambda *_: contextlib.nullcontext(Threads()))
+    monkeypatch.setattr(repeated.variants, "finished", lambda *_: None)
+    monkeypatch.setattr(repeated.trials, "ready", lambda *_: None)
+    monkeypatch.setattr(repeated, "_make", lambda *_, **__: in_use)
+    with pytest.raises(UserError, match=f"{in_use}; the same command then goes on"):
+        repeated.make("methods", params.runtime, {"one": [line]}, Workspace(tmp_path, tmp_path), Nest("", {}), ("val",), 1)
 
 
 def test_figures_of_a_table(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from torch import Tensor
 
-from src.ground.errors import InterruptedWorkError
+from src.ground.errors import ArtifactError, InterruptedWorkError
 from src.ground.host import workspace
 from src.loops.stored import Stored
 from src.process import depot, stopping
