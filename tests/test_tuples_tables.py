@@ -163,6 +163,46 @@ def test_folders_of_the_hub_with_metadata(tmp_path: Path) -> None:
     assert found.splits["test"].items["words"].texts == tuple(row["caption"] for row in rows[17:])
 
 
+def hub(folder: Path, count: int = 12) -> Path:
+    """Folders of splits with pictures of the same names, each with a table of its own."""
+    for shade, split in enumerate(("train", "validation", "test"), start=1):
+        (folder / split).mkdir(parents=True)
+        names = [f"{number}.png" for number in range(count)]
+        for number, name in enumerate(names):
+            Image.new("RGB", (8, 8), (80 * shade, 20 * number, 0)).save(folder / split / name)
+        write(folder / split / "metadata.csv", [{"file_name": name, "caption": f"{name} of {split}"} for name in names])
+    return folder
+
+
+def test_a_table_in_a_split_is_of_the_pictures_beside_it(tmp_path: Path) -> None:
+    """Though other splits have pictures of the same names, also where one lacks a picture, or can't show it."""
+    found = read(hub(tmp_path / "hub"))
+    assert not any("without a row" in note for note in found.notes)
+    for shade, (split, folder) in enumerate((("train", "train"), ("val", "validation"), ("test", "test")), start=1):
+        pictures, words = found.splits[split].items.values()
+        assert words.texts == tuple(f"{number}.png of {folder}" for number in range(12))
+        assert pictures.values[:, :2, 0, 0].tolist() == [[80 * shade, 20 * number] for number in range(12)]
+    (tmp_path / "hub/train/3.png").write_bytes(b"words")
+    (tmp_path / "hub/test/3.png").write_bytes(b"words")
+    few = read(tmp_path / "hub", skip_broken=True)
+    assert list(few.broken) == ["test/3.png", "train/3.png"]
+    (tmp_path / "hub/train/3.png").unlink()
+    (tmp_path / "hub/test/3.png").unlink()
+    for number in (2, 4):
+        (tmp_path / f"hub/test/{number}.png").unlink()
+    sentence = (
+        rf"4 files that the table names can't be found below {tmp_path}/hub, test/2\.png, test/3\.png, test/4\.png, \.\.\.:"
+    )
+    with pytest.raises(DataError, match=sentence):
+        read(tmp_path / "hub")
+
+
+def test_a_text_in_the_place_of_a_path_is_no_file(tmp_path: Path) -> None:
+    write(tmp_path / "captions.csv", [{"image": "a dog and " * 99, "caption": str(n)} for n in range(9)])
+    with pytest.raises(DataError, match="1 file that the table names can't be found"):
+        read(tmp_path)
+
+
 def test_karpathys_split(tmp_path: Path) -> None:
     """Flickr8k, Flickr30k and COCO alike: pictures in a folder beside it, more training pictures called restval."""
     rows = captions(tmp_path, each=5)
