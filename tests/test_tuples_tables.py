@@ -23,6 +23,7 @@ from PIL import Image
 from src.editing import params_edit
 from src.ground.errors import DataError, UserError
 from src.maths import retrieval, spectrograms
+from src.settings import resolved
 from src.settings.datasets import Dataset
 from src.settings.networks import Encoders
 from src.settings.params import load
@@ -30,7 +31,8 @@ from src.sources import downloads
 from src.sources.images import Shape
 from src.sources.tuples import layouts, names, pictures, raw, reading, sounds, texts
 from src.sources.tuples.reading import TupleSource
-from src.stages import init, init_tuples
+from src.stages import init, init_tuples, prepare
+from src.store.store import Store
 from tests import tuples
 from tests.imports import ROOT
 
@@ -201,6 +203,36 @@ def test_a_text_in_the_place_of_a_path_is_no_file(tmp_path: Path) -> None:
     write(tmp_path / "captions.csv", [{"image": "a dog and " * 99, "caption": str(n)} for n in range(9)])
     with pytest.raises(DataError, match="1 file that the table names can't be found"):
         read(tmp_path)
+
+
+def test_items_in_two_splits_are_counted_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As images in classes are: files with the same bytes, or one that rows of several splits name; not the same words."""
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    hub(tmp_path / "hub")
+    for number in (3, 5, 7):
+        shutil.copy(f"hub/train/{number}.png", f"hub/test/{number + 1}.png")
+    line = "3 pictures of the test split stand in the training split too, byte for byte: "
+    line += "test/4.png and train/3.png, test/6.png and train/5.png, ..."
+    init.run("hub", "mine", 8, 1)
+    assert f"problem: {line}" in (told := capsys.readouterr().err) and told.count("byte for byte") == 1
+    prepare.run(Store(), resolved.data_set(load(), "mine"))
+    assert f"mine: warning: {line}" in (told := capsys.readouterr().err) and told.count("byte for byte") == 1
+    rows = [{**row, "split": ("train", "test")[n % 2]} for n, row in enumerate(captions(tmp_path))]
+    stand = (
+        ("18 pictures of the test split stand in the training split too", "picture-00.png, picture-01.png, ..."),
+        (
+            "2 pictures of the test split stand in the validation split too",
+            "picture-10.png, picture-14.png",
+        ),
+    )
+    write(tmp_path / "captions.csv", [row | {"caption": "the same words"} for row in rows])
+    found = read(tmp_path / "captions.csv", val_fraction=0.1).problems
+    assert found == tuple(f"{text}, byte for byte: {names}" for text, names in stand)
+    write(tmp_path / "captions.csv", [row | {"caption": "the same words"} for row in captions(tmp_path)])
+    assert read(tmp_path / "captions.csv").problems == ()
 
 
 def test_karpathys_split(tmp_path: Path) -> None:
