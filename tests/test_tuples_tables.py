@@ -24,12 +24,12 @@ from src.editing import params_edit
 from src.ground.errors import DataError, UserError
 from src.maths import retrieval, spectrograms
 from src.settings import resolved
-from src.settings.datasets import Dataset
+from src.settings.datasets import AudioModality, Dataset
 from src.settings.networks import Encoders
 from src.settings.params import load
 from src.sources import downloads
 from src.sources.images import Shape
-from src.sources.tuples import layouts, names, pictures, raw, reading, sounds, texts
+from src.sources.tuples import known, layouts, names, pictures, raw, reading, sounds, texts
 from src.sources.tuples.reading import TupleSource
 from src.stages import init, init_tuples, prepare
 from src.store.store import Store
@@ -478,9 +478,88 @@ def test_rows_pair_each_item_as_often_as_its_group_needs() -> None:
     assert sorted(rows[:, 1].tolist()) == [0, 1, 1, 1, 2]
 
 
+def lacking(folder: Path) -> None:
+    for name in ("3_anna_7.wav", "9_ben_0.wav"):
+        (folder / name).unlink()
+
+
+def lacking_a_digit(folder: Path) -> None:
+    for path in folder.glob("4_*.wav"):
+        path.unlink()
+
+
+def twice(folder: Path) -> None:
+    (folder / "more").mkdir()
+    shutil.copy(folder / "3_anna_7.wav", folder / "more/3_anna_07.wav")
+
+
+def cut_off(folder: Path) -> None:
+    path = folder / "3_anna_7.wav"
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def of_another_rate(folder: Path) -> None:
+    (folder / "3_anna_7.wav").write_bytes(tuples.wav(np.ones(9, dtype=np.int16), 4000))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (
+            lacking,
+            r"fsdd lacks 2 recordings of FSDD, 3_anna_7\.wav, 9_ben_0\.wav: put them there, or download all of FSDD again",
+        ),
+        (lacking_a_digit, r"fsdd holds no recordings of the digits 4: it needs files as FSDD calls them"),
+        (twice, r"more/3_anna_07\.wav is the recording that .*fsdd/3_anna_7\.wav is: remove one of them"),
+        (cut_off, r"fsdd/3_anna_7\.wav is cut off, with 57 of its 67 samples: copy or download it again"),
+        (
+            lambda folder: (folder / "3_anna_7.wav").write_bytes(b"words"),
+            r"fsdd/3_anna_7\.wav can't be read as a wav file \(.+\):",
+        ),
+        (of_another_rate, r"fsdd/3_anna_7\.wav has 4000 samples a second, .*fsdd/0_anna_0\.wav 800: bring all"),
+    ],
+)
+def test_recordings_are_all_there_and_whole(spoil: Callable[[Path], object], sentence: str, tmp_path: Path) -> None:
+    own = spoken(tmp_path)
+    (tmp_path / "fsdd" / "0_anna_1000.wav").mkdir()  # which is no file
+    assert len(known.recordings(tmp_path / "fsdd")) == 240
+    spoil(tmp_path / "fsdd")
+    with pytest.raises(DataError, match=rf"^prepare\.mine: .*{sentence}"):
+        reading.read(own, "mine", 0)
+
+
+def header(place: int, number: int) -> bytes:
+    """A wav file that says something else at a place of its header."""
+    whole = tuples.wav(np.arange(9, dtype=np.int16))
+    return whole[:place] + number.to_bytes(4, "little") + whole[place + 4 :]
+
+
+def test_a_sound_that_tells_no_length_is_read_to_its_end() -> None:
+    """As what writes into a pipe leaves it."""
+    assert sounds.decoded(header(40, 2**32 - 1), "a.wav")[0].tolist() == list(range(9))
+
+
+def test_sounds_take_some_samples(tmp_path: Path) -> None:
+    own = spoken(tmp_path).model_dump()
+    own["modalities"]["sound"] |= {"seconds": 0.0001}
+    with pytest.raises(DataError, match=r"0\.0001 seconds hold no sample of sounds with 800 a second: raise the modality's"):
+        reading.read(Dataset(**own), "mine", 0)
+    own["modalities"]["sound"] |= {"seconds": 0.001, "size": 2}
+    values = reading.read(Dataset(**own), "mine", 0).splits["val"].items["sound"].values
+    assert values.shape[1:] == (1, 2, 2) and values.isfinite().all()
+    assert spectrograms.waves(values, 800, 1).isfinite().all()
+    with pytest.raises(ValueError, match="greater than or equal to 2"):
+        AudioModality(kind="audio", size=1)
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
-    [(b"RIFF", "can't be read as a wav file"), (tuples.wav(np.zeros(0, dtype=np.int16)), "holds no sound")],
+    [
+        (b"RIFF", r"can't be read as a wav file \(it ends too soon\): convert"),
+        (tuples.wav(np.zeros(0, dtype=np.int16)), "holds no sound"),
+        (header(24, 0), "says that it has 0 samples a second: convert it"),
+        (header(24, 2**31), "says that it has 2,147,483,648 samples a second: convert it"),
+    ],
 )
 def test_broken_sounds(content: bytes, sentence: str) -> None:
     with pytest.raises(DataError, match=sentence):

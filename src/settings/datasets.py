@@ -58,7 +58,7 @@ class AudioModality(Settings):
     """Which modality it is."""
     column: str | None = None
     """Of a table: the column of paths of wav files; null is one called as the modality."""
-    size: Positive = 32
+    size: Annotated[int, Field(ge=2)] = 32
     """Mel bands, and moments in time."""
     seconds: PositiveReal = 1.0
     """That are heard: longer sounds are cut, shorter ones followed by silence."""
