@@ -310,6 +310,22 @@ def test_lines_that_are_no_objects(tmp_path: Path) -> None:
         read(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["metadata.jsonl", "dataset_mine.json"])
+def test_half_a_character_is_no_text(name: str, tmp_path: Path) -> None:
+    """Which JSON has escapes for, and no file can hold; two halves are a whole."""
+    found = tuples.write_pictures(tmp_path, 9)
+    for half, other in (("\\ud83d", ""), ("\\ud83d", "\\uDE00")):
+        images = [{"filename": one, "split": "train", "sentences": [{"raw": "HALF"}]} for one in found]
+        lines = [json.dumps({"file_name": one, "caption": "HALF"}) for one in found]
+        text = json.dumps({"images": images}) if name.endswith("json") else "\n".join(lines)
+        (tmp_path / name).write_text(text.replace("HALF", half + other), encoding="utf-8")
+        if other:
+            assert read(tmp_path).splits["val"].items["words"].texts[0] == "\U0001f600"
+        else:
+            with pytest.raises(DataError, match=rf"{name} can't be read as a table \(.*surrogates not allowed\): repair it"):
+                read(tmp_path)
+
+
 def test_a_line_ends_where_json_lines_end(tmp_path: Path) -> None:
     """Not at the other separators of Unicode, which JSON may hold as they are."""
     rows = [{"file_name": f"{n}.png", "text": f"one\u2028two\x85{n}"} for n in range(3)]

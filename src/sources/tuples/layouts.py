@@ -102,7 +102,7 @@ def _values(table: Path) -> Iterator[Mapping[str, Any]]:
         if table.suffix == ".parquet":
             yield from _parquet(table)
         elif table.suffix == ".json":
-            yield from _karpathy(json.loads(table.read_text(encoding="utf-8")))
+            yield from _karpathy(_json(table.read_text(encoding="utf-8")))
         elif table.suffix == ".jsonl":
             yield from (_object(line) for line in table.read_text(encoding="utf-8").split("\n") if line.strip())
         else:
@@ -111,8 +111,16 @@ def _values(table: Path) -> Iterator[Mapping[str, Any]]:
         raise DataError(f"{table} can't be read as a table ({error}): repair it, or write it again") from None
 
 
+def _json(text: str) -> Any:
+    """Raises ValueError, also where an escape is half a character, which no file can hold."""
+    found = json.loads(text)
+    if "\\ud" in text.lower():
+        json.dumps(found, ensure_ascii=False).encode()
+    return found
+
+
 def _object(line: str) -> Mapping[str, Any]:
-    found = json.loads(line)
+    found = _json(line)
     if not isinstance(found, dict):
         raise ValueError(f"a line is no object with named values: {line[:40]}")
     return found
