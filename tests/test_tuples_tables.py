@@ -440,6 +440,24 @@ def test_a_known_source_has_its_own_modalities(kinds: dict[str, Any]) -> None:
         read(Path("digits-seen-written"), kinds)
 
 
+@pytest.mark.parametrize(
+    ("told", "sentence"),
+    [
+        ({"path": "here"}, "comes with scikit-learn, and is read from no other place: leave out the path"),
+        ({"skip_broken": True}, "the setting skip_broken is for tables, not for digits-seen-written: take it out"),
+        (
+            {"column": "caption"},
+            "the setting column of the modality text is for tables, not for digits-seen-written: take it out",
+        ),
+    ],
+)
+def test_a_known_source_refuses_what_it_does_not_read(told: dict[str, Any], sentence: str) -> None:
+    column = {key: told.pop(key) for key in ("column",) if key in told}
+    kinds = {"image": {"kind": "image"}, "text": {"kind": "text", **column}}
+    with pytest.raises(DataError, match=sentence):
+        read(Path("digits-seen-written"), kinds, **told)
+
+
 class Garbage(BaseHTTPRequestHandler):
     """Answers whatever is asked for with a page."""
 

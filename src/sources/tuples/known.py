@@ -39,7 +39,7 @@ def read(settings: Dataset, state: int) -> RawTuples:
     """The known source of the settings, split and paired by draws of `state`. Raises DataError."""
     found = {"image": _seen(settings, state), "text": _written()}
     told: list[bool] = []
-    if "sound" in KNOWN[settings.source]:
+    if is_recorded(settings):
         paths = recordings(_folder(settings))
         told = [_order(path)[2] < TEST_TAKES for path in paths]
         found["sound"] = _spoken(paths, np.array(told), settings, state)
@@ -51,6 +51,11 @@ def read(settings: Dataset, state: int) -> RawTuples:
         rows = paired(groups, draws)
         splits[split] = np.stack([own[column] for own, column in zip(places, rows.T, strict=True)], axis=1)
     return RawTuples({name: items for name, (items, _) in found.items()}, splits, told, pixel_max=16)
+
+
+def is_recorded(settings: Dataset) -> bool:
+    """Whether recordings, which lie in a folder, are of the source."""
+    return "sound" in KNOWN[settings.source]
 
 
 def _seen(settings: Dataset, state: int) -> Cut:

@@ -56,12 +56,19 @@ def read(settings: Dataset, name: str, seed: int) -> TupleSource:
 
 
 def _check_known(settings: Dataset) -> None:
-    """A known source has modalities of its own."""
-    have = known.KNOWN.get(settings.source)
-    told = {name: modality.kind for name, modality in (settings.modalities or {}).items()}
-    if have is not None and list(told.items()) != list(have.items()):
+    """A known source has modalities of its own, and no columns or rows; one that is installed lies nowhere else."""
+    have, modalities = known.KNOWN.get(settings.source), settings.modalities or {}
+    if have is None:
+        return
+    if [(name, modality.kind) for name, modality in modalities.items()] != list(have.items()):
         listed = ", ".join(f"{name} ({kind})" for name, kind in have.items())
         raise DataError(f"{settings.source} has the modalities {listed}: name these, with their kinds and in this order")
+    of_tables = [f"column of the modality {name}" for name, modality in modalities.items() if modality.column is not None]
+    of_tables += ["skip_broken"] if settings.skip_broken else []
+    if of_tables:
+        raise DataError(f"the setting {of_tables[0]} is for tables, not for {settings.source}: take it out")
+    if settings.path is not None and not known.is_recorded(settings):
+        raise DataError(f"{settings.source} comes with scikit-learn, and is read from no other place: leave out the path")
 
 
 def _made(found: RawTuples, modalities: Mapping[str, Modality]) -> TupleSource:
