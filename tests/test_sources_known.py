@@ -276,6 +276,16 @@ def test_a_download_with_another_digest_leaves_nothing(monkeypatch: pytest.Monke
     assert not list(Path("data/sources").iterdir())
 
 
+def test_what_a_killed_download_left_is_removed_by_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But not another data set's, which may be filled just now."""
+    base = tmp_path / "data/sources"
+    pictures.write_folder(base, {".imagenette.abc.tmp/half.tgz": b"half", ".imagenette2.abc.tmp/half.tgz": b"half"})
+    (base / ".imagenette.lock").touch()
+    monkeypatch.setattr(downloads, "_download", lambda name, folder: (folder / "whole").touch())
+    downloads.fetch("imagenette", base / "imagenette")
+    assert sorted(path.name for path in base.iterdir()) == [".imagenette2.abc.tmp", "imagenette"]
+
+
 def test_a_subset_of_imagenet_is_read_from_imagenets_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match=r"licence forbids .*data/sources/imagenet, .*AST_DATA"):
         read("imagefruit")
