@@ -139,6 +139,17 @@ def test_large_sets_show_a_sheet() -> None:
     assert animation.panel(many, 0, None).height > 10 * (animation.SIDE + LABEL)
 
 
+def test_no_image_is_left_out_whose_soft_label_is_another_class() -> None:
+    one, wide = run_of("one", (0, 1), ipc=10), run_of("wide", (0, 1), classes=12)
+    one.labels[10:15], wide.labels[3] = 0, 5
+    assert [[len(column) for column in columns] for _, columns in one.bands(0)] == [[15, 5, 10]]
+    assert [len(column) for _, columns in wide.bands(0) for column in columns] == [1, 1, 1, 0, 1, 2, *[1] * 6]
+    assert (one.told(0), wide.told(0)) == ("iteration 0 of 1", "iteration 0 of 1")
+    reel = gallery._reel(wide, None)
+    assert [sheet.rows for _, sheet in reel.strips] == [2, 2]
+    assert all(animation.panel(run, 0, None).height for run in (one, wide))
+
+
 def test_a_picture_too_large_is_a_sentence() -> None:
     with pytest.raises(UserError, match="a side may have 8,192: give a smaller --scale or fewer runs"):
         animation.frame([run_of("one", (0, 1), classes=10)], 0, 512)

@@ -45,10 +45,14 @@ def test_images_of_one_number(value: float, expected: float) -> None:
     assert (levels.shown(torch.full((1, 8, 8), value)) == expected).all()
 
 
-def places(labels: list[int], square: bool = False) -> list[list[int]]:
-    """The shade of each image in the picture, by its number from 1 on; 0 where there is none."""
+def places(labels: list[int], square: bool = False, classes: int = 0) -> list[list[int]]:
+    """The shade of each image in the picture, by its number from 1 on; 0 where there is none. Labels are soft where there are
+    so many `classes`.
+    """
     pixels = torch.arange(1, len(labels) + 1)[:, None, None, None].expand(-1, 1, 48, 48) / 100
-    picture = torch.from_numpy(pictures.grid(pixels, torch.tensor(labels), square))[..., 0]
+    told = torch.tensor(labels)
+    told = torch.nn.functional.one_hot(told, classes).float() if classes else told
+    picture = torch.from_numpy(pictures.grid(pixels, told, square))[..., 0]
     shades = (picture[pictures.GAP :: 50, pictures.GAP :: 50] / 2.55).round().int()
     return [[0 if shade == 100 else shade for shade in row] for row in shades.tolist()]
 
@@ -66,3 +70,6 @@ def test_images_whose_soft_label_is_another_class_are_not_lost() -> None:
     assert places([0] * 9 + [1] * 11) == [list(range(1, 11)), list(range(11, 21))]
     assert places([0] * 19 + [1] * 4) == [list(range(1, 11)), [20, 21, 22, 23] + 6 * [0]]
     assert places(list(range(11))) == [list(range(1, 11)), [11] + 9 * [0]]
+    drifted = [0] * 12 + [1] * 18  # of three classes with ten images each, none of which is of the last one by now
+    assert places(drifted, classes=3) == [list(range(first, first + 10)) for first in (1, 11, 21)]
+    assert places(drifted, classes=2) == [list(range(1, 11)), list(range(13, 23))]

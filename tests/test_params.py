@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from src.ground.errors import ParamsError, UnknownNameError
 from src.settings import base, datasets, distillation, experts, networks, protocols, report, runs, runtime, studies
-from src.settings.params import Params, load, parse
+from src.settings.params import Params, document, load, parse
 
 Raw = dict[str, Any]
 MODULES = (base, datasets, distillation, experts, networks, protocols, report, runs, runtime, studies)
@@ -54,6 +54,17 @@ def test_valid(valid_params: Raw) -> None:
 
 def test_the_repositorys_own_file_is_valid() -> None:
     assert load(Path(__file__).parent.parent / "params.yaml").runs
+
+
+def test_half_a_character_is_refused_wherever_it_stands(valid_params: Raw) -> None:
+    """No file could hold it, nor could a sentence that repeats it be printed; the document may refer to itself."""
+    half, whole = '"\\uD83D"', "\U0001f600"
+    raw = document(f"report: &report {{title: {half}, of: *report}}\nprepare: [a, {{b: {half}, {whole}: {whole}}}]\n{half}: 0")
+    rule = r"has half a character, as \ud800 is, which no file can hold: write it without that escape"
+    found = ["\\ud83d", "report.title", "prepare.1.b"]
+    assert problems(raw) == [(place, rule) for place in found]
+    valid_params["report"] = {"title": whole}
+    assert parse(valid_params).report.title == whole
 
 
 @pytest.mark.parametrize("section", ["runtime", "report"])

@@ -219,10 +219,18 @@ def test_sheet_puts_each_class_in_its_column() -> None:
     pixels = torch.tensor([0.2, 0.4, 0.6, 2.0]).view(4, 1, 1, 1).expand(4, 1, 2, 2)
     (sheet,) = sheets.sheets(pixels, torch.tensor([1, 0, 1, 1]), ("a", "b"), rows=2)
     picture = matplotlib.image.imread(io.BytesIO(base64.b64decode(sheet.uri.partition(",")[2])), format="png")
-    assert picture.shape == (5, 5, 4)
+    assert picture.shape == (8, 5, 4)  # all of class b, as there are no more than two of each
     assert picture[0, :, 0].tolist() == pytest.approx([0.4, 0.4, 0, 0.2, 0.2], abs=0.003)
-    assert picture[3, :, 3].tolist() == [0, 0, 0, 1, 1]  # class a has one image
+    assert picture[3, :, 3].tolist() == picture[6, :, 3].tolist() == [0, 0, 0, 1, 1]  # class a has one image
     assert sheets.out_of_range(pixels) == 0.25
+
+
+def test_sheets_leave_out_no_image_whose_soft_label_is_another_class() -> None:
+    """Unless there are more of each class than are shown."""
+    for labels, rows, expected in (([0] * 3 + [2] * 3, 2, 3), ([0, 0, 2], 1, 2), ([0] * 3 + [2] * 4, 2, 2)):
+        (sheet,) = sheets.sheets(torch.rand(len(labels), 1, 2, 2), torch.tensor(labels), ("a", "b", "c"), rows=rows)
+        picture = matplotlib.image.imread(io.BytesIO(base64.b64decode(sheet.uri.partition(",")[2])), format="png")
+        assert sheet.rows == expected and picture[::3, ::3, 3].sum() == min(len(labels), 2 * expected)
 
 
 def test_sheets_part_many_classes() -> None:

@@ -276,6 +276,16 @@ def test_a_download_with_another_digest_leaves_nothing(monkeypatch: pytest.Monke
     assert not list(Path("data/sources").iterdir())
 
 
+def test_what_a_killed_download_left_is_removed_by_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But not another data set's, which may be filled just now."""
+    base = tmp_path / "data/sources"
+    pictures.write_folder(base, {".imagenette.abc.tmp/half.tgz": b"half", ".imagenette2.abc.tmp/half.tgz": b"half"})
+    (base / ".imagenette.lock").touch()
+    monkeypatch.setattr(downloads, "_download", lambda name, folder: (folder / "whole").touch())
+    downloads.fetch("imagenette", base / "imagenette")
+    assert sorted(path.name for path in base.iterdir()) == [".imagenette2.abc.tmp", "imagenette"]
+
+
 def test_a_subset_of_imagenet_is_read_from_imagenets_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match=r"licence forbids .*data/sources/imagenet, .*AST_DATA"):
         read("imagefruit")
@@ -327,6 +337,7 @@ def test_tiny_imagenet_as_published(packed: bool) -> None:
     assert np.array_equal(found.splits["train"].images.numpy(), images[[1, 0, 2]].transpose(0, 3, 1, 2))
     assert np.array_equal(found.splits["test"].images.numpy(), images[[4, 5, 3]].transpose(0, 3, 1, 2))
     assert not packed or found.sha256() == read(str(folder)).sha256()
+    assert not packed or found.sha256() == read("tiny_imagenet", path=str(folder / f"{top}.zip")).sha256()
 
 
 def tiny(train: str, val: str) -> dict[str, bytes]:
@@ -365,6 +376,23 @@ def test_tiny_imagenet_as_code_lays_it_out(train: str, val: str, words: bool) ->
         (unlabelled,) = (path for path in found.left_out if path.endswith("test_0.JPEG"))
         assert found.left_out[unlabelled] == "without a label"
         assert len(found.left_out) == len(files) - 18
+
+
+@pytest.mark.parametrize("spoil", ["no zip", "cut off", "words.txt", imagenet.ANNOTATIONS])
+def test_a_damaged_archive_of_tiny_imagenet(spoil: str) -> None:
+    """As a whole, or a table in it alone: pictures that are damaged are counted as in any other source."""
+    top = imagenet.TINY
+    tables = {f"{top}/words.txt": b"n1\tgoldfish\n" * 9, f"{top}/{imagenet.ANNOTATIONS}": b"val_0.JPEG\tn1\t0\n" * 9}
+    archive = pictures.write_zip(Path(f"{top}.zip"), {**tiny("train/{}", "val/{}"), **tables})
+    whole = archive.read_bytes()
+    start = whole.find(f"{top}/{spoil}".encode()) + len(f"{top}/{spoil}")
+    content = {"no zip": b"<html>", "cut off": whole[:-30]}.get(spoil, whole[:start] + b"\xff\xff" + whole[start + 2 :])
+    archive.write_bytes(content)
+    for source in ({"source": "tiny_imagenet", "path": archive.name}, {"source": "."}):
+        with pytest.raises(
+            DataError, match=rf"^prepare\.mine: {top}\.zip is damaged or no archive of its kind \(.+\): pack or"
+        ):
+            read(**source)
 
 
 def without(files: dict[str, bytes], part: str) -> dict[str, bytes]:

@@ -196,6 +196,87 @@ def test_a_text_model_of_the_hub(tmp_path: Path) -> None:
         of_texts(tmp_path)
 
 
+def unlike_bert(folder: Path, kind: str, config: Any) -> None:
+    """A model of another kind, random and small, beside a tokenizer that knows no more words than it."""
+    import transformers
+
+    write_bert(folder)
+    getattr(transformers, kind)(config).save_pretrained(folder)
+
+
+SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+
+
+def of_pictures(folder: Path) -> None:
+    from transformers import ViTConfig
+
+    unlike_bert(folder, "ViTModel", ViTConfig(**SMALL, image_size=32, patch_size=16))
+
+
+def of_both(folder: Path) -> None:
+    from transformers import CLIPConfig
+
+    vision = {**SMALL, "image_size": 32, "patch_size": 16}
+    unlike_bert(folder, "CLIPModel", CLIPConfig(text_config={**SMALL, "vocab_size": 12}, vision_config=vision))
+
+
+def from_left_to_right(folder: Path) -> None:
+    from transformers import CLIPTextConfig
+
+    unlike_bert(folder, "CLIPTextModel", CLIPTextConfig(**SMALL, vocab_size=12))
+
+
+def that_writes(folder: Path) -> None:
+    from transformers import T5Config
+
+    unlike_bert(folder, "T5Model", T5Config(vocab_size=12, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2))
+
+
+def of_fewer_words(folder: Path) -> None:
+    from transformers import BertConfig
+
+    unlike_bert(folder, "BertModel", BertConfig(**SMALL, vocab_size=5))
+
+
+def of_fewer_places(folder: Path) -> None:
+    from transformers import BertConfig
+
+    unlike_bert(folder, "BertModel", BertConfig(**SMALL, vocab_size=12, max_position_embeddings=4))
+
+
+def without_tokenizer(folder: Path) -> None:
+    write_bert(folder)
+    for path in (*folder.glob("*token*"), folder / "vocab.txt"):
+        path.unlink(missing_ok=True)
+
+
+def with_another_configuration(folder: Path) -> None:
+    write_bert(folder)
+    (folder / "config.json").write_text("[]")
+
+
+@with_transformers
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        *(
+            (
+                spoil,
+                r"can't be read as a text model with its tokenizer \(.+\): take one that reads texts alone, as BERT does, and",
+            )
+            for spoil in (of_pictures, of_both, that_writes, of_fewer_words, of_fewer_places)
+        ),
+        (from_left_to_right, r"makes one vector of different texts \(a and a a a\): take a model whose first token reads all"),
+        (without_tokenizer, "holds no tokenizer: name a folder with config.json, model.safetensors and a tokenizer"),
+        (with_another_configuration, r"can't be read as a text model \(.+\): save model and tokenizer there"),
+    ],
+)
+def test_a_model_that_can_not_encode_texts(spoil: Callable[[Path], None], sentence: str, tmp_path: Path) -> None:
+    spoil(tmp_path)
+    with pytest.raises(DataError, match=sentence):
+        frozen.vectors(RawItems(["a dog runs in grass"], [0]), of_texts(tmp_path), "texts")
+
+
 @with_transformers
 def test_texts_as_vectors_keep_their_words(tmp_path: Path) -> None:
     """So that pages and exports show the nearest real one; networks read them with mean 0 and deviation 1."""
@@ -211,7 +292,7 @@ def test_texts_as_vectors_keep_their_words(tmp_path: Path) -> None:
         entry["dataset"] = "mine"
     with made(tmp_path, raw) as params:
         real = STORE.load_tuples("mine", "train").items["text"]
-        assert real.values.shape == (26, 16)
+        assert real.values.shape == (24, 16)
         read_by_networks = STORE.load_real("mine", "train")[3]
         assert read_by_networks.mean().abs() < 1e-5
         assert (read_by_networks.std(correction=0) - 1).abs() < 1e-5

@@ -23,14 +23,16 @@ from PIL import Image
 from src.editing import params_edit
 from src.ground.errors import DataError, UserError
 from src.maths import retrieval, spectrograms
-from src.settings.datasets import Dataset
+from src.settings import resolved
+from src.settings.datasets import AudioModality, Dataset
 from src.settings.networks import Encoders
 from src.settings.params import load
 from src.sources import downloads
 from src.sources.images import Shape
-from src.sources.tuples import layouts, names, pictures, raw, reading, sounds, texts
+from src.sources.tuples import known, layouts, names, pictures, raw, reading, sounds, texts
 from src.sources.tuples.reading import TupleSource
-from src.stages import init, init_tuples
+from src.stages import init, init_tuples, prepare
+from src.store.store import Store
 from tests import tuples
 from tests.imports import ROOT
 
@@ -163,6 +165,76 @@ def test_folders_of_the_hub_with_metadata(tmp_path: Path) -> None:
     assert found.splits["test"].items["words"].texts == tuple(row["caption"] for row in rows[17:])
 
 
+def hub(folder: Path, count: int = 12) -> Path:
+    """Folders of splits with pictures of the same names, each with a table of its own."""
+    for shade, split in enumerate(("train", "validation", "test"), start=1):
+        (folder / split).mkdir(parents=True)
+        names = [f"{number}.png" for number in range(count)]
+        for number, name in enumerate(names):
+            Image.new("RGB", (8, 8), (80 * shade, 20 * number, 0)).save(folder / split / name)
+        write(folder / split / "metadata.csv", [{"file_name": name, "caption": f"{name} of {split}"} for name in names])
+    return folder
+
+
+def test_a_table_in_a_split_is_of_the_pictures_beside_it(tmp_path: Path) -> None:
+    """Though other splits have pictures of the same names, also where one lacks a picture, or can't show it."""
+    found = read(hub(tmp_path / "hub"))
+    assert not any("without a row" in note for note in found.notes)
+    for shade, (split, folder) in enumerate((("train", "train"), ("val", "validation"), ("test", "test")), start=1):
+        pictures, words = found.splits[split].items.values()
+        assert words.texts == tuple(f"{number}.png of {folder}" for number in range(12))
+        assert pictures.values[:, :2, 0, 0].tolist() == [[80 * shade, 20 * number] for number in range(12)]
+    (tmp_path / "hub/train/3.png").write_bytes(b"words")
+    (tmp_path / "hub/test/3.png").write_bytes(b"words")
+    few = read(tmp_path / "hub", skip_broken=True)
+    assert list(few.broken) == ["test/3.png", "train/3.png"]
+    (tmp_path / "hub/train/3.png").unlink()
+    (tmp_path / "hub/test/3.png").unlink()
+    for number in (2, 4):
+        (tmp_path / f"hub/test/{number}.png").unlink()
+    sentence = (
+        rf"4 files that the table names can't be found below {tmp_path}/hub, test/2\.png, test/3\.png, test/4\.png, \.\.\.:"
+    )
+    with pytest.raises(DataError, match=sentence):
+        read(tmp_path / "hub")
+
+
+def test_a_text_in_the_place_of_a_path_is_no_file(tmp_path: Path) -> None:
+    write(tmp_path / "captions.csv", [{"image": "a dog and " * 99, "caption": str(n)} for n in range(9)])
+    with pytest.raises(DataError, match="1 file that the table names can't be found"):
+        read(tmp_path)
+
+
+def test_items_in_two_splits_are_counted_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As images in classes are: files with the same bytes, or one that rows of several splits name; not the same words."""
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    hub(tmp_path / "hub")
+    for number in (3, 5, 7):
+        shutil.copy(f"hub/train/{number}.png", f"hub/test/{number + 1}.png")
+    line = "3 pictures of the test split stand in the training split too, byte for byte: "
+    line += "test/4.png and train/3.png, test/6.png and train/5.png, ..."
+    init.run("hub", "mine", 8, 1)
+    assert f"problem: {line}" in (told := capsys.readouterr().err) and told.count("byte for byte") == 1
+    prepare.run(Store(), resolved.data_set(load(), "mine"))
+    assert f"mine: warning: {line}" in (told := capsys.readouterr().err) and told.count("byte for byte") == 1
+    rows = [{**row, "split": ("train", "test")[n % 2]} for n, row in enumerate(captions(tmp_path))]
+    stand = (
+        ("18 pictures of the test split stand in the training split too", "picture-00.png, picture-01.png, ..."),
+        (
+            "2 pictures of the test split stand in the validation split too",
+            "picture-10.png, picture-14.png",
+        ),
+    )
+    write(tmp_path / "captions.csv", [row | {"caption": "the same words"} for row in rows])
+    found = read(tmp_path / "captions.csv", val_fraction=0.1).problems
+    assert found == tuple(f"{text}, byte for byte: {names}" for text, names in stand)
+    write(tmp_path / "captions.csv", [row | {"caption": "the same words"} for row in captions(tmp_path)])
+    assert read(tmp_path / "captions.csv").problems == ()
+
+
 def test_karpathys_split(tmp_path: Path) -> None:
     """Flickr8k, Flickr30k and COCO alike: pictures in a folder beside it, more training pictures called restval."""
     rows = captions(tmp_path, each=5)
@@ -236,6 +308,22 @@ def test_lines_that_are_no_objects(tmp_path: Path) -> None:
     (tmp_path / "metadata.jsonl").write_text('["a.png", "a word"]\n', encoding="utf-8")
     with pytest.raises(DataError, match=r"metadata\.jsonl can't be read as a table \(a line is no object with named values"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["metadata.jsonl", "dataset_mine.json"])
+def test_half_a_character_is_no_text(name: str, tmp_path: Path) -> None:
+    """Which JSON has escapes for, and no file can hold; two halves are a whole."""
+    found = tuples.write_pictures(tmp_path, 9)
+    for half, other in (("\\ud83d", ""), ("\\ud83d", "\\uDE00")):
+        images = [{"filename": one, "split": "train", "sentences": [{"raw": "HALF"}]} for one in found]
+        lines = [json.dumps({"file_name": one, "caption": "HALF"}) for one in found]
+        text = json.dumps({"images": images}) if name.endswith("json") else "\n".join(lines)
+        (tmp_path / name).write_text(text.replace("HALF", half + other), encoding="utf-8")
+        if other:
+            assert read(tmp_path).splits["val"].items["words"].texts[0] == "\U0001f600"
+        else:
+            with pytest.raises(DataError, match=rf"{name} can't be read as a table \(.*surrogates not allowed\): repair it"):
+                read(tmp_path)
 
 
 def test_a_line_ends_where_json_lines_end(tmp_path: Path) -> None:
@@ -352,6 +440,24 @@ def test_a_known_source_has_its_own_modalities(kinds: dict[str, Any]) -> None:
         read(Path("digits-seen-written"), kinds)
 
 
+@pytest.mark.parametrize(
+    ("told", "sentence"),
+    [
+        ({"path": "here"}, "comes with scikit-learn, and is read from no other place: leave out the path"),
+        ({"skip_broken": True}, "the setting skip_broken is for tables, not for digits-seen-written: take it out"),
+        (
+            {"column": "caption"},
+            "the setting column of the modality text is for tables, not for digits-seen-written: take it out",
+        ),
+    ],
+)
+def test_a_known_source_refuses_what_it_does_not_read(told: dict[str, Any], sentence: str) -> None:
+    column = {key: told.pop(key) for key in ("column",) if key in told}
+    kinds = {"image": {"kind": "image"}, "text": {"kind": "text", **column}}
+    with pytest.raises(DataError, match=sentence):
+        read(Path("digits-seen-written"), kinds, **told)
+
+
 class Garbage(BaseHTTPRequestHandler):
     """Answers whatever is asked for with a page."""
 
@@ -406,9 +512,88 @@ def test_rows_pair_each_item_as_often_as_its_group_needs() -> None:
     assert sorted(rows[:, 1].tolist()) == [0, 1, 1, 1, 2]
 
 
+def lacking(folder: Path) -> None:
+    for name in ("3_anna_7.wav", "9_ben_0.wav"):
+        (folder / name).unlink()
+
+
+def lacking_a_digit(folder: Path) -> None:
+    for path in folder.glob("4_*.wav"):
+        path.unlink()
+
+
+def twice(folder: Path) -> None:
+    (folder / "more").mkdir()
+    shutil.copy(folder / "3_anna_7.wav", folder / "more/3_anna_07.wav")
+
+
+def cut_off(folder: Path) -> None:
+    path = folder / "3_anna_7.wav"
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def of_another_rate(folder: Path) -> None:
+    (folder / "3_anna_7.wav").write_bytes(tuples.wav(np.ones(9, dtype=np.int16), 4000))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (
+            lacking,
+            r"fsdd lacks 2 recordings of FSDD, 3_anna_7\.wav, 9_ben_0\.wav: put them there, or download all of FSDD again",
+        ),
+        (lacking_a_digit, r"fsdd holds no recordings of the digits 4: it needs files as FSDD calls them"),
+        (twice, r"more/3_anna_07\.wav is the recording that .*fsdd/3_anna_7\.wav is: remove one of them"),
+        (cut_off, r"fsdd/3_anna_7\.wav is cut off, with 57 of its 67 samples: copy or download it again"),
+        (
+            lambda folder: (folder / "3_anna_7.wav").write_bytes(b"words"),
+            r"fsdd/3_anna_7\.wav can't be read as a wav file \(.+\):",
+        ),
+        (of_another_rate, r"fsdd/3_anna_7\.wav has 4000 samples a second, .*fsdd/0_anna_0\.wav 800: bring all"),
+    ],
+)
+def test_recordings_are_all_there_and_whole(spoil: Callable[[Path], object], sentence: str, tmp_path: Path) -> None:
+    own = spoken(tmp_path)
+    (tmp_path / "fsdd" / "0_anna_1000.wav").mkdir()  # which is no file
+    assert len(known.recordings(tmp_path / "fsdd")) == 240
+    spoil(tmp_path / "fsdd")
+    with pytest.raises(DataError, match=rf"^prepare\.mine: .*{sentence}"):
+        reading.read(own, "mine", 0)
+
+
+def header(place: int, number: int) -> bytes:
+    """A wav file that says something else at a place of its header."""
+    whole = tuples.wav(np.arange(9, dtype=np.int16))
+    return whole[:place] + number.to_bytes(4, "little") + whole[place + 4 :]
+
+
+def test_a_sound_that_tells_no_length_is_read_to_its_end() -> None:
+    """As what writes into a pipe leaves it."""
+    assert sounds.decoded(header(40, 2**32 - 1), "a.wav")[0].tolist() == list(range(9))
+
+
+def test_sounds_take_some_samples(tmp_path: Path) -> None:
+    own = spoken(tmp_path).model_dump()
+    own["modalities"]["sound"] |= {"seconds": 0.0001}
+    with pytest.raises(DataError, match=r"0\.0001 seconds hold no sample of sounds with 800 a second: raise the modality's"):
+        reading.read(Dataset(**own), "mine", 0)
+    own["modalities"]["sound"] |= {"seconds": 0.001, "size": 2}
+    values = reading.read(Dataset(**own), "mine", 0).splits["val"].items["sound"].values
+    assert values.shape[1:] == (1, 2, 2) and values.isfinite().all()
+    assert spectrograms.waves(values, 800, 1).isfinite().all()
+    with pytest.raises(ValueError, match="greater than or equal to 2"):
+        AudioModality(kind="audio", size=1)
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
-    [(b"RIFF", "can't be read as a wav file"), (tuples.wav(np.zeros(0, dtype=np.int16)), "holds no sound")],
+    [
+        (b"RIFF", r"can't be read as a wav file \(it ends too soon\): convert"),
+        (tuples.wav(np.zeros(0, dtype=np.int16)), "holds no sound"),
+        (header(24, 0), "says that it has 0 samples a second: convert it"),
+        (header(24, 2**31), "says that it has 2,147,483,648 samples a second: convert it"),
+    ],
 )
 def test_broken_sounds(content: bytes, sentence: str) -> None:
     with pytest.raises(DataError, match=sentence):

@@ -85,11 +85,6 @@ class Loop:
     tuples: TupleShape | None = None
 
     @property
-    def classes(self) -> Tensor:
-        """(S,), the likeliest class of each image."""
-        return self.labels.argmax(dim=1) if self.labels.is_floating_point() else self.labels
-
-    @property
     def noun(self) -> str:
         return "tuples" if self.tuples else "images"
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from src.ground.errors import UserError
 from src.pages import levels
-from src.pages.sheets import COLUMNS, MOST_ROWS
+from src.pages.sheets import COLUMNS, MOST_ROWS, shown_of_each
 from src.store import files
 
 FORMATS = {".webp": "WEBP", ".gif": "GIF"}
@@ -78,9 +78,7 @@ class Moments:
     @property
     def rows(self) -> int:
         """Images of a class that are shown, at most."""
-        if len(self.classes) > COLUMNS:
-            return 1
-        return min(MOST_ROWS, int(torch.bincount(self.labels).max()))
+        return shown_of_each(self.labels, len(self.classes), 1 if len(self.classes) > COLUMNS else MOST_ROWS)
 
 
 def shares(shown: Sequence[Moments], seconds: float) -> list[float]:

@@ -26,14 +26,17 @@ GAP = 2  # white pixels around every image
 
 
 def grid(pixels: Tensor, labels: Tensor, square: bool = False) -> np.ndarray:
-    """One picture (H, W, 3) of uint8 of pixels (S, C, h, w), with the contrast of levels.py.
+    """One picture (H, W, 3) of uint8 of pixels (S, C, h, w), with the contrast of levels.py; labels are classes (S,), or
+    probabilities (S, K).
 
     A row a class, of its first ten images, where all classes have equally many of them, and more than one. Otherwise images
     follow each other, class after class, in rows of ten, or as a square where the picture's place is `square`: all of them,
     unless they are more than ten a class, so that none is left out whose soft label is another class's by now.
     """
-    members = [(labels == k).nonzero().squeeze(1) for k in labels.unique()]
-    if len(labels) > MOST_COLUMNS * len(members):
+    soft = labels.is_floating_point()
+    indices, classes = (labels.argmax(dim=1), labels.shape[1]) if soft else (labels, int(labels.max()) + 1)
+    members = [(indices == k).nonzero().squeeze(1) for k in indices.unique()]
+    if len(labels) > MOST_COLUMNS * classes:
         members = [one[:MOST_COLUMNS] for one in members]
     found, (fewest, *more) = torch.cat(members), sorted({len(one) for one in members})
     columns = math.ceil(len(found) ** 0.5) if square else MOST_COLUMNS

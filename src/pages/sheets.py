@@ -28,14 +28,23 @@ class Sheet:
 
 
 def sheets(pixels: Tensor, labels: Tensor, classes: Sequence[str], rows: int = MOST_ROWS) -> tuple[Sheet, ...]:
-    """Sheets of pixels (S, C, H, W) in class order, COLUMNS classes each, the first `rows` images of each class."""
-    by_class = [pixels[labels == k][:rows] for k in range(len(classes))]
+    """Sheets of pixels (S, C, H, W) in class order, COLUMNS classes each, the first `rows` images of each class, or all."""
+    most = shown_of_each(labels, len(classes), rows)
+    by_class = [pixels[labels == k][:most] for k in range(len(classes))]
     found = []
     for first in range(0, len(classes), COLUMNS):
         columns = by_class[first : first + COLUMNS]
         height = max(1, *map(len, columns))
         found.append(Sheet(_uri(_canvas(columns, height)), tuple(classes[first : first + COLUMNS]), height))
     return tuple(found)
+
+
+def shown_of_each(labels: Tensor, classes: int, rows: int) -> int:
+    """Images of a class that are shown, at most: where a set (S,) has no more than `rows` a class, all that any class has, so
+    that none is left out whose soft label is another class's by now.
+    """
+    most = int(torch.bincount(labels).max())
+    return most if len(labels) <= rows * classes else min(most, rows)
 
 
 def single(pixels: Tensor) -> str:

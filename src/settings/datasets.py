@@ -22,6 +22,8 @@ SplitFolders = Literal["none"] | Annotated[dict[Literal["train", "val", "test"],
 
 
 TRANSFORMERS = "transformers"  # the encoder of texts, and the package that it takes
+TOKENS = 64  # of a text, where the settings name no number
+ZCA_EPS = 0.1
 
 
 class ImageModality(Settings):
@@ -58,7 +60,7 @@ class AudioModality(Settings):
     """Which modality it is."""
     column: str | None = None
     """Of a table: the column of paths of wav files; null is one called as the modality."""
-    size: Positive = 32
+    size: Annotated[int, Field(ge=2)] = 32
     """Mel bands, and moments in time."""
     seconds: PositiveReal = 1.0
     """That are heard: longer sounds are cut, shorter ones followed by silence."""
@@ -88,8 +90,16 @@ class FeaturesModality(Settings):
     model.safetensors and the tokenizer."""
     size: Positive | None = None
     """Side of the square pictures that are read, pixels; null is what the model was published with."""
-    tokens: Positive = 64
+    tokens: Positive = TOKENS
     """Of a text that are read; longer ones are cut."""
+
+    @model_validator(mode="after")
+    def _is_of_pictures_or_texts(self) -> FeaturesModality:
+        if held(self) == "text" and self.size is not None:
+            raise ValueError(f"size is of pictures, and {self.encoder} reads texts: leave it out")
+        if held(self) == "image" and self.tokens != TOKENS:
+            raise ValueError(f"tokens are of texts, and {self.encoder} reads pictures: leave them out")
+        return self
 
 
 Modality = Annotated[
@@ -147,7 +157,7 @@ class Dataset(Settings):
     """Keep so many images of the training split, stratified by class; null keeps all."""
     whitening: Literal["none", "zca"] = "none"
     """What networks read: pixels normalised by each channel's mean and std (none), or decorrelated by ZCA (CIFAR's custom)."""
-    zca_eps: PositiveReal = 0.1
+    zca_eps: PositiveReal = ZCA_EPS
     """Added to the eigenvalues of the covariance before their inverse root, so that noise is not blown up."""
 
     modalities: Mapping[ModalityName, Modality] | None = Field(default=None, exclude_if=lambda value: value is None)
@@ -165,6 +175,7 @@ class Dataset(Settings):
         of_images = {"size": self.size, "channels": self.channels, "splits": self.splits, "label_column": self.label_column}
         told = [name for name, value in of_images.items() if value is not None]
         told += ["whitening"] if self.whitening != "none" else []
+        told += ["zca_eps"] if self.zca_eps != ZCA_EPS else []
         if told:
             raise ValueError(f"{', '.join(told)} are of images in classes: leave them out, and describe each of the modalities")
         return self

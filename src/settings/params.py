@@ -35,6 +35,7 @@ NAMED_SECTIONS: Mapping[str, type[Settings]] = {
     "runs": Run,
 }
 SECTIONS = ("seed", "runtime", "prepare", "networks", "experts", "distill", "evaluate", "tune", "report", "runs")
+HALF = "has half a character, as \\ud800 is, which no file can hold: write it without that escape"
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -118,6 +119,9 @@ def parse(raw: Any, source: str = "params.yaml") -> Params:
     problems: Problems = []
     if not isinstance(raw, dict):
         raise ParamsError(source, [("(top level)", f"must be a mapping of the sections {', '.join(SECTIONS)}")])
+    halves = dict.fromkeys(_halves(raw), HALF)
+    if halves:
+        raise ParamsError(source, list(halves.items()))
     for key in raw:
         if key not in SECTIONS:
             problems.append((str(key), f"unknown section: choose from {', '.join(SECTIONS)}"))
@@ -140,6 +144,20 @@ def parse(raw: Any, source: str = "params.yaml") -> Params:
     if problems or runtime is None or tune is None or report is None:
         raise ParamsError(source, problems)
     return Params(seed=seed, runtime=runtime, tune=tune, report=report, distillations=distillations, **named)  # type: ignore[arg-type]
+
+
+def _halves(raw: Any) -> Iterator[str]:
+    """Where a text, or a key, has half a character; what stands there several times, as YAML's anchors let it, counts once."""
+    waiting: list[tuple[str, Any]] = [("", raw)]
+    seen: set[int] = set()
+    for place, value in waiting:
+        if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+            yield place.encode(errors="backslashreplace").decode()
+        if isinstance(value, dict | list) and id(value) not in seen:
+            seen.add(id(value))
+            for key, own in value.items() if isinstance(value, dict) else enumerate(value):
+                inside = f"{place}.{key}".removeprefix(".")
+                waiting += [(inside, key), (inside, own)]
 
 
 def _mapping(raw: Mapping[str, Any], section: str, problems: Problems) -> dict[str, Any]:

@@ -48,13 +48,13 @@ class Zip:
         return str(self.path)
 
     def listing(self) -> Listing:
-        with _damage(self.path), zipfile.ZipFile(self.path) as archive:
+        with damage(self.path), zipfile.ZipFile(self.path) as archive:
             # ZipInfo.is_dir() fails where a damaged member has no name
             members = [(_safe(self.path, _name(info)), info.filename.endswith("/")) for info in archive.infolist()]
         return _listing(members)
 
     def streams(self, files: Iterable[str], most: int = -1) -> Iterator[tuple[str, BinaryIO]]:
-        with _damage(self.path), zipfile.ZipFile(self.path) as archive:
+        with damage(self.path), zipfile.ZipFile(self.path) as archive:
             members = {_safe(self.path, _name(info)): info for info in archive.infolist()}
             for name in files:
                 if members[name].flag_bits & 1:
@@ -74,14 +74,14 @@ class Tar:
         return str(self.path)
 
     def listing(self) -> Listing:
-        with _damage(self.path), tarfile.open(self.path) as archive:
+        with damage(self.path), tarfile.open(self.path) as archive:
             members = [(self._name(member), member.isdir()) for member in archive]
             _check_end(archive)
         return _listing(members)
 
     def streams(self, files: Iterable[str], most: int = -1) -> Iterator[tuple[str, BinaryIO]]:
         wanted = set(files)
-        with _damage(self.path), tarfile.open(self.path) as archive:
+        with damage(self.path), tarfile.open(self.path) as archive:
             for member in archive:
                 name = _safe(self.path, member.name)
                 if name in wanted:
@@ -138,9 +138,9 @@ def _listing(members: Iterable[tuple[str, bool]]) -> Listing:
 
 
 @contextmanager
-def _damage(path: Path) -> Iterator[None]:
-    """Turns what the archive's readers raise into DataError."""
+def damage(archive: object) -> Iterator[None]:
+    """Turns what the readers of an archive, or of a file in it, raise into DataError."""
     try:
         yield
     except DAMAGE as error:
-        raise DataError(f"{path} is damaged or no archive of its kind ({error}): pack or download it again") from None
+        raise DataError(f"{archive} is damaged or no archive of its kind ({error}): pack or download it again") from None

@@ -133,7 +133,9 @@ def _alone(target: Path) -> Iterator[None]:
 
 @contextmanager
 def _temporary(target: Path) -> Iterator[Path]:
-    """A folder beside `target`, removed with what is left in it."""
+    """A folder beside `target`, removed with what is left in it, as those of killed processes are: who calls is alone."""
+    for left_over in target.parent.glob(f".{target.name}.*.tmp"):
+        shutil.rmtree(left_over, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
     try:
         yield folder

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,28 +23,28 @@ Digests = NDArray[np.uint64]
 
 def problems(source: Source, parts: Mapping[str, Part]) -> list[str]:
     """Sentences; images are the same where all their bytes are, once they are brought to the shape of all."""
-    whole = {split: _digests(value.images.numpy()) for split, value in source.splits.items()}
+    whole = {split: digests_of(value.images.numpy()) for split, value in source.splits.items()}
     digests = {split: whole[part.split][part.places] for split, part in parts.items()}
-    lines = [_shared(source, parts, digests, one, other) for one, other in combinations(parts, 2)]
+    lines = [*shared("image", digests, lambda split, place: parts[split].name(source, place))]
     lines += [_contradicted(source, parts["train"], digests["train"])]
     lines += [_lacking(source, split, part) for split, part in parts.items() if part.split != split]
     return [line for line in lines if line]
 
 
-def _digests(images: NDArray[np.uint8]) -> Digests:
-    """(N,) of 64 bits: that two of a million different images share one is less likely than one in ten million."""
-    return np.frombuffer(b"".join(blake2b(image.data, digest_size=8).digest() for image in images), np.uint64)
+def digests_of(items: Iterable[Any]) -> Digests:
+    """(N,) of 64 bits: that two of a million different items share one is less likely than one in ten million."""
+    return np.frombuffer(b"".join(blake2b(memoryview(item), digest_size=8).digest() for item in items), np.uint64)
 
 
-def _shared(source: Source, parts: Mapping[str, Part], digests: Mapping[str, Digests], one: str, other: str) -> str:
-    """Images of the split `other` that the split `one` has too."""
-    places = np.flatnonzero(np.isin(digests[other], digests[one])).tolist()
-    if not places:
-        return ""
-    twins = [int(np.argmax(digests[one] == digests[other][place])) for place in places[: SHOWN + 1]]
-    pairs = [(parts[other].name(source, a), parts[one].name(source, b)) for a, b in zip(places, twins, strict=False)]
-    text = f"{_stand(len(places), 'image', f' of the {TITLES[other]} split')} in the {TITLES[one]} split too"
-    return f"{text}, byte for byte: {_examples(pairs)}"
+def shared(noun: str, digests: Mapping[str, Digests], name: Callable[[str, int], str]) -> Iterator[str]:
+    """Sentences on items that a split shares with one before it; `name` is what the one at a place of a split is called."""
+    for one, other in combinations(digests, 2):
+        places = np.flatnonzero(np.isin(digests[other], digests[one])).tolist()
+        if places:
+            twins = [int(np.argmax(digests[one] == digests[other][place])) for place in places[: SHOWN + 1]]
+            pairs = [(name(other, a), name(one, b)) for a, b in zip(places, twins, strict=False)]
+            text = f"{_stand(len(places), noun, f' of the {TITLES[other]} split')} in the {TITLES[one]} split too"
+            yield f"{text}, byte for byte: {_examples(pairs)}"
 
 
 def _contradicted(source: Source, train: Part, digests: Digests) -> str:
@@ -71,4 +72,4 @@ def _stand(count: int, noun: str, which: str = "") -> str:
 
 
 def _examples(pairs: Sequence[tuple[str, str]]) -> str:
-    return first([f"{one} and {other}" for one, other in pairs], SHOWN)
+    return first([one if one == other else f"{one} and {other}" for one, other in pairs], SHOWN)

@@ -84,9 +84,10 @@ def _subset(tree: Tree, ids: Mapping[str, str]) -> Raw:
 
 
 def read_tiny(folder: Path) -> Raw | None:
-    """Tiny ImageNet from its archive or its folder in `folder`, or from this folder: 200 classes in the order of their ids."""
-    if (folder / f"{TINY}.zip").is_file():
-        return _tiny(archives.tree(folder / f"{TINY}.zip"), f"{TINY}/")
+    """Tiny ImageNet from its archive or its folder in `folder`, or from this itself: 200 classes in the order of their ids."""
+    archive = folder if folder.name == f"{TINY}.zip" else folder / f"{TINY}.zip"
+    if archive.is_file():
+        return _tiny(archives.tree(archive), f"{TINY}/")
     if (folder / TINY).is_dir():
         return _tiny(Folder(folder / TINY), "")
     return _tiny(Folder(folder), "") if (folder / ANNOTATIONS).is_file() else None
@@ -116,8 +117,9 @@ def _tiny(tree: Tree, top: str) -> Raw:
 
 
 def _table(tree: Tree, path: str, files: Container[str]) -> Mapping[str, str]:
-    """The first two columns; nothing where the file is not there."""
-    texts = [stream.read().decode(errors="replace") for _, stream in tree.streams([path])] if path in files else [""]
+    """The first two columns; nothing where the file is not there. Raises DataError where it is damaged."""
+    with archives.damage(tree.title):
+        texts = [stream.read().decode(errors="replace") for _, stream in tree.streams([path])] if path in files else [""]
     return dict(line.split("\t")[:2] for line in texts[0].splitlines() if "\t" in line)
 
 

@@ -306,7 +306,7 @@ def _iterate(loop: Loop, at: Distilling, checkpoint: Checkpoint, tracker: Tracke
     for row in at.rows:
         run_log.log_row(tracker, row)
     for iteration, one in at.snapshots.items():
-        run_log.log_images(tracker, one.pixels, loop.classes, iteration, loop.tuples)
+        run_log.log_images(tracker, one.pixels, loop.labels, iteration, loop.tuples)
     furthest, total = at.iteration, loop.distil.iterations
 
     def look() -> None:
@@ -324,7 +324,7 @@ def _iterate(loop: Loop, at: Distilling, checkpoint: Checkpoint, tracker: Tracke
                 run_log.log_row(tracker, row)
                 if furthest in at.snapshots:
                     pixels = at.snapshots[furthest].pixels
-                    run_log.log_images(tracker, pixels, loop.classes, furthest, loop.tuples)
+                    run_log.log_images(tracker, pixels, loop.labels, furthest, loop.tuples)
                     look()
                 advance(f"{loop.distil.loss} {row['matching_loss']:.4f}, syn_lr {row['syn_lr']:.4f}")
     return at

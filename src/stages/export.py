@@ -44,7 +44,7 @@ def run(store: Store, run: Run, folder: Path, half: bool = False) -> None:
     with target(folder) as place:
         store.copy_synthetic(run.name, synthetic, place / "synthetic.safetensors", half)
         save_pictures(exported, place)
-        Image.fromarray(pictures.grid(exported.pixels, exported.indices)).save(place / "images.png")
+        Image.fromarray(pictures.grid(exported.pixels, exported.labels)).save(place / "images.png")
         files.write_json(place / "set.json", exported.card)
         files.write_text(place / "README.md", words.readme(dict(exported.card), len(exported.pixels), told(exported)))
     progress.say(f"{run.name}: {len(exported.pixels)} images in {folder}")

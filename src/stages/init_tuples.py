@@ -44,6 +44,8 @@ def run(data: str, source: str, name: str, size: int, count: int | None, skip_br
     found = reading.read(settings, name, params.seed)
     for line in found.notes:
         progress.say(line)
+    for problem in found.problems:
+        progress.say(f"problem: {problem}")
     for split, value in found.splits.items():
         progress.say(f"{split}: {len(value.rows):,} tuples of {_counts(value)}")
     train = len(found.splits["train"].rows)

@@ -68,6 +68,8 @@ def _run_tuples(store: Store, dataset: DataSet) -> None:
         progress.say(f"{name}: {split}: {len(value.rows):,} tuples of items: {items}")
     for line in source.notes:
         progress.say(f"{name}: {line}")
+    for problem in source.problems:
+        progress.say(f"{name}: warning: {problem}")
 
 
 def _save(

@@ -76,7 +76,7 @@ def log_outputs(tracker: Tracker, store: Store, run: Run) -> None:
     moments = list(zip(snapshots.iterations.tolist(), snapshots.pixels, strict=True))
     shape = store.load_statistics(run.dataset.name).shape
     for iteration, pixels in moments or [(0, synthetic.pixels)]:
-        log_images(tracker, pixels, synthetic.classes, iteration, shape if isinstance(shape, TupleShape) else None)
+        log_images(tracker, pixels, synthetic.labels, iteration, shape if isinstance(shape, TupleShape) else None)
     if rows:
         _log_figure(tracker, rows, run.distillation.loss)
     for path in (store.synthetic_file(name), store.snapshots_file(name), store.history_file(name)):

@@ -26,7 +26,7 @@ def write(exported: Exported, folder: Path) -> None:
     with target(folder) as place:
         names = save_pictures(exported, place)
         files.write_csv(place / "labels.csv", _rows(exported, names))
-        Image.fromarray(pictures.grid(exported.pixels, exported.indices)).save(place / "images.png")
+        Image.fromarray(pictures.grid(exported.pixels, exported.labels)).save(place / "images.png")
         scripts.add(exported, "images", card, place)
         files.write_text(place / "README.md", words.readme(card, len(names), words.use(card, what, "Pillow")))
 

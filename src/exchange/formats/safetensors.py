@@ -47,7 +47,7 @@ def write(exported: Exported, folder: Path) -> None:
         grey_or_colour = shape[1] in (1, 3)
         if grey_or_colour:
             save_pictures(exported, place)
-            Image.fromarray(pictures.grid(exported.pixels, exported.indices)).save(place / "images.png")
+            Image.fromarray(pictures.grid(exported.pixels, exported.labels)).save(place / "images.png")
         scripts.add(exported, "safetensors", card, place)
         picture = "images.png" if grey_or_colour else None
         files.write_text(place / "README.md", words.readme(card, count, words.use(card, told(exported)), picture))

@@ -32,6 +32,7 @@ from src.store import files
 CHUNK = 64  # items that are encoded at once
 UNREADABLE = (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, KeyError)
 COUNTED = "num_batches_tracked"  # of batch norm: older files have none, and nothing rests on it
+PROBES = ("a", "a a a")  # texts whose vectors differ, unless the first token is read without the others
 HEADS = ("pooler.",)  # parts of text models that read what is taken here
 
 Encode = Callable[[RawItems, slice], Tensor]  # of some of the items (n, F)
@@ -169,15 +170,28 @@ def _of_texts(settings: FeaturesModality) -> Encode:
     folder = _path(settings)
     absent = [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]
     if absent:
-        raise DataError(f"{folder} holds no {absent[0]}: name a folder with config.json, model.safetensors and a tokenizer")
+        raise _lacking(folder, absent[0])
     tokenizer, model = _loaded(folder, _transformers())
 
     def encode(raw: RawItems, chunk: slice) -> Tensor:
         told = {"padding": True, "truncation": True, "max_length": settings.tokens, "return_tensors": "pt"}
-        first: Tensor = model(**tokenizer([str(text) for text in raw.values[chunk]], **told)).last_hidden_state[:, 0]
+        try:
+            first: Tensor = model(**tokenizer([str(text) for text in raw.values[chunk]], **told)).last_hidden_state[:, 0]
+        except Exception as error:  # one that is not for texts alone fails in as many ways as there are models
+            remedy = "take one that reads texts alone, as BERT does, and no more tokens than it has places for"
+            raise _unreadable(folder, "a text model with its tokenizer", error, remedy) from None
         return first
 
+    with torch.no_grad():
+        one, other = encode(RawItems(PROBES, ()), slice(None))
+    if torch.allclose(one, other, atol=1e-6):
+        text = f"{folder} makes one vector of different texts ({' and '.join(PROBES)})"
+        raise DataError(f"{text}: take a model whose first token reads all others, as BERT's does, or raise tokens")
     return encode
+
+
+def _lacking(folder: Path, what: str) -> DataError:
+    return DataError(f"{folder} holds no {what}: name a folder with config.json, model.safetensors and a tokenizer")
 
 
 def _transformers() -> Any:
@@ -198,8 +212,10 @@ def _loaded(folder: Path, package: Any) -> tuple[Any, Any]:
         model, told = package.AutoModel.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
-    except UNREADABLE as error:
+    except Exception as error:  # of as many kinds as models and tokenizers have ways to be read
         raise _unreadable(folder, "a text model", error, "save model and tokenizer there with save_pretrained") from None
+    if len(tokenizer) <= len({*tokenizer.all_special_ids}):  # it is made up where there is none
+        raise _lacking(folder, "tokenizer")
     lacks = sorted(key for key in told["missing_keys"] if not key.startswith(HEADS))
     if lacks:
         raise DataError(

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from src.ground.counting import counted
 from src.ground.errors import DataError
 from src.maths import splitting
 from src.settings.datasets import Dataset
-from src.sources import downloads, named
+from src.sources import downloads, named, sentences
 from src.sources.raw import Plain
 from src.sources.tuples import names
 from src.sources.tuples.raw import RawItems, RawTuples, paired
@@ -24,9 +26,10 @@ KNOWN: Mapping[str, Mapping[str, str]] = {
 }  # name -> modalities and their kinds
 SPLITS = ("train", "val", "test")
 FSDD = "fsdd"
-RECORDING = re.compile(r"(\d)_([^_]+)_(\d+)\.wav")
+RECORDING = re.compile(r"([0-9])_([^_]+)_([0-9]+)\.wav")
 TEST_TAKES = 5  # takes 0 to 4 of each speaker and digit are the test split, as the authors of FSDD have it
 DIGITS = tuple(str(digit) for digit in range(10))
+NAMED = 3  # recordings that a sentence names
 
 Places = NDArray[np.int64]
 Cut = tuple[RawItems, Mapping[str, Places]]  # all items of a modality, and those of each split
@@ -36,7 +39,7 @@ def read(settings: Dataset, state: int) -> RawTuples:
     """The known source of the settings, split and paired by draws of `state`. Raises DataError."""
     found = {"image": _seen(settings, state), "text": _written()}
     told: list[bool] = []
-    if "sound" in KNOWN[settings.source]:
+    if is_recorded(settings):
         paths = recordings(_folder(settings))
         told = [_order(path)[2] < TEST_TAKES for path in paths]
         found["sound"] = _spoken(paths, np.array(told), settings, state)
@@ -48,6 +51,11 @@ def read(settings: Dataset, state: int) -> RawTuples:
         rows = paired(groups, draws)
         splits[split] = np.stack([own[column] for own, column in zip(places, rows.T, strict=True)], axis=1)
     return RawTuples({name: items for name, (items, _) in found.items()}, splits, told, pixel_max=16)
+
+
+def is_recorded(settings: Dataset) -> bool:
+    """Whether recordings, which lie in a folder, are of the source."""
+    return "sound" in KNOWN[settings.source]
 
 
 def _seen(settings: Dataset, state: int) -> Cut:
@@ -71,18 +79,27 @@ def _spoken(paths: Sequence[Path], tests: NDArray[np.bool_], settings: Dataset, 
     """Recordings by digit; those that are no test takes of the authors are cut into training and validation split."""
     labels, rest = np.array([_order(path)[0] for path in paths]), np.flatnonzero(~tests)
     cut = splitting.split(labels[rest], DIGITS, {"val": settings.val_fraction}, None, state)
-    own = RawItems([path.read_bytes() for path in paths], labels.tolist(), [path.name for path in paths])
+    own = RawItems([path.read_bytes() for path in paths], labels.tolist(), [str(path) for path in paths])
     return own, {**{split: rest[cut[split]] for split in ("train", "val")}, "test": np.flatnonzero(tests)}
 
 
 def recordings(folder: Path) -> list[Path]:
-    """All of FSDD below a folder, by digit, speaker and take. Raises DataError where there are none, or too few to be split."""
-    found = [path for path in sorted(folder.rglob("*.wav")) if RECORDING.fullmatch(path.name)]
-    digits = {path.name[0] for path in found}
+    """All of FSDD below a folder, by digit, speaker and take, of which every digit has the same. Raises DataError."""
+    found: dict[tuple[int, str, int], Path] = {}
+    for path in sorted(folder.rglob("*.wav")):
+        if RECORDING.fullmatch(path.name) and path.is_file() and (first := found.setdefault(_order(path), path)) != path:
+            raise DataError(f"{path} is the recording that {first} is: remove one of them")
+    digits = {path.name[0] for path in found.values()}
     if digits != set(DIGITS):
         text = f"{folder} holds no recordings of the digits {', '.join(sorted(set(DIGITS) - digits))}"
         raise DataError(f"{text}: it needs files as FSDD calls them, DIGIT_SPEAKER_TAKE.wav")
-    return sorted(found, key=_order)
+    _, speakers, takes = (sorted(set(part)) for part in zip(*found, strict=True))
+    lacking = [key for key in product(range(len(DIGITS)), speakers, takes) if key not in found]
+    if lacking:
+        names = sentences.first(["{}_{}_{}.wav".format(*key) for key in lacking], NAMED)
+        text = f"{folder} lacks {counted(len(lacking), 'recording')} of FSDD, {names}"
+        raise DataError(f"{text}: put {'it' if len(lacking) == 1 else 'them'} there, or download all of FSDD again")
+    return [found[key] for key in sorted(found)]
 
 
 def _order(path: Path) -> tuple[int, str, int]:

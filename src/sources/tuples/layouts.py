@@ -20,6 +20,7 @@ from src.sources.words import split_of_file, split_of_folder
 TABLES = (".csv", ".tsv", ".txt", ".parquet", ".json", ".jsonl")
 DELIMITERS = ("\t", "|", ";", ",")
 SPLIT = "split"
+METADATA = "metadata"  # what the hub calls a table of the folder that it lies in
 KARPATHY = {"restval": "train"}  # what his files call more of the training split
 
 
@@ -29,6 +30,7 @@ class Row:
 
     table: Path
     number: int
+    folder: Path  # below which the files lie that it names
     split: str | None
     values: Mapping[str, Any]
 
@@ -55,7 +57,7 @@ def _tables(folder: Path) -> list[Path]:
         if path.suffix.lower() in TABLES and not path.name.startswith(".") and path.is_file()
     ]
     split = [path for path in found if path.suffix == ".json" and _is_karpathy(path)]
-    told = [path for path in found if path.stem == "metadata"]
+    told = [path for path in found if path.stem == METADATA]
     parquet = [path for path in found if path.suffix == ".parquet"]
     plain = [path for path in found if path.suffix not in (".json", ".parquet") and path.parent == folder and _has_header(path)]
     for several in (split, plain):
@@ -79,10 +81,13 @@ def _has_header(path: Path) -> bool:
 
 def _read(table: Path, source: Path) -> Iterator[Row]:
     inside = table.relative_to(source).parts[:-1] if source.is_dir() else ()
-    split = split_of_file(table.stem) or next((s for part in inside if (s := split_of_folder(part))), None)
+    above = next((s for part in inside if (s := split_of_folder(part))), None)
+    split = split_of_file(table.stem) or above
+    # other folders may have other files of the same names, which are of other splits
+    folder = table.parent if source.is_file() or above or table.stem == METADATA else source
     for number, values in enumerate(_values(table), start=1):
         own = values.get(SPLIT)
-        yield Row(table, number, _split(own, f"{table} row {number}") if own else split, values)
+        yield Row(table, number, folder, _split(own, f"{table} row {number}") if own else split, values)
 
 
 def _split(told: str, who: str) -> str:
@@ -97,7 +102,7 @@ def _values(table: Path) -> Iterator[Mapping[str, Any]]:
         if table.suffix == ".parquet":
             yield from _parquet(table)
         elif table.suffix == ".json":
-            yield from _karpathy(json.loads(table.read_text(encoding="utf-8")))
+            yield from _karpathy(_json(table.read_text(encoding="utf-8")))
         elif table.suffix == ".jsonl":
             yield from (_object(line) for line in table.read_text(encoding="utf-8").split("\n") if line.strip())
         else:
@@ -106,8 +111,16 @@ def _values(table: Path) -> Iterator[Mapping[str, Any]]:
         raise DataError(f"{table} can't be read as a table ({error}): repair it, or write it again") from None
 
 
+def _json(text: str) -> Any:
+    """Raises ValueError, also where an escape is half a character, which no file can hold."""
+    found = json.loads(text)
+    if "\\ud" in text.lower():
+        json.dumps(found, ensure_ascii=False).encode()
+    return found
+
+
 def _object(line: str) -> Mapping[str, Any]:
-    found = json.loads(line)
+    found = _json(line)
     if not isinstance(found, dict):
         raise ValueError(f"a line is no object with named values: {line[:40]}")
     return found

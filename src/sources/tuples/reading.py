@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from src.ground.seeding import seed_of
 from src.maths import spectrograms
 from src.maths.pixels import Normalisation
 from src.settings.datasets import AudioModality, Dataset, FeaturesModality, ImageModality, Modality, TextModality, held
-from src.sources import reading
+from src.sources import flaws, reading
 from src.sources.images import Shape
 from src.sources.tuples import frozen, known, pictures, sounds, tables, texts
 from src.sources.tuples.frozen import Encoder
@@ -25,6 +25,7 @@ from src.sources.tuples.raw import RawItems, RawTuples
 from src.store.values import VALUES, Items, TupleSplit, TupleStatistics
 
 FULL_SCALE = 32768.0  # of samples of 16 bits
+NOUNS = {"image": "picture", "audio": "sound", "vector": "vector"}  # by kinds whose items are in one split alone
 TEXT = 3  # dimensions of texts as characters (n, numbers, characters)
 
 
@@ -36,6 +37,7 @@ class TupleSource:
     pixel_max: int
     broken: Mapping[str, str]  # pictures whose rows were left out, as they can't be read -> why
     notes: tuple[str, ...]
+    problems: tuple[str, ...]  # sentences: what spoils what the splits measure
     sha256: str  # of all items, and of the rows and splits that the source itself has; of nothing that is drawn
 
 
@@ -54,12 +56,19 @@ def read(settings: Dataset, name: str, seed: int) -> TupleSource:
 
 
 def _check_known(settings: Dataset) -> None:
-    """A known source has modalities of its own."""
-    have = known.KNOWN.get(settings.source)
-    told = {name: modality.kind for name, modality in (settings.modalities or {}).items()}
-    if have is not None and list(told.items()) != list(have.items()):
+    """A known source has modalities of its own, and no columns or rows; one that is installed lies nowhere else."""
+    have, modalities = known.KNOWN.get(settings.source), settings.modalities or {}
+    if have is None:
+        return
+    if [(name, modality.kind) for name, modality in modalities.items()] != list(have.items()):
         listed = ", ".join(f"{name} ({kind})" for name, kind in have.items())
         raise DataError(f"{settings.source} has the modalities {listed}: name these, with their kinds and in this order")
+    of_tables = [f"column of the modality {name}" for name, modality in modalities.items() if modality.column is not None]
+    of_tables += ["skip_broken"] if settings.skip_broken else []
+    if of_tables:
+        raise DataError(f"the setting {of_tables[0]} is for tables, not for {settings.source}: take it out")
+    if settings.path is not None and not known.is_recorded(settings):
+        raise DataError(f"{settings.source} comes with scikit-learn, and is read from no other place: leave out the path")
 
 
 def _made(found: RawTuples, modalities: Mapping[str, Modality]) -> TupleSource:
@@ -67,18 +76,33 @@ def _made(found: RawTuples, modalities: Mapping[str, Modality]) -> TupleSource:
     encoders = {name: frozen.encoder(own) for name, own in modalities.items() if isinstance(own, FeaturesModality)}
     parts: dict[str, dict[str, Items]] = {split: {} for split in found.splits}
     columns: dict[str, list[Tensor]] = {split: [] for split in found.splits}
-    digest = hashlib.sha256(json.dumps(found.told).encode())
+    digest, problems = hashlib.sha256(json.dumps(found.told).encode()), list[str]()
     for place, (name, modality) in enumerate(modalities.items()):
         raw, encoder = found.items[name], encoders.get(name)
         whole = _items(raw, modality) if encoder is None else _encoded(raw, encoder, name)
         for content in _contents(name, whole, None if encoder is None else frozen.digest(raw, encoder)):
             digest.update(content)
+        if held(modality) in NOUNS:
+            problems += _shared(raw, raw.values if encoder else _plain(whole), NOUNS[held(modality)], found, place)
         for split, rows in found.splits.items():
             used, column = torch.from_numpy(rows[:, place]).unique(return_inverse=True)
             parts[split][name] = whole.at(used)
             columns[split].append(column)
     splits = {split: TupleSplit(own, torch.stack(columns[split], dim=1)) for split, own in parts.items()}
-    return TupleSource(splits, found.pixel_max, found.broken, found.notes, digest.hexdigest())
+    return TupleSource(splits, found.pixel_max, found.broken, found.notes, tuple(problems), digest.hexdigest())
+
+
+def _shared(raw: RawItems, contents: Iterable[Any], noun: str, found: RawTuples, place: int) -> Iterator[str]:
+    """Of the modality at this place; the same words may be said of items of several splits."""
+    whole = flaws.digests_of(contents)
+    used = {split: np.unique(rows[:, place]) for split, rows in found.splits.items()}
+    names = raw.names or [f"{noun} {number}" for number in range(len(whole))]
+    return flaws.shared(noun, {split: whole[own] for split, own in used.items()}, lambda split, one: names[used[split][one]])
+
+
+def _plain(whole: Items) -> Any:
+    """What an item is, where no encoder has read it: of sounds the waves, of which a spectrogram is an impression."""
+    return (whole.values if whole.waves is None else whole.waves).contiguous().numpy()
 
 
 def _contents(name: str, whole: Items, origin: str | None) -> Iterator[Any]:

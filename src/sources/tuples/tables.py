@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,11 +38,11 @@ def read(settings: Dataset, state: int) -> RawTuples:
     rows = layouts.rows(path)
     chosen = chosen_columns(rows, settings.modalities)
     folder = path if path.is_dir() else path.parent
-    tuples, empty = _tuples(rows, settings.modalities, chosen)
+    files = Files(folder)
+    tuples, empty = _tuples(rows, settings.modalities, chosen, files)
     if empty and not settings.skip_broken:
         text = f"{counted(len(empty), 'row')} without a value, {sentences.first(empty, NAMED)}"
         raise DataError(f"{text}: fill them in, or leave them out with skip_broken: true")
-    files = Files(folder)
     missing = files.missing(tuples, settings.modalities)
     if missing:
         text = f"{counted(len(missing), 'file')} that the table names can't be found below {folder}"
@@ -78,10 +79,11 @@ class Tuple:
 
 
 def _tuples(
-    rows: Sequence[Row], modalities: Mapping[str, Modality], chosen: Mapping[str, str]
+    rows: Sequence[Row], modalities: Mapping[str, Modality], chosen: Mapping[str, str], files: Files
 ) -> tuple[list[Tuple], list[str]]:
     """A tuple for each text of a row that has several, and the rows, and texts, that lack a value."""
     found, empty = [], []
+    kinds = [held(modality) for modality in modalities.values()]
     for row in rows:
         each: list[tuple[Any, ...]] = [()]
         for name in modalities:
@@ -90,7 +92,7 @@ def _tuples(
             filled = [one for one in several if not _is_empty(one)]
             empty += [f"{row.name} ({chosen[name]})"] * (len(several) - len(filled) or not filled)
             each = [(*before, one) for before in each for one in filled]
-        found += [Tuple(row, values, tuple(_key(value, row) for value in values)) for values in each]
+        found += [Tuple(row, own, tuple(files.key(*one, row) for one in zip(kinds, own, strict=True))) for own in each]
     _check_order(found, modalities)
     if not found:
         raise DataError(f"the table has no whole row: fill in its columns {', '.join(chosen.values())}")
@@ -124,7 +126,7 @@ def _readable(
     for one in tuples:
         for place in pictures_at:
             if one.keys[place] not in flaws:
-                name = _name(one.values[place], one.row)
+                name = files.name("image", one.values[place], one.row)
                 flaws[one.keys[place]] = name, pictures.flaw(files.content("image", one.values[place], one.row), name)
     kept = [one for one in tuples if not any(flaws[one.keys[place]][1] for place in pictures_at)]
     broken = {name: reason for name, reason in flaws.values() if reason}
@@ -164,19 +166,6 @@ def _parts(tuples: Sequence[Tuple], settings: Dataset, state: int) -> Mapping[st
     return own
 
 
-def _key(value: Any, row: Row) -> Any:
-    """What makes two values the same item: a path or text, or the same bytes; else each row has its own."""
-    value = _held(value)
-    if isinstance(value, bytes):
-        return hashlib.sha256(value).digest()
-    return value if isinstance(value, str) else (str(row.table), row.number)
-
-
-def _name(value: Any, row: Row) -> str:
-    """What sentences call an item."""
-    return value if isinstance(value, str) else row.name
-
-
 def _items(tuples: Sequence[Tuple], modalities: Mapping[str, Modality], files: Files) -> tuple[Mapping[str, RawItems], Rows]:
     """Each item once, and the tuples as rows of them.
 
@@ -196,7 +185,7 @@ def _items(tuples: Sequence[Tuple], modalities: Mapping[str, Modality], files: F
                 places[place][key] = len(values[place])
                 values[place].append(files.content(held(modality), value, one.row))
                 groups[place].append(group)
-                names[place].append(_name(value, one.row))
+                names[place].append(files.name(held(modality), value, one.row))
             rows[number, place] = places[place][key]
     items = {name: RawItems(*own) for name, own in zip(modalities, zip(values, groups, names, strict=True), strict=True)}
     return items, rows
@@ -204,32 +193,53 @@ def _items(tuples: Sequence[Tuple], modalities: Mapping[str, Modality], files: F
 
 @dataclass
 class Files:
-    """The files below the folder of a table."""
+    """The files that a table names."""
 
-    folder: Path
-    _by_name: dict[str, list[Path]] = field(default_factory=dict)
+    folder: Path  # of the source
+    _found: dict[tuple[Path, str], Path | None] = field(default_factory=dict)
+    _by_name: dict[Path, dict[str, list[Path]]] = field(default_factory=dict)
 
-    def find(self, told: str) -> Path | None:
-        """By its path below the folder, or by its name where one file alone has it."""
-        own = self.folder / told
-        if own.is_file():
-            return own
-        if not self._by_name:
-            for path in self.folder.rglob("*"):
-                self._by_name.setdefault(path.name, []).append(path)
-        named = self._by_name.get(Path(told).name, [])
+    def find(self, told: str, row: Row) -> Path | None:
+        """By its path below the row's folder, or by its name where one file alone has it there."""
+        key, own = (row.folder, told), row.folder / told
+        if key not in self._found:
+            with contextlib.suppress(OSError):  # of a name too long for a file, as a text's is
+                self._found[key] = own if own.is_file() else self._named(own.name, row.folder)
+        return self._found.setdefault(key, None)
+
+    def _named(self, name: str, folder: Path) -> Path | None:
+        if folder not in self._by_name:
+            by_name = self._by_name.setdefault(folder, {})
+            for path in folder.rglob("*"):
+                by_name.setdefault(path.name, []).append(path)
+        named = self._by_name[folder].get(name, [])
         return named[0] if len(named) == 1 and named[0].is_file() else None
+
+    def key(self, kind: str, value: Any, row: Row) -> Any:
+        """What makes two values the same item: the same text, file or bytes; else each row has its own."""
+        value = _held(value)
+        if isinstance(value, bytes):
+            return hashlib.sha256(value).digest()
+        if isinstance(value, str):
+            return value if kind == "text" else self.find(value, row) or value
+        return str(row.table), row.number
+
+    def name(self, kind: str, value: Any, row: Row) -> str:
+        """What sentences call an item: a text or a path below the source's folder."""
+        if kind == "text" or not isinstance(value, str):
+            return value if isinstance(value, str) else row.name
+        return str(row.folder.relative_to(self.folder) / value)
 
     def missing(self, tuples: Sequence[Tuple], modalities: Mapping[str, Modality]) -> list[str]:
         """Paths that tuples name and that are not there."""
         kinds = [held(modality) for modality in modalities.values()]
-        told = dict.fromkeys(
-            path
+        told = {
+            (path, one.row.folder): self.name(kind, path, one.row)
             for one in tuples
             for kind, value in zip(kinds, one.values, strict=True)
-            if kind != "text" and isinstance(path := _held(value), str)
-        )
-        return [path for path in told if self.find(path) is None]
+            if kind != "text" and isinstance(path := _held(value), str) and self.find(path, one.row) is None
+        }
+        return list(told.values())
 
     def content(self, kind: str, value: Any, row: Row) -> Any:
         """What an item is made of. Raises DataError."""
@@ -237,7 +247,7 @@ class Files:
             return str(value)
         value = _held(value)
         if isinstance(value, str):
-            path = self.find(value)
+            path = self.find(value, row)
             assert path is not None, "what is missing was told before"
             return _vector(path) if kind == "vector" else path.read_bytes()
         if kind == "vector":
@@ -291,7 +301,7 @@ def _notes(
     kind, column = next(((held(m), chosen[name]) for name, m in modalities.items() if held(m) == "image"), ("", ""))
     if kind:
         listed = {
-            found for row in rows if isinstance(row.values.get(column), str) and (found := files.find(row.values[column]))
+            found for row in rows if isinstance(row.values.get(column), str) and (found := files.find(row.values[column], row))
         }
         alone = [path.name for path in files.pictures() if path not in listed] if listed else []
         if alone:
