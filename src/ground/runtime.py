@@ -62,8 +62,7 @@ def start(runtime: Runtime) -> torch.device:
 
 def numerics() -> tuple[int, bool, bool]:
     """What `start` has set that kernels are chosen by: a graph of them, once captured, keeps to its own."""
-    cuda = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.benchmark
-    return torch.get_deterministic_debug_mode(), *cuda
+    return torch.get_deterministic_debug_mode(), torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.benchmark
 
 
 def precision_note(runtime: Runtime, device: torch.device) -> str:

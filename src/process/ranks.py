@@ -6,6 +6,7 @@ with its next numbers, and all end at the same step. Where one of them is gone t
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import os
@@ -123,6 +124,7 @@ def _group(device: str) -> Ranks:
         torch.cuda.set_device(local)
     os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")  # a rank that is gone is an error here, not the end of this process
     dist.init_process_group("nccl" if gpus else "gloo", timeout=timedelta(seconds=WAIT_SECONDS))
+    atexit.register(dist.destroy_process_group)  # threads of it that outlive the interpreter abort what has ended well
     return Ranks(dist.get_rank(), dist.get_world_size(), dist.distributed_c10d._get_default_store())
 
 
