@@ -185,3 +185,24 @@ def test_a_stop_is_agreed_on(folder: Path) -> None:
     _, said = running.communicate(timeout=60)
     assert said.count("Stopped by SIGTERM: what is done is kept") == 1, said
     assert "is gone" not in said
+
+
+@pytest.mark.slow
+def test_rank_0_may_load_for_longer_than_numbers_take(tmp_path: Path) -> None:
+    """What it tells is waited for, though another rank would count as gone by then."""
+    script = tmp_path / "told.py"
+    script.write_text(
+        "import os, time\n"
+        "from src.process import ranks\n"
+        "ranks.WAIT_SECONDS = 10.0\n"  # meeting each other takes some of it, where other work goes on
+        "group = ranks._group('cpu')\n"
+        "if os.environ['RANK'] == '0':\n"
+        "    time.sleep(14)\n"
+        "print(os.environ['RANK'], 'was told', group.told('of it' if os.environ['RANK'] == '0' else None), flush=True)\n",
+        encoding="utf-8",
+    )
+    started = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", str(script)]
+    there = {**environment(tmp_path), "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(started, env=there, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == ["0 was told of it", "1 was told of it"]

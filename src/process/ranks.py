@@ -30,6 +30,7 @@ from src.process import stopping
 from src.settings.runtime import Runtime
 
 WAIT_SECONDS = 50.0  # for the numbers of another rank, before it counts as gone
+LOADING_SECONDS = 3600.0  # for what rank 0 tells, which it may have to read and check a large buffer for
 LAST_WORDS_SECONDS = 10.0  # for rank 0 to have ended
 POLL_SECONDS = 0.1
 SHOWN = 100  # characters of what torch says
@@ -49,6 +50,7 @@ class Ranks:
     rank: int
     count: int
     store: Any  # torchrun's, which outlives any of them
+    patient: Any = None  # the same processes, as a group that waits while rank 0 loads
 
     def shared_out(self, own: Derivatives) -> Derivatives:
         return SharedOut(own, self.rank, self.count, self._gathered)
@@ -57,7 +59,7 @@ class Ranks:
         """What rank 0 has."""
         box = [value]
         with _lost():
-            dist.broadcast_object_list(box, src=0)
+            dist.broadcast_object_list(box, src=0, group=self.patient)
         return box[0]
 
     def _gathered(self, mine: Tensor) -> Tensor:
@@ -125,7 +127,8 @@ def _group(device: str) -> Ranks:
     os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")  # a rank that is gone is an error here, not the end of this process
     dist.init_process_group("nccl" if gpus else "gloo", timeout=timedelta(seconds=WAIT_SECONDS))
     atexit.register(dist.destroy_process_group)  # threads of it that outlive the interpreter abort what has ended well
-    return Ranks(dist.get_rank(), dist.get_world_size(), dist.distributed_c10d._get_default_store())
+    patient = dist.new_group(timeout=timedelta(seconds=LOADING_SECONDS))
+    return Ranks(dist.get_rank(), dist.get_world_size(), dist.distributed_c10d._get_default_store(), patient)
 
 
 @contextmanager
