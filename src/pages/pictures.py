@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from src.pages import levels
+from src.pages.sheets import shown_of_each
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,9 +36,8 @@ def grid(pixels: Tensor, labels: Tensor, square: bool = False) -> np.ndarray:
     """
     soft = labels.is_floating_point()
     indices, classes = (labels.argmax(dim=1), labels.shape[1]) if soft else (labels, int(labels.max()) + 1)
-    members = [(indices == k).nonzero().squeeze(1) for k in indices.unique()]
-    if len(labels) > MOST_COLUMNS * classes:
-        members = [one[:MOST_COLUMNS] for one in members]
+    most = shown_of_each(indices, classes, MOST_COLUMNS)
+    members = [(indices == k).nonzero().squeeze(1)[:most] for k in indices.unique()]
     found, (fewest, *more) = torch.cat(members), sorted({len(one) for one in members})
     columns = math.ceil(len(found) ** 0.5) if square else MOST_COLUMNS
     if fewest > 1 and not more:
