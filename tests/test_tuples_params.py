@@ -110,7 +110,8 @@ WRONG: list[tuple[str, Any, str, str]] = [
     ("runs/proxy/distill/lr_modalities", {"text": 1.0}, f"{DISTILL}.lr_modalities", "must name the modalities image, text"),
     ("runs/proxy/distill/iterations", 0, f"{DISTILL}.similarity", "is learned over iterations, which are 0"),
     ("runs/proxy/distill/similarity", {"kind": "proxy"}, f"{DISTILL}.similarity.lr", "missing"),
-    ("runs/proxy/distill/unmatched_depth", 0.5, DISTILL, "normalised 'modality' is of whole encoders"),
+    ("runs/proxy/distill/target", "nearest", DISTILL, "normalised 'modality' is of encoders that are matched at fixed steps"),
+    ("runs/proxy/distill/unmatched_depth", 0.5, f"{DISTILL}.unmatched_depth", "is of images in classes"),
     ("evaluate/short/augmentation", ["crop"], "runs.proxy.evaluate", "evaluate.short.augmentation is of images in classes"),
 ]
 

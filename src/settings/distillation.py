@@ -293,8 +293,8 @@ def _of_matching(own: Distillation) -> Iterator[Rule]:
         "nearest_by chooses the step of target 'nearest': set that, or leave it out",
     )
     yield (
-        own.normalised == "modality" and (own.target == "nearest" or own.unmatched_depth > 0),
-        "normalised 'modality' is of whole encoders matched at fixed steps: set target to end and unmatched_depth to 0",
+        own.normalised == "modality" and own.target == "nearest",
+        "normalised 'modality' is of encoders that are matched at fixed steps: set target to end",
     )
 
 

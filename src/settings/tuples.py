@@ -98,6 +98,7 @@ def _distillation(place: str, own: Distillation, dataset: Dataset) -> Found:
         "augmentation": bool(own.augmentation),
         "labels": own.labels != "fixed",
         "objective": own.objective != "matching",
+        "unmatched_depth": own.unmatched_depth > 0,  # it would begin with all of the first modality's encoder
     }
     for name in [name for name, is_on in of_images.items() if is_on]:
         yield f"{place}.{name}", "is of images in classes, and the data set is of tuples: leave it out"
