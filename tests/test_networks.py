@@ -8,8 +8,8 @@ from torch import nn
 
 from src.ground.errors import UserError
 from src.maths.families.convnet import FirstConvolution
-from src.maths.networks import FlatNetwork, ImageShape, build, flatten
-from src.settings.networks import ConvNet
+from src.maths.networks import FlatNetwork, ImageShape, Modality, TupleShape, build, flatten
+from src.settings.networks import ConvNet, Encoders, TextNet
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -176,6 +176,18 @@ def test_convolutions_select_exactly_the_convolution_weights() -> None:
     selected = torch.cat([theta[s] for s in slices])
     assert selected.eq(1).all()
     assert selected.sum() == theta.sum()
+
+
+def test_convolutions_along_texts_are_among_them() -> None:
+    encoders = {"image": ConvNet(depth=1, width=4), "text": TextNet(family="TextNet", width=6)}
+    spec = Encoders(family="Encoders", embedding=5, encoders=encoders)
+    shape = TupleShape((Modality("image", (1, 8, 8)), Modality("text", (3, 7))))
+    flat = FlatNetwork(build(spec, shape, generator()))
+    places = torch.arange(flat.dimension)
+    selected = [places[part] for part in flat.convolutions]
+    expected = [part.flatten() for part in flat.unflatten(places).values() if part.dim() > 2]  # linear layers have two
+    assert [len(part) for part in selected] == [4 * 9, 6 * 3 * 3, 6 * 6 * 3]
+    assert all(torch.equal(one, other) for one, other in zip(selected, expected, strict=True))
 
 
 def test_running_statistics_are_refused() -> None:

@@ -158,8 +158,9 @@ def forward_flops(network: nn.Module, images: Tensor) -> int:
 class FlatNetwork:
     """A network as a function of one flat parameter vector theta (P,) and images (B, C, H, W), or tuples (B, D).
 
-    Order and shapes of the parameters are `named_parameters()`'s; `convolutions` names the slices of convolution weights,
-    `parts` is how many parameters the encoder of each modality has, () of a network that is not made of encoders.
+    Order and shapes of the parameters are `named_parameters()`'s; `convolutions` names the slices of convolution weights, those
+    along texts among them, `parts` is how many parameters the encoder of each modality has, () of a network that is not made of
+    encoders.
     """
 
     def __init__(self, network: nn.Module):
@@ -175,7 +176,8 @@ class FlatNetwork:
         self.dimension = sum(self.sizes)  # P
         self.parts = tuple(sum(own.numel() for own in one.parameters()) for one in getattr(network, "encoders", ()))
         ends = torch.tensor(self.sizes).cumsum(0).tolist()
-        weights = {f"{name}.weight" for name, module in network.named_modules() if isinstance(module, nn.Conv2d)}
+        kinds = nn.Conv2d | nn.Conv1d
+        weights = {f"{name}.weight" for name, module in network.named_modules() if isinstance(module, kinds)}
         self.convolutions = [
             slice(end - size, end) for name, size, end in zip(self.names, self.sizes, ends, strict=True) if name in weights
         ]
