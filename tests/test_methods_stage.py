@@ -13,8 +13,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from src.ground.errors import ParamsError, UserError
+from src.ground.errors import DivergenceError, ParamsError, UserError
 from src.loops import outer
+from src.maths import distillation
 from src.pages import markdown, page
 from src.settings import params as reading
 from src.settings import resolved
@@ -198,6 +199,22 @@ def test_teslas_gradient_is_set_beside_the_exact_one(params: Params) -> None:
     assert Path("data/gradient-error/mtt.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(UserError, match="students that learn by SGD"):
         gradient_error.run(STORE, resolved.run(params, "real"), every=2)
+
+
+def test_iterations_that_are_repeated_after_a_divergence_stand_once(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, iterate, failed = resolved.run(params, "mtt"), distillation.iterate, []
+
+    def once(*given: Any) -> Any:
+        if given[7] == 3 and not failed:  # the iteration
+            failed.append(3)
+            raise DivergenceError("too far")
+        return iterate(*given)
+
+    monkeypatch.setattr(distillation, "iterate", once)
+    restoring = run.distillation.model_copy(update={"on_divergence": "restore"})
+    gradient_error.run(STORE, replace(run, distillation=restoring), every=2)
+    assert failed
+    assert [row["iteration"] for row in files.read_csv(Path("data/gradient-error/mtt.csv"), "")] == ["0", "2", "4"]
 
 
 def test_the_report_shows_what_a_method_has(params: Params) -> None:
