@@ -236,7 +236,7 @@ def test_a_doubt_is_answered_by_an_option(monkeypatch: pytest.MonkeyPatch, capsy
     error = refused(words, monkeypatch, capsys)
     assert "--splits train=part_a,test=part_b" in error
     assert "--splits none" in error
-    for wrong in ("train", "test=part_b", "train=part_a,test=part_x", "nothing", ""):
+    for wrong in ("train", "test=part_b", "train=part_a,test=part_x", "train=part_a,train=part_b", "nothing", ""):
         assert "splits" in refused(f"{words} --splits={wrong}", monkeypatch, capsys)
     assert command(f"{words} --splits train=part_a,test=part_b", monkeypatch) == 0
     assert load().prepare["own"].splits == {"train": "part_a", "test": "part_b"}

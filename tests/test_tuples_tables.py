@@ -398,7 +398,7 @@ def test_rows_of_broken_pictures_are_left_out_before_all_else(tmp_path: Path) ->
         assert all(torch.equal(theirs[name], tensor) for name, tensor in own.tensors().items())
     (told,) = (line for line in found.notes if line.startswith("left out"))
     assert re.fullmatch(rf"left out: 2 images that can't be read, {broken[0]} \(.+\), {broken[1]} \(.+\)", told)
-    statistics = reading.statistics(found, Dataset(source="", modalities=PAIR))
+    statistics = reading.statistics(found, Dataset(source="captions.csv", modalities=PAIR))
     assert statistics.skipped == broken
 
 
@@ -646,7 +646,7 @@ def test_init_adds_a_first_run_on_a_folder_of_captions(
     assert list(params.prepare["photos"].modalities or {}) == ["image", "text"]
     told = capsys.readouterr()
     assert "train: 24 tuples of image 12, text 24" in told.out + told.err
-    assert not init_tuples.is_table(tmp_path / "photos" / "pictures")
+    assert init_tuples.flaw(tmp_path / "photos" / "pictures") == ""
     with pytest.raises(DataError, match="--ipc 25 exceeds the 24 tuples"):
         init.run("photos", "more", 16, 25)
     before, table = params.prepare["photos"].sha256, tmp_path / "photos/mine.csv"
@@ -658,6 +658,40 @@ def test_init_adds_a_first_run_on_a_folder_of_captions(
     table.write_text("image,caption\n" + "".join(f"{n}.png, \n" for n in range(9)), encoding="utf-8")
     with pytest.raises(DataError, match="has no text in any row: write captions into its column caption"):
         init.run("photos", "silent", 16, 1)
+
+
+@pytest.mark.parametrize("place", ["photos", "photos/captions.csv"])
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (
+            "image,caption\n0.png,\u00fcber\n".encode("latin-1"),
+            r"as photos/captions\.csv can't be read as a table \('utf-8' codec",
+        ),
+        ("image,caption\n0.png,a\n".encode("utf-16"), r"as photos/captions\.csv can't be read as a table \('utf-8' codec"),
+        (b"image,caption\n0.png\n", "a row has another number of columns than the header"),
+        (b"image,caption,caption\n0.png,a,b\n", "two columns have one name in its header: image, caption, caption"),
+        (b"image,caption\n", "holds a table without rows: add some"),
+        (
+            b"file,label\n0.png,cat\n",
+            r"holds a table with the columns file, label: init looks for one of texts \(caption, .*image, audio",
+        ),
+    ],
+)
+def test_init_says_why_a_table_is_none_of_tuples(
+    place: str, content: bytes, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not only that its pictures lie in no class folder, or that its file is no image folder."""
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    tuples.write_pictures(tmp_path / "photos", COUNT)
+    Path("photos/captions.csv").write_bytes(content)
+    with pytest.raises(DataError, match=sentence):
+        init.run(place, "mine", 8, None)
+    Path("photos/captions.csv").unlink()
+    with pytest.raises(DataError, match=r"does not exist: give the path|in no class folder") as told:
+        init.run(place, "mine", 8, None)
+    assert "tuples" not in str(told.value)
 
 
 def test_init_refuses_a_data_set_other_than_the_one_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -723,7 +757,7 @@ def test_what_is_said_of_images_makes_a_table_of_them(tmp_path: Path, monkeypatc
     for name in ("cats", "dogs"):
         tuples.write_pictures(tmp_path / "photos" / name, COUNT)
     write(tmp_path / "photos/labels.csv", [{"filename": "cats/picture-00.png", "text": "a cat"}])
-    assert init_tuples.is_table(tmp_path / "photos")
+    assert init_tuples.flaw(tmp_path / "photos") is None
     init.run("photos", "photos", 16, 1, splits="none")
     assert load().prepare["photos"].modalities is None
 

@@ -61,7 +61,8 @@ def run(
     Raises UserError, before anything is written, where the images don't allow it or params.yaml has other settings.
     """
     params = load()
-    if path is None and splits is None and label_column is None and init_tuples.is_table(Path(data)):
+    flaw = init_tuples.flaw(Path(data)) if (path, splits, label_column) == (None, None, None) else ""
+    if flaw is None:
         return init_tuples.run(data, _place(data), name, size, ipc, skip_broken, update)
     ipc = 1 if ipc is None else ipc
     asked = Dataset(
@@ -73,7 +74,12 @@ def run(
         path=None if path is None else _place(path),
     )
     settings = _settings(params, name, asked)
-    found = inspect(settings, name)
+    try:
+        found = inspect(settings, name)
+    except DataError as error:
+        if not flaw:
+            raise
+        raise DataError(f"{error}; nor are these tuples, as {flaw}") from None
     _show(settings, found)
     _check(settings, found, name)
     images = _divide(params, settings, found.source, name, ipc)
@@ -111,12 +117,15 @@ def _told(splits: str | None) -> SplitFolders | None:
     if splits == "none":
         return "none"
     pairs = [pair.partition("=") for pair in splits.split(",")]
+    folders = {split.strip(): folder.strip() for split, _, folder in pairs}
     try:
-        return TypeAdapter(SplitFolders).validate_python({split.strip(): folder.strip() for split, _, folder in pairs})
+        if len(folders) == len(pairs):  # of a split that is told twice one folder would go without a word
+            return TypeAdapter(SplitFolders).validate_python(folders)
     except ValidationError:
-        raise UserError(
-            f"--splits is '{splits}': give none, or train=FOLDER with val=FOLDER and test=FOLDER if there are"
-        ) from None
+        pass
+    raise UserError(
+        f"--splits is '{splits}': give none, or train=FOLDER with val=FOLDER and test=FOLDER if there are, each once"
+    )
 
 
 def _place(data: str) -> str:

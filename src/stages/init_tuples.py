@@ -21,15 +21,23 @@ LONGEST = 128  # characters of a text that are read
 FEW = 50  # tuples of the first run, where none are asked for
 
 
-def is_table(path: Path) -> bool:
-    """Whether a path holds a table of pictures or sounds and texts that belong to them."""
+def flaw(path: Path) -> str | None:
+    """Why a path holds no table of pictures or sounds and texts that belong to them, '' without a table; None where it does."""
     if not path.exists() or (path.is_file() and path.suffix.lower() not in layouts.TABLES):
-        return False
+        return ""
     try:
-        found = _columns(layouts.rows(path, most=1))  # not all of a table of images and labels, say
-    except DataError:  # what it is instead, others say
-        return False
-    return "text" in found and len(found) > 1
+        rows = layouts.rows(path, most=1)  # not all of a table of images and labels, say
+    except layouts.NoTableError:
+        return ""
+    except DataError as error:
+        return str(error)
+    found, have = _columns(rows), layouts.columns(rows)
+    if not have:
+        return f"{path} holds a table without rows: add some"
+    wanted = (
+        f"init looks for one of texts ({', '.join(tables.USUAL['text'])}), and of pictures or sounds beside it (image, audio)"
+    )
+    return None if "text" in found and len(found) > 1 else f"{path} holds a table with the columns {', '.join(have)}: {wanted}"
 
 
 def run(data: str, source: str, name: str, size: int, count: int | None, skip_broken: bool, update: bool) -> None:

@@ -24,6 +24,10 @@ METADATA = "metadata"  # what the hub calls a table of the folder that it lies i
 KARPATHY = {"restval": "train"}  # what his files call more of the training split
 
 
+class NoTableError(DataError):
+    """A folder holds no table."""
+
+
 @dataclass(frozen=True)
 class Row:
     """One row of a table."""
@@ -45,7 +49,7 @@ def rows(path: Path, most: int | None = None) -> list[Row]:
         raise DataError(f"{path} does not exist: give the path of a table, or of a folder that holds one")
     tables = [path] if path.is_file() else _tables(path)
     if not tables:
-        raise DataError(f"{path} holds no table with captions: add one, as CSV or Parquet, with a header of column names")
+        raise NoTableError(f"{path} holds no table with captions: add one, as CSV or Parquet, with a header of column names")
     return [row for table in tables for row in islice(_read(table, path), most)]
 
 
@@ -139,7 +143,11 @@ def _separated(table: Path) -> Iterator[Mapping[str, Any]]:
         header = file.readline()
         delimiter = next((one for one in DELIMITERS if one in header), ",")
         file.seek(0)
-        for row in csv.DictReader(file, delimiter=delimiter, skipinitialspace=True):
+        reader = csv.DictReader(file, delimiter=delimiter, skipinitialspace=True)
+        names = [name.strip() for name in reader.fieldnames or ()]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two columns have one name in its header: {', '.join(names)}")
+        for row in reader:
             if None in row or None in row.values():
                 raise ValueError(f"a row has another number of columns than the header: {next(iter(row.values()))}")
             yield {name.strip(): value for name, value in row.items()}
