@@ -295,6 +295,37 @@ def test_the_script_reads_test_images_in_any_layout(tmp_path: Path) -> None:
         train_on_it.arrays(tmp_path / "test.npz")
 
 
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"labels": np.arange(1, 5)}, "the labels go from 1 to 4, the classes in set.json from 0 to 3: number them like these"),
+        ({"labels": np.arange(3)}, r"has 4 images and labels of shape \(3,\): give one label for each image"),
+        ({"labels": np.zeros((0,), int), "images": np.zeros((0, 3, 3), np.uint8)}, r"has 0 images and labels of shape \(0,\)"),
+        ({"labels": None}, "holds images: it takes `images` and `labels`"),
+        ({"images": np.full((4, 3, 3), 200, np.float32)}, "the test images go from 200 to 200, where 0 is black and 1 white"),
+        ({"images": np.full((4, 3, 3), -0.5, np.float32)}, "the test images go from -0.5 to -0.5"),
+        ({"images": np.full((4, 3, 3), np.nan, np.float32)}, "the test images go from nan to nan"),
+        ({"images": np.full((4, 3, 3), 300, np.int32)}, "name the white of integers with --pixel-max"),
+    ],
+)
+def test_the_script_refuses_what_makes_its_accuracy_wrong(changed: dict[str, Any], sentence: str, tmp_path: Path) -> None:
+    """Labels that begin at 1 gave 0 %, and images of another range an accuracy of chance."""
+    whole: dict[str, Any] = {"images": np.full((4, 3, 3), 128, np.uint8), "labels": np.arange(4), **changed}
+    np.savez(tmp_path / "test.npz", **{name: value for name, value in whole.items() if value is not None})
+    with pytest.raises(SystemExit, match=sentence):
+        train_on_it.tested(tmp_path / "test.npz", (1, 3, 3), 4, 255)
+
+
+def test_the_script_refuses_what_is_no_file_of_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "junk.npz").write_bytes(b"junk")
+    for name in ("junk.npz", "missing.npz"):
+        with pytest.raises(SystemExit, match=rf"{name} is not there, or no \.npz file: write it with numpy\.savez"):
+            train_on_it.arrays(tmp_path / name)
+    monkeypatch.setattr(sys, "argv", ["train_on_it.py", "--test", "test.npz", "--students", "0"])
+    with pytest.raises(SystemExit, match="2"):
+        train_on_it.told()
+
+
 @pytest.mark.parametrize("network", [MLP(family="MLP"), ConvNet(depth=2, width=8)])
 def test_a_script_comes_with_a_convnet_alone(network: Network, tmp_path: Path) -> None:
     writing.write("pt", made(size=8, network=network), tmp_path)

@@ -33,6 +33,7 @@ KINDS = {
     "<f4": torch.float32,
     "<f8": torch.float64,
 }
+SLACK = 0.01  # by which resized test images may go beyond black and white
 
 
 # -- the network
@@ -158,6 +159,8 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 def arrays(path: Path) -> dict[str, Tensor]:
     """What an .npz file holds; numpy itself is not needed."""
     found = {}
+    if not zipfile.is_zipfile(path):
+        sys.exit(f"{path} is not there, or no .npz file: write it with numpy.savez")
     with zipfile.ZipFile(path) as file:
         for name in file.namelist():
             data = file.read(name)
@@ -168,7 +171,8 @@ def arrays(path: Path) -> dict[str, Tensor]:
                 sys.exit(
                     f"{path}: {name} is of type {about['descr']}, or not in C order: save it as {', '.join(KINDS)}, in C order"
                 )
-            flat = torch.frombuffer(bytearray(data[end:]), dtype=KINDS[about["descr"]])
+            kind = KINDS[about["descr"]]
+            flat = torch.frombuffer(bytearray(data[end:]), dtype=kind) if data[end:] else torch.empty(0, dtype=kind)
             found[name.removesuffix(".npy")] = flat.reshape(about["shape"])
     return found
 
@@ -185,6 +189,28 @@ def pixels_of(images: Tensor, like: tuple[int, ...], pixel_max: float) -> Tensor
     return images.float() if images.is_floating_point() else images.float() / pixel_max
 
 
+def tested(path: Path, like: tuple[int, ...], classes: int, pixel_max: float) -> tuple[Tensor, Tensor]:
+    """Pixels and labels of the test file. What would only make the accuracy wrong ends the script too."""
+    real = arrays(path)
+    if not {"images", "labels"} <= real.keys():
+        sys.exit(f"{path} holds {', '.join(real) or 'nothing'}: it takes `images` and `labels`")
+    pixels, labels = pixels_of(real["images"], like, pixel_max), real["labels"].long()
+    if labels.shape != pixels.shape[:1] or not len(labels):
+        sys.exit(f"{path} has {len(pixels)} images and labels of shape {tuple(labels.shape)}: give one label for each image")
+    first, last = int(labels.min()), int(labels.max())
+    if first < 0 or last >= classes:
+        sys.exit(
+            f"the labels go from {first} to {last}, the classes in set.json from 0 to {classes - 1}: number them like these"
+        )
+    black, white = pixels.min().item(), pixels.max().item()
+    if not (black >= -SLACK and white <= 1 + SLACK):
+        sys.exit(
+            f"the test images go from {black:g} to {white:g}, where 0 is black and 1 white: bring reals to that, "
+            "not normalised, and name the white of integers with --pixel-max"
+        )
+    return pixels, labels
+
+
 def space(card: dict[str, Any]) -> Callable[[Tensor], Tensor]:
     """From pixels to what networks read."""
     if card["whitening"] != "none":
@@ -194,12 +220,19 @@ def space(card: dict[str, Any]) -> Callable[[Tensor], Tensor]:
     return lambda pixels: (pixels - mean) / std
 
 
+def positive(text: str) -> int:
+    """A count of the command line."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"'{text}' is no whole number of 1 or more")
+    return int(text)
+
+
 def told() -> argparse.Namespace:
     """What the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--test", type=Path, required=True, help="the .npz file")
-    parser.add_argument("--students", type=int, default=5)
-    parser.add_argument("--epochs", type=int, help="instead of the protocol's")
+    parser.add_argument("--students", type=positive, default=5)
+    parser.add_argument("--epochs", type=positive, help="instead of the protocol's")
     parser.add_argument("--pixel-max", type=float, default=255, help="the white of integer test images")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -210,13 +243,13 @@ def main() -> None:
     asked, card = told(), json.loads((HERE / "set.json").read_text(encoding="utf-8"))
     normalise, protocol = space(card), card["evaluation"] | ({"epochs": asked.epochs} if asked.epochs else {})
     images, labels = (tensor.to(asked.device) for tensor in read(HERE, normalise))
-    real, shape = arrays(asked.test), tuple(images.shape[1:])
-    test = normalise(pixels_of(real["images"], shape, asked.pixel_max)), real["labels"].long()
-    test = test[0].to(asked.device), test[1].to(asked.device)
+    shape, classes = tuple(images.shape[1:]), len(card["dataset"]["classes"])
+    pixels, real = tested(asked.test, shape, classes, asked.pixel_max)
+    test = normalise(pixels).to(asked.device), real.to(asked.device)
     found = []
     for student in range(asked.students):
         torch.manual_seed(asked.seed + student)
-        model = convnet(card["network"], shape[0], shape[1], len(card["dataset"]["classes"])).to(asked.device)
+        model = convnet(card["network"], shape[0], shape[1], classes).to(asked.device)
         found.append(100 * trained(model, images, labels, card["syn_lr"], protocol, test))
         print(f"student {student + 1}: {found[-1]:.1f} %", flush=True)
     std = torch.tensor(found).std().item() if len(found) > 1 else 0.0
