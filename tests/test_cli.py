@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from ruamel.yaml import YAML
 
 from src import cli
@@ -187,6 +188,29 @@ def test_what_the_file_system_refuses_is_a_sentence(
     assert "Error: data/x can't be used (No space left on device): free space or permit access there" in error
     monkeypatch.setattr(prepare, "run", lambda params, name: refuse(errno.ENOTDIR))
     with pytest.raises(NotADirectoryError):
+        cli.main()
+
+
+def test_memory_that_ran_out_is_a_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """In torch's words on a CPU, on CUDA, and Python's own; any other error of torch keeps its traceback."""
+
+    def refuse(error: Exception) -> None:
+        raise error
+
+    for error, words in (
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore"),
+            " (CUDA out of memory. Tried to allocate 2 GiB.)",
+        ),
+        (MemoryError(), ""),
+    ):
+        monkeypatch.setattr(prepare, "run", lambda params, name, error=error: refuse(error))
+        said = fails("prepare --dataset digits", monkeypatch, capsys)
+        assert f"Error: memory ran out{words}: lower runtime.workers, runtime.memory_mib, batch sizes or" in said
+    monkeypatch.setattr(prepare, "run", lambda params, name: torch.empty(2**55))
+    assert "Error: memory ran out (" in fails("prepare --dataset digits", monkeypatch, capsys)
+    monkeypatch.setattr(prepare, "run", lambda params, name: torch.ones(2) @ torch.ones(3))
+    with pytest.raises(RuntimeError, match="size"):
         cli.main()
 
 

@@ -8,12 +8,10 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
-
 from src.bench import engine, limits, measure, plain, training
 from src.bench.process import REMEDY
 from src.bench.settings import EvaluateSetting, ExpertsSetting, MatchingSetting, Setting
-from src.ground.errors import UserError
+from src.ground.errors import UserError, out_of_memory
 from src.process import stopping
 
 MEASUREMENTS: Mapping[tuple[str, str], tuple[type[Any], Callable[[Any], dict[str, Any]]]] = {
@@ -28,7 +26,6 @@ MEASUREMENTS: Mapping[tuple[str, str], tuple[type[Any], Callable[[Any], dict[str
     ("evaluate", "plain"): (EvaluateSetting, plain.evaluate),
     ("evaluate", "engine"): (EvaluateSetting, training.evaluate),
 }
-OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")  # torch's words on a CPU, on CUDA
 
 
 def main(request: str) -> None:
@@ -40,7 +37,7 @@ def main(request: str) -> None:
     except UserError as error:
         answer = {"error": str(error)}
     except (RuntimeError, MemoryError) as error:
-        if not (isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)):
+        if not out_of_memory(error):
             raise
         answer = {"error": f"memory ran out: {REMEDY}"}
     print(json.dumps(answer))

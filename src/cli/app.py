@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
 
-from src.ground.errors import InterruptedWorkError, UserError, lacking
+from src.ground.errors import InterruptedWorkError, UserError, lacking, out_of_memory
 from src.process import stopping
 
 try:
@@ -87,6 +87,12 @@ def main() -> None:
             raise
         place = error.filename or "A file"
         _end(f"Error: {place} can't be used ({error.strerror}): free space or permit access there", UserError.exit_code)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        said = str(error).strip().split("\n")[0]
+        remedy = "lower runtime.workers, runtime.memory_mib, batch sizes or the network's width, or take more memory"
+        _end(f"Error: memory ran out{f' ({said})' if said else ''}: {remedy}", UserError.exit_code)
 
 
 def _end(sentence: str, code: int) -> NoReturn:
