@@ -128,7 +128,7 @@ ModalityName = Annotated[str, AfterValidator(_named)]
 class Dataset(Settings):
     """A data set and how it is split: a value of the section `prepare`."""
 
-    source: str
+    source: Annotated[str, Field(min_length=1)]  # an empty one would be the folder that the command runs in
     """Where the real images come from: the name of a known data set, or a path to images of your own."""
     sha256: Sha256 | None = None
     """Digest of the decoded images and labels, or items and rows, that this pipeline is about, before they are split; others

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from src.settings.base import NonNegative, NonNegativeReal, Positive, Settings
+
+MOST_THREADS = 1024  # as of processes: torch takes any number, and ends without a sentence where the system gives no more
 
 
 class Runtime(Settings):
@@ -12,7 +16,7 @@ class Runtime(Settings):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where tensors live; auto takes CUDA where torch finds it."""
-    threads: Positive | None = None
+    threads: Annotated[int, Field(ge=1, le=MOST_THREADS)] | None = None
     """Threads of one torch operation. Null leaves torch's choice (the cores) to distillation, and gives one to each expert
     and student, as these fill the cores side by side. Other counts may round differently."""
     workers: Positive | None = None
