@@ -207,8 +207,9 @@ def test_memory_that_ran_out_is_a_sentence(monkeypatch: pytest.MonkeyPatch, caps
         monkeypatch.setattr(prepare, "run", lambda params, name, error=error: refuse(error))
         said = fails("prepare --dataset digits", monkeypatch, capsys)
         assert f"Error: memory ran out{words}: lower runtime.workers, runtime.memory_mib, batch sizes or" in said
-    monkeypatch.setattr(prepare, "run", lambda params, name: torch.empty(2**55))
-    assert "Error: memory ran out (" in fails("prepare --dataset digits", monkeypatch, capsys)
+    for size in ((2**55,), (2**40, 2**40)):
+        monkeypatch.setattr(prepare, "run", lambda params, name, size=size: torch.empty(size))
+        assert "Error: memory ran out (" in fails("prepare --dataset digits", monkeypatch, capsys)
     monkeypatch.setattr(prepare, "run", lambda params, name: torch.ones(2) @ torch.ones(3))
     with pytest.raises(RuntimeError, match="size"):
         cli.main()

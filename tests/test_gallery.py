@@ -316,6 +316,17 @@ def test_without_a_distilled_run_a_name_is_asked_for(params: Params) -> None:
         stage.run(STORE, only, [], Path("a.gif"), 6.0, None)
 
 
+def test_without_a_name_runs_that_are_not_distilled_yet_are_left_out(params: Params) -> None:
+    STORE.synthetic_file("ten").unlink()
+    stage.run(STORE, pipeline(params), [], Path("a.html"), 6.0, None)
+    text = Path("a.html").read_text(encoding="utf-8")
+    assert "<h2>one</h2>" in text
+    assert "<h2>ten</h2>" not in text
+    STORE.synthetic_file("one").unlink()
+    with pytest.raises(ArtifactError, match=r"is missing: make it with `python -m src\.cli distill --run one`"):
+        stage.run(STORE, pipeline(params), [], Path("a.html"), 6.0, None)
+
+
 def test_images_of_other_settings_and_missing_ones_are_refused(params: Params, valid_params: dict[str, Any]) -> None:
     valid_params["runs"]["one"]["distill"]["lr_img"] = 7.0
     with pytest.raises(ArtifactError, match=r"lr_img was 100\.0, is 7\.0"):

@@ -10,7 +10,8 @@ from importlib.metadata import distributions
 DISTRIBUTION = "smooth-distillation"  # what pip calls this package
 EXTRA = "pipeline"  # of it: all that the commands take
 CLUSTER = "cluster"  # of it: what `runtime.executor: dask` takes
-OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")  # torch's words on a CPU, on CUDA
+# torch's words on a CPU, on CUDA, and for more bytes than 64 bits count
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory", "Storage size calculation overflowed")
 SHOWN = 12  # names that a refusal offers
 ENCODERS = "encoders"  # of it: what frozen encoders of texts take
 

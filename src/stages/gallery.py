@@ -23,7 +23,7 @@ def run(store: Store, pipeline: Pipeline, names: Sequence[str], to: Path, second
     kind = to.suffix.lower()
     if kind not in (PAGE, *FORMATS):
         raise UserError(f"{to} ends in none of {', '.join((PAGE, *FORMATS))}: name a page or an animation by its suffix")
-    shown = [moments(store, pipeline.runs[name]) for name in _chosen(pipeline, names)]
+    shown = [moments(store, pipeline.runs[name]) for name in _chosen(store, pipeline, names)]
     if kind == PAGE:
         files.write_text(to, gallery.html(shown, pipeline.title, seconds, scale))
         progress.say(f"page of {len(shown)} run{'s' if len(shown) > 1 else ''}: {to}")
@@ -32,12 +32,13 @@ def run(store: Store, pipeline: Pipeline, names: Sequence[str], to: Path, second
         progress.say(f"animation of {frames} frame{'s' if frames > 1 else ''}: {to}")
 
 
-def _chosen(pipeline: Pipeline, names: Sequence[str]) -> Sequence[str]:
+def _chosen(store: Store, pipeline: Pipeline, names: Sequence[str]) -> Sequence[str]:
     if len(set(names)) < len(names):
         raise UserError(f"a run is named twice in {', '.join(names)}: name each once")
     resolved.check_images((pipeline.runs[name] for name in names), "gallery", "see its tuples in the report")
-    evolving = (one for one in pipeline.runs.values() if one.distillation.iterations and not one.dataset.tuples)
-    found = names or [one.name for one in evolving]
+    evolving = [one.name for one in pipeline.runs.values() if one.distillation.iterations and not one.dataset.tuples]
+    there = [name for name in evolving if store.synthetic_file(name).exists()]
+    found = names or there or evolving  # with none there, the first says how to make it
     if not found:
         raise UserError(
             "no run of params.yaml is distilled from images, so that none evolve: name runs whose images are to be shown"
