@@ -110,6 +110,8 @@ def test_other_sections_are_asked_for(section: str, valid_params: Raw) -> None:
         ("runs/one/cross", [4], "runs.one.cross.0", "4"),
         ("evaluate/mtt/score", "best", "evaluate.mtt.score", "'best_test'.*'best'"),
         ("prepare/digits/source", "", "prepare.digits.source", "at least 1 character"),
+        ("prepare/digits/path", "", "prepare.digits.path", "at least 1 character"),
+        ("runtime/depot", "", "runtime.depot", "at least 1 character"),
         ("prepare/digits/source", 3, "prepare.digits.source", "string; got 3"),
         ("prepare/digits/val_fraction", 1.0, "prepare.digits.val_fraction", "1.0"),
         ("experts/smooth/lr", float("inf"), "experts.smooth.lr", "finite.*inf"),

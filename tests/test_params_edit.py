@@ -81,7 +81,7 @@ def test_additions_stand_at_the_end_of_their_section_and_read_back(params: Path)
 
 
 @pytest.mark.parametrize(
-    "value", ["true", "null", "1", "1.5", "0x1f", "a: b", "a #b", "it's", '"', "- a", "a\nb", "é ü", "", "~"]
+    "value", ["true", "null", "1", "1.5", "0x1f", "a: b", "a #b", "it's", '"', "- a", "a\nb", "é ü", " ", "~"]
 )
 def test_text_reads_back_as_the_same_text(value: str, params: Path) -> None:
     params_edit.add({"prepare": {"own": {"source": value}}}, params)

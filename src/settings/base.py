@@ -27,6 +27,7 @@ NonNegative = Annotated[int, Field(ge=0)]
 PositiveReal = Annotated[float, Field(gt=0)]
 NonNegativeReal = Annotated[float, Field(ge=0)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
+Told = Annotated[str, Field(min_length=1)]  # an empty path would be the folder that the command runs in
 AugmentationKind = Literal["color", "crop", "cutout", "flip", "scale", "rotate"]
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from src.settings.base import NAME, NAME_RULE, Positive, PositiveReal, Settings, Sha256, spelled_alike
+from src.settings.base import NAME, NAME_RULE, Positive, PositiveReal, Settings, Sha256, Told, spelled_alike
 
 OTHER_TENSORS = ("similarity", "syn_lr")  # of an export of tuples
 
@@ -31,7 +31,7 @@ class ImageModality(Settings):
 
     kind: Literal["image"]
     """Which modality it is."""
-    column: str | None = None
+    column: Told | None = None
     """Of a table: the column of paths or bytes; null is one called as the modality."""
     size: Positive | None = None
     """Side of the square images, pixels; null keeps those of a known source."""
@@ -45,7 +45,7 @@ class TextModality(Settings):
 
     kind: Literal["text"]
     """Which modality it is."""
-    column: str | None = None
+    column: Told | None = None
     """Of a table: the column of texts, or of lists of several; null is one called as the modality."""
     length: Positive = 16
     """Characters that are read; longer texts are cut, shorter ones end in zeros."""
@@ -58,7 +58,7 @@ class AudioModality(Settings):
 
     kind: Literal["audio"]
     """Which modality it is."""
-    column: str | None = None
+    column: Told | None = None
     """Of a table: the column of paths of wav files; null is one called as the modality."""
     size: Annotated[int, Field(ge=2)] = 32
     """Mel bands, and moments in time."""
@@ -71,7 +71,7 @@ class VectorModality(Settings):
 
     kind: Literal["vector"]
     """Which modality it is."""
-    column: str | None = None
+    column: Told | None = None
     """Of a table: the column of lists of numbers, or of paths of .npy files; null is one called as the modality."""
 
 
@@ -80,12 +80,12 @@ class FeaturesModality(Settings):
 
     kind: Literal["features"]
     """Which modality it is."""
-    column: str | None = None
+    column: Told | None = None
     """Of a table: the column of pictures or texts; null is one called as the modality."""
-    encoder: str
+    encoder: Told
     """What reads them: of pictures a classification model of torchvision by its name, as resnet50, whose vector is what its
     last linear layer reads; of texts transformers, a model in Hugging Face's layout, whose vector is the first token's."""
-    weights: str
+    weights: Told
     """Where its weights are: the file of a state dict, .safetensors, .pth or .pt; of transformers the folder with config.json,
     model.safetensors and the tokenizer."""
     size: Positive | None = None
@@ -128,7 +128,7 @@ ModalityName = Annotated[str, AfterValidator(_named)]
 class Dataset(Settings):
     """A data set and how it is split: a value of the section `prepare`."""
 
-    source: Annotated[str, Field(min_length=1)]  # an empty one would be the folder that the command runs in
+    source: Told
     """Where the real images come from: the name of a known data set, or a path to images of your own."""
     sha256: Sha256 | None = None
     """Digest of the decoded images and labels, or items and rows, that this pipeline is about, before they are split; others
@@ -142,9 +142,9 @@ class Dataset(Settings):
     splits: SplitFolders | None = Field(default=None, exclude_if=lambda value: value is None)  # so that older records hold
     """Of image folders, where names do not tell: none where the top folders are the classes, or the folder of each split, as
     in {train: part_a, test: part_b}. Null goes by the usual names, and asks where they leave a doubt."""
-    label_column: str | None = Field(default=None, exclude_if=lambda value: value is None)  # so that older records hold
+    label_column: Told | None = Field(default=None, exclude_if=lambda value: value is None)  # so that older records hold
     """Column of a Parquet source that holds the labels; null takes the ClassLabel of its metadata, or a column called label."""
-    path: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    path: Told | None = Field(default=None, exclude_if=lambda value: value is None)
     """Where the source lies on this machine, if not where `source` says: the same images from anywhere are the same data set,
     and no record holds it. Of a known data set any form will do; null looks for it, or downloads it."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from src.settings.base import NonNegative, NonNegativeReal, Positive, Settings
+from src.settings.base import NonNegative, NonNegativeReal, Positive, Settings, Told
 
 MOST_THREADS = 1024  # as of processes: torch takes any number, and ends without a sentence where the system gives no more
 
@@ -26,9 +26,9 @@ class Runtime(Settings):
     rounding."""
     executor: Literal["local", "dask"] = "local"
     """Who does experts, students, variants and trials: processes of this machine, or a dask cluster. Changes no result."""
-    address: str | None = None
+    address: Told | None = None
     """Of the cluster's scheduler, tcp://HOST:8786; the variable AST_CLUSTER goes before it, and makes the executor dask."""
-    depot: str | None = None
+    depot: Told | None = None
     """Where machines that do not see this folder pass files to each other: a folder, or any address that fsspec knows, such as
     sftp://HOST/FOLDER or s3://BUCKET/FOLDER. Null: a cluster's workers see this folder under the same path."""
     patience_seconds: NonNegativeReal = 600.0
