@@ -10,10 +10,10 @@ from importlib.metadata import distributions
 DISTRIBUTION = "smooth-distillation"  # what pip calls this package
 EXTRA = "pipeline"  # of it: all that the commands take
 CLUSTER = "cluster"  # of it: what `runtime.executor: dask` takes
-# torch's words on a CPU, on CUDA, and for more bytes than 64 bits count
-OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory", "Storage size calculation overflowed")
 SHOWN = 12  # names that a refusal offers
 ENCODERS = "encoders"  # of it: what frozen encoders of texts take
+# torch's words on a CPU, on CUDA, and for more bytes than 64 bits count
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory", "Storage size calculation overflowed")
 
 
 class UserError(Exception):
@@ -67,11 +67,9 @@ class TrackingError(InterruptedWorkError):
     """The tracking store failed where the user asked for strict tracking; all that was done is kept."""
 
 
-def out_of_memory(error: BaseException) -> bool:
+def out_of_memory(error: MemoryError | RuntimeError) -> bool:
     """Whether memory ran out. Torch says so in a RuntimeError, which is known by its words, without torch."""
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
-    )
+    return isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def lacking(error: ModuleNotFoundError) -> str:

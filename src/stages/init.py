@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -118,11 +119,9 @@ def _told(splits: str | None) -> SplitFolders | None:
         return "none"
     pairs = [pair.partition("=") for pair in splits.split(",")]
     folders = {split.strip(): folder.strip() for split, _, folder in pairs}
-    try:
-        if len(folders) == len(pairs):  # of a split that is told twice one folder would go without a word
+    if len(folders) == len(pairs):  # of a split that is told twice one folder would go without a word
+        with contextlib.suppress(ValidationError):
             return TypeAdapter(SplitFolders).validate_python(folders)
-    except ValidationError:
-        pass
     raise UserError(
         f"--splits is '{splits}': give none, or train=FOLDER with val=FOLDER and test=FOLDER if there are, each once"
     )

@@ -48,17 +48,17 @@ def run(store: Store, run: Run, every: int) -> None:
     distill.check_inputs(store, run)
     images, labels = distill.initial_images(store, run, statistics, device)
     loop, _, _ = distill.loop_of(store, run, statistics, images, labels)
-    loop, at_iterations = Loop(**{**vars(loop), "distil": exact}), dict[int, Compared]()
+    loop, found = Loop(**{**vars(loop), "distil": exact}), dict[int, Compared]()
     at = outer.first(loop, images)
     with progress.progress(f"gradient-error {run.name}", distil.iterations, 0) as advance:
         while at.iteration < distil.iterations:
             if at.iteration % every == 0:
-                at_iterations[at.iteration] = compare(loop, at)  # in place of what on_divergence restore took back
+                found[at.iteration] = latest = compare(loop, at)  # in place of what on_divergence restore took back
             at = outer.iterate(loop, at)
-            advance(f"cosine {at_iterations[max(at_iterations)].cosine:.3f}")
-    found = list(at_iterations.values())
-    paths = _write(run.name, found)
-    progress.console.print(_table(run.name, found))
+            advance(f"cosine {latest.cosine:.3f}")
+    rows = list(found.values())
+    paths = _write(run.name, rows)
+    progress.console.print(_table(run.name, rows))
     progress.say(f"written: {', '.join(str(path) for path in paths)}")
 
 
