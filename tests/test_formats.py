@@ -306,6 +306,7 @@ def test_the_script_reads_test_images_in_any_layout(tmp_path: Path) -> None:
         ({"images": np.full((4, 3, 3), -0.5, np.float32)}, "the test images go from -0.5 to -0.5"),
         ({"images": np.full((4, 3, 3), np.nan, np.float32)}, "the test images go from nan to nan"),
         ({"images": np.full((4, 3, 3), 300, np.int32)}, "name the white of integers with --pixel-max"),
+        ({"images": np.full((4, 3, 3), 16, np.uint8)}, "integers up to 16, all but black where 255 is white: name their white"),
     ],
 )
 def test_the_script_refuses_what_makes_its_accuracy_wrong(changed: dict[str, Any], sentence: str, tmp_path: Path) -> None:
@@ -313,7 +314,7 @@ def test_the_script_refuses_what_makes_its_accuracy_wrong(changed: dict[str, Any
     whole: dict[str, Any] = {"images": np.full((4, 3, 3), 128, np.uint8), "labels": np.arange(4), **changed}
     np.savez(tmp_path / "test.npz", **{name: value for name, value in whole.items() if value is not None})
     with pytest.raises(SystemExit, match=sentence):
-        train_on_it.tested(tmp_path / "test.npz", (1, 3, 3), 4, 255)
+        train_on_it.tested(tmp_path / "test.npz", (1, 3, 3), 4, None)
 
 
 def test_the_script_refuses_what_is_no_file_of_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,9 +322,31 @@ def test_the_script_refuses_what_is_no_file_of_arrays(tmp_path: Path, monkeypatc
     for name in ("junk.npz", "missing.npz"):
         with pytest.raises(SystemExit, match=rf"{name} is not there, or no \.npz file: write it with numpy\.savez"):
             train_on_it.arrays(tmp_path / name)
-    monkeypatch.setattr(sys, "argv", ["train_on_it.py", "--test", "test.npz", "--students", "0"])
+
+
+def test_the_script_takes_a_white_that_is_told(tmp_path: Path) -> None:
+    np.savez(tmp_path / "test.npz", images=np.full((4, 3, 3), 16, np.uint8), labels=np.arange(4))
+    for white in (16, 255):
+        shown, _ = train_on_it.tested(tmp_path / "test.npz", (1, 3, 3), 4, white)
+        assert torch.equal(shown, torch.full((4, 1, 3, 3), 16 / white))
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "sentence"),
+    [
+        ("--students", "0", "'0' is no whole number of 1 or more"),
+        ("--pixel-max", "0", "'0' is no number above 0"),
+        ("--pixel-max", "white", "'white' is no number above 0"),
+        ("--device", "gpu", "'gpu' is no device of this machine: take cpu"),
+    ],
+)
+def test_the_script_refuses_a_wrong_option(
+    option: str, value: str, sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train_on_it.py", "--test", "test.npz", option, value])
     with pytest.raises(SystemExit, match="2"):
         train_on_it.told()
+    assert sentence in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("network", [MLP(family="MLP"), ConvNet(depth=2, width=8)])

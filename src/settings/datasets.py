@@ -153,7 +153,7 @@ class Dataset(Settings):
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Fraction of the images cut off as test split, stratified by class, where the source has none: opened by `evaluate`
     alone."""
-    train_images: Positive | None = None
+    train_images: Annotated[int, Field(ge=1)] | None = None  # data sets may have more than counts go to
     """Keep so many images of the training split, stratified by class; null keeps all."""
     whitening: Literal["none", "zca"] = "none"
     """What networks read: pixels normalised by each channel's mean and std (none), or decorrelated by ZCA (CIFAR's custom)."""

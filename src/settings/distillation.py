@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from src.settings.base import Augmentation, Momentum, NonNegativeReal, Positive, PositiveReal, Settings, Sha256
+from src.settings.base import Augmentation, Momentum, NonNegative, NonNegativeReal, Positive, PositiveReal, Settings, Sha256
 from src.settings.contrast import Contrast, Similarity
 
 CERTAINTY = 0.7  # a class as good as certain leaves its logits no gradient
@@ -52,7 +52,7 @@ class RealObjective(Settings):
     """Students that learn side by side; each iteration goes on with one of them. Of objective real alone, as the next two."""
     max_age: Positive = 300
     """A student that has taken so many steps is replaced by a fresh one. No more than syn_steps: all are fresh (RaT-BPTT)."""
-    max_skip: Annotated[int, Field(ge=0)] = 0
+    max_skip: NonNegative = 0
     """Before the syn_steps that are differentiated a student takes 0 to so many more, uniformly drawn (RaT-BPTT's window)."""
 
 
@@ -70,7 +70,7 @@ class Distillation(Settings):
     initial_run: str | None = _off(None)
     """Of initialisation run: the run, a key of `runs`, of the same data set and images per class, of tuples with the same kind
     and rank of similarity. Its labels come with it, and its syn_lr where lr_init is null."""
-    iterations: Annotated[int, Field(ge=0)]
+    iterations: NonNegative
     """Outer steps; 0 keeps the initial images, which makes the initialisation itself a baseline. A run with more of them than
     before goes on where it ended."""
     objective: Literal["matching", "real", "both"] = _off("matching")
@@ -92,7 +92,7 @@ class Distillation(Settings):
     """M, expert epochs that N student steps are matched to."""
     max_start_epoch: Positive = 1
     """Start epochs s are drawn from 0 .. max_start_epoch - 1."""
-    min_start_epoch: Annotated[int, Field(ge=0)] = _off(0)
+    min_start_epoch: NonNegative = _off(0)
     """DATM: start epochs s are drawn from here on; late ones suit many images."""
     start_growth: StartGrowth | None = _off(None)
     """DATM: the window of start epochs is narrower at first; null has it whole from the first iteration on."""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from src.settings.base import Augmentation, Momentum, NonNegativeReal, Positive, Settings
+from src.settings.base import Augmentation, Momentum, NonNegativeReal, Positive, Settings, Several
 from src.settings.contrast import Contrast
 
 SCORES: Mapping[str, str] = {"last": "last epoch", "best_test": "best epoch on the test split"}
@@ -20,7 +20,7 @@ class Protocol(Settings):
     setting: where the synthetic set has them, students learn the probabilities, as DATM's do.
     """
 
-    students: Annotated[int, Field(ge=2)] = 5
+    students: Several = 5
     """Fresh students; accuracies are mean and standard deviation over them."""
     epochs: Positive = 1000
     """Epochs over the synthetic set; the learning rate is syn_lr."""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from src.settings.base import Positive, Settings
+from src.settings.base import Positive, Settings, Several
 from src.settings.distillation import Distillation
 from src.settings.experts import Experts
 
@@ -58,14 +58,14 @@ class Tune(Settings):
 
     trials: Positive = 30
     """Trials of a study, all in all."""
-    students: Annotated[int, Field(ge=2)] = 5
+    students: Several = 5
     """Fresh students of a finished trial; their mean validation accuracy is its value."""
     epochs: Positive | None = None
     """Epochs of these students; null takes those of the run's protocol."""
     rungs: Positive = 3
     """Moments, evenly spaced over the iterations, at which a trial is scored; the last one is its end, and at those before a
     trial below the median of the finished ones is given up. 1 gives none up."""
-    rung_students: Annotated[int, Field(ge=2)] = 2
+    rung_students: Several = 2
     """Fresh students at the moments before the end."""
     storage: str | None = Field(default=None, exclude_if=lambda value: value is None)
     """Where studies lie: null is a journal in data/tune; else the URL of a database, postgresql+psycopg://USER@HOST/NAME, or of

@@ -33,6 +33,7 @@ KINDS = {
     "<f4": torch.float32,
     "<f8": torch.float64,
 }
+WHITE = 255  # of integers, where the command line names no other
 SLACK = 0.01  # by which resized test images may go beyond black and white
 
 
@@ -189,12 +190,13 @@ def pixels_of(images: Tensor, like: tuple[int, ...], pixel_max: float) -> Tensor
     return images.float() if images.is_floating_point() else images.float() / pixel_max
 
 
-def tested(path: Path, like: tuple[int, ...], classes: int, pixel_max: float) -> tuple[Tensor, Tensor]:
+def tested(path: Path, like: tuple[int, ...], classes: int, pixel_max: float | None) -> tuple[Tensor, Tensor]:
     """Pixels and labels of the test file. What would only make the accuracy wrong ends the script too."""
     real = arrays(path)
     if not {"images", "labels"} <= real.keys():
         sys.exit(f"{path} holds {', '.join(real) or 'nothing'}: it takes `images` and `labels`")
-    pixels, labels = pixels_of(real["images"], like, pixel_max), real["labels"].long()
+    images, labels = real["images"], real["labels"].long()
+    pixels = pixels_of(images, like, pixel_max or WHITE)
     if labels.shape != pixels.shape[:1] or not len(labels):
         sys.exit(f"{path} has {len(pixels)} images and labels of shape {tuple(labels.shape)}: give one label for each image")
     first, last = int(labels.min()), int(labels.max())
@@ -207,6 +209,11 @@ def tested(path: Path, like: tuple[int, ...], classes: int, pixel_max: float) ->
         sys.exit(
             f"the test images go from {black:g} to {white:g}, where 0 is black and 1 white: bring reals to that, "
             "not normalised, and name the white of integers with --pixel-max"
+        )
+    if pixel_max is None and not images.is_floating_point() and white < 0.5:
+        sys.exit(
+            f"the test images are integers up to {int(images.max())}, all but black where {WHITE} is white: name their white "
+            f"with --pixel-max, {WHITE} if it is that"
         )
     return pixels, labels
 
@@ -227,15 +234,33 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def brightest(text: str) -> float:
+    """The brightest pixel of the command line."""
+    try:
+        if (found := float(text)) > 0 and found < float("inf"):
+            return found
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"'{text}' is no number above 0")
+
+
+def device(text: str) -> torch.device:
+    """That of the command line, which must take tensors."""
+    try:
+        return torch.empty(0, device=text).device
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        raise argparse.ArgumentTypeError(f"'{text}' is no device of this machine: take cpu") from error
+
+
 def told() -> argparse.Namespace:
     """What the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--test", type=Path, required=True, help="the .npz file")
     parser.add_argument("--students", type=positive, default=5)
     parser.add_argument("--epochs", type=positive, help="instead of the protocol's")
-    parser.add_argument("--pixel-max", type=float, default=255, help="the white of integer test images")
+    parser.add_argument("--pixel-max", type=brightest, help=f"the white of integer test images, if not {WHITE}")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args()
 
 
