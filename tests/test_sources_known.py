@@ -365,7 +365,7 @@ def test_tiny_imagenet_as_code_lays_it_out(train: str, val: str, words: bool) ->
     folder.mkdir(parents=True)
     pictures.write_folder(folder, files)
     pictures.write_zip(Path(f"{top}.zip"), files)
-    sources = ["tiny_imagenet", str(folder), f"{folder}/{top}", "."]
+    sources = ["tiny_imagenet", str(folder), f"{folder}/{top}", f"{top}.zip", "."]
     if val == "val/images":
         pictures.write_folder(Path("renamed"), {path.removeprefix(f"{top}/"): content for path, content in files.items()})
         sources.append("renamed")
@@ -388,7 +388,7 @@ def test_a_damaged_archive_of_tiny_imagenet(spoil: str) -> None:
     start = whole.find(f"{top}/{spoil}".encode()) + len(f"{top}/{spoil}")
     content = {"no zip": b"<html>", "cut off": whole[:-30]}.get(spoil, whole[:start] + b"\xff\xff" + whole[start + 2 :])
     archive.write_bytes(content)
-    for source in ({"source": "tiny_imagenet", "path": archive.name}, {"source": "."}):
+    for source in ({"source": "tiny_imagenet", "path": archive.name}, {"source": archive.name}, {"source": "."}):
         with pytest.raises(
             DataError, match=rf"^prepare\.mine: {top}\.zip is damaged or no archive of its kind \(.+\): pack or"
         ):
