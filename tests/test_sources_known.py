@@ -228,6 +228,12 @@ def test_cifar_is_unpacked_from_the_published_archive(monkeypatch: pytest.Monkey
     assert {path.name for path in folder.iterdir()} == {below, archive.name}
     for path in ("unpacked", f"unpacked/{below}", "cifar10"):
         assert read(path).sha256() == found.sha256()
+    Path("both/cifar-100-python").mkdir(parents=True)  # of another data set, which is unpacked already
+    again = pictures.write_tar(Path("both") / archive.name, files)
+    monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", hashlib.md5(again.read_bytes()).hexdigest())
+    assert read("cifar10", path=str(again)).sha256() == read(str(again)).sha256() == found.sha256()
+    with pytest.raises(DataError, match=r"the setting splits is for image folders, not for both/cifar-10-python\.tar\.gz"):
+        read(str(again), splits="none")
 
 
 def test_svhn_and_stl10_as_published(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,7 +320,8 @@ def test_fast_ais_archive_is_read_where_it_lies() -> None:
     }
     Path("data/sources/imagewoof").mkdir(parents=True)
     pictures.write_tar(Path("data/sources/imagewoof/imagewoof2-160.tgz"), {**files, "imagewoof2-160/noisy_imagewoof.csv": b"x"})
-    found = read("imagewoof")
+    found, archive = read("imagewoof"), "data/sources/imagewoof/imagewoof2-160.tgz"
+    assert read(archive).sha256() == read("imagewoof", path=archive).sha256() == found.sha256()
     assert found.classes == tuple(imagenet.SUBSETS["imagewoof"].values())
     assert np.array_equal(found.splits["test"].images.numpy(), images[:10].transpose(0, 3, 1, 2))
 

@@ -70,6 +70,12 @@ def fetch(name: str, folder: Path) -> None:
         raise DataError(f"{name} is not on this machine, and can't be downloaded ({reason})") from None
 
 
+def is_archive_of(name: str, path: Path) -> bool:
+    """Whether the file bears the name of the archive that the known data set is published as."""
+    packed = PACKED.get(name) or (Path(ARCHIVES[name][0]).name if name in ARCHIVES else None)
+    return path.name == packed and path.is_file()
+
+
 def is_packed(name: str, folder: Path) -> bool:
     """Whether the folder holds the archive that the known data set is published as, put there by hand."""
     return name in PACKED and (folder / PACKED[name]).is_file()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from src.ground.errors import DataError
 from src.settings.datasets import SplitFolders
-from src.sources import archives, arrays, idx, imagenet, layouts, published
+from src.sources import archives, arrays, idx, layouts, published
 from src.sources.joined import Joined
 from src.sources.raw import Raw
 from src.sources.trees import Folder, hidden, natural
@@ -43,10 +43,6 @@ def read(path: Path, told: Told = NOTHING) -> Raw:
     if path.is_dir():
         return _read_folder(path, told)
     if archives.is_archive(path):
-        found = imagenet.read_tiny(path)  # its val has labels in a table, not in folders
-        if found is not None:
-            told.check(path)
-            return found
         told.check(path, "image folders")
         return layouts.read(archives.tree(path), told.splits)
     suffix = path.suffix.casefold()

@@ -85,9 +85,8 @@ def _subset(tree: Tree, ids: Mapping[str, str]) -> Raw:
 
 def read_tiny(folder: Path) -> Raw | None:
     """Tiny ImageNet from its archive or its folder in `folder`, or from this itself: 200 classes in the order of their ids."""
-    archive = folder if folder.name == f"{TINY}.zip" else folder / f"{TINY}.zip"
-    if archive.is_file():
-        return _tiny(archives.tree(archive), f"{TINY}/")
+    if (folder / f"{TINY}.zip").is_file():
+        return _tiny(archives.tree(folder / f"{TINY}.zip"), f"{TINY}/")
     if (folder / TINY).is_dir():
         return _tiny(Folder(folder / TINY), "")
     return _tiny(Folder(folder), "") if (folder / ANNOTATIONS).is_file() else None

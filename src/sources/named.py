@@ -40,7 +40,8 @@ def read(settings: Dataset) -> Raw:
     if not path.exists() and path.name == source:
         known = ", ".join(KNOWN)
         raise DataError(f"'{source}' is no known data set ({known}), nor a path that exists: name one, or give a path")
-    return forms.read(path, told)
+    source = next((name for name in READERS if downloads.is_archive_of(name, path)), source)
+    return _placed(source, path, told)
 
 
 def read_digits() -> Raw:
@@ -68,7 +69,7 @@ def _placed(name: str, path: Path, told: Told) -> Raw:
         raise DataError("digits come with scikit-learn, and are read from no other place: leave out the path")
     if name not in READERS:
         return forms.read(path, told)
-    found = _published(name, path.parent if path.name in published.FOLDERS else path)
+    found = _published(name, path.parent if path.name in published.FOLDERS or downloads.is_archive_of(name, path) else path)
     if found is not None:
         told.check(path)
         return found
@@ -87,9 +88,11 @@ def _known_form(name: str, path: Path, told: Told = NOTHING) -> Raw:
 
 def _published(name: str, own: Path) -> Raw | None:
     """From a folder that holds the data set's published files, packed or not."""
-    if downloads.is_packed(name, own) and not any((own / folder).is_dir() for folder in published.FOLDERS):
+    found = READERS[name](own)
+    if found is None and downloads.is_packed(name, own):
         downloads.unpack(name, own)
-    return READERS[name](own)
+        found = READERS[name](own)
+    return found
 
 
 def _bases() -> Iterator[Path]:
