@@ -355,10 +355,10 @@ def train_student(
     spec, shape = _specified(network, synthetic.spec), synthetic.shape
     found = _trained(synthetic, spec, asked, seed, _runtime(machine), report, None, only=1)
     module = networks.build(spec, shape, torch.Generator())
-    if isinstance(found.last, nn.Module):  # that one is hooked into the signals that end a stage
-        module.load_state_dict(found.last.state_dict())
-    else:
-        torch.nn.utils.vector_to_parameters(found.last, module.parameters())
+    # copied: a module that was trained by itself is hooked into the signals that end a stage, and views into one vector would each
+    # be pickled with all of it
+    last = found.last
+    module.load_state_dict(last.state_dict() if isinstance(last, nn.Module) else FlatNetwork(module).unflatten(last))
     return module.eval()
 
 
