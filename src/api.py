@@ -34,7 +34,7 @@ from src.maths import initialisation, networks, pixels, protocol, scores
 from src.maths.derivatives import choose
 from src.maths.distillation import Real
 from src.maths.networks import FlatNetwork, ImageShape
-from src.maths.pixels import Normalisation, Space
+from src.maths.pixels import Normalisation, Space, Whitening
 from src.settings.base import describe
 from src.settings.distillation import Distillation
 from src.settings.experts import Experts
@@ -49,6 +49,7 @@ OF_TUPLES = ("contrast", "similarity", "lr_modalities", "normalised")  # setting
 NOT_NAMED = {"dataset": "images", "network": "network"}  # of `Experts`: names of params.yaml, which tensors have none of
 
 IMAGES = 4  # dimensions of pixels (S, C, H, W)
+PARTS = {"pixels": (torch.float32,), "labels": (torch.int64, torch.float32), "syn_lr": (torch.float32,)}  # of a synthetic set
 
 Report = Callable[[int, int, Mapping[str, float]], None]  # (units done, of so many, figures of the last one)
 Model = TypeVar("Model", bound=BaseModel)
@@ -111,6 +112,7 @@ class Synthetic:
 
     def save(self, path: str | Path) -> None:
         """Write it as `distill` does, whole or not at all; `load_synthetic` and `evaluate --from` read it."""
+        _check_set(self, "the set")
         found = SyntheticSet(self.pixels, self.labels, self.syn_lr)
         tensors.save(Path(path), dict(vars(found)), Record(values.SYNTHETIC, {}))
 
@@ -242,8 +244,7 @@ def _source(source: ExpertBuffer | RealImages, network: Network | None, machine:
 def _method(initial: Synthetic | None, settings: Mapping[str, Any]) -> Distillation:
     usual: dict[str, Any] = {"initialisation": "random", "iterations": 1000}
     if initial is not None:
-        if not isinstance(initial, Synthetic):
-            raise UserError(f"initial is a {type(initial).__name__}: give what distill or load_synthetic gave")
+        _check_set(initial, "initial")
         if "initialisation" in settings:
             raise UserError(
                 f"initial is a set to begin with, and so is initialisation {settings['initialisation']!r}: give one"
@@ -375,18 +376,23 @@ def load_synthetic(
     if found.pixels.dim() != IMAGES:
         raise UserError(f"{file} holds tuples, and this works on images in classes: use `python -m src.cli evaluate`")
     card = file.parent / "set.json"
-    told = files.read_json(card, f"delete {card}, and give space and network") if card.exists() else {}
-    if space is None and told.get("whitening") == "none":
-        space = Normalisation(*(torch.tensor(told["dataset"][figure]) for figure in ("mean", "std")))
-    if network is None and "network" in told:
-        network = _network(told["network"])
+    remedy = f"delete {card}, and give space and network"
+    told = files.read_json(card, remedy) if card.exists() else {}
+    with files.understood(card, remedy):
+        told = dict(told)
+        if space is None and told.get("whitening") == "none":
+            space = Normalisation(*(torch.tensor(told["dataset"][figure]) for figure in ("mean", "std")))
+        if network is None and "network" in told:
+            network = _network(told["network"])
+        known = len(told["dataset"]["classes"]) if told else found.class_count
     if space is None or network is None:
         text = f"{file} does not tell how networks read it"
         raise UserError(f"{text}: give space, as real_images(...).space, and network, as ConvNet(depth=3, width=128)")
-    least = found.class_count
-    asked = classes or (len(told["dataset"]["classes"]) if told else least)
-    if asked < least or (found.labels.is_floating_point() and asked > least):
-        raise UserError(f"classes is {asked}, but the labels of {file} are of {least}: give that many, or leave it out")
+    if not isinstance(space, Normalisation | Whitening):
+        raise UserError(f"space is {space!r}: give that of the data set, as real_images(...).space")
+    least, asked = found.class_count, known if classes is None else classes
+    if not isinstance(asked, int) or asked < least or (found.labels.is_floating_point() and asked > least):
+        raise UserError(f"classes is {asked!r}, but the labels of {file} are of {least}: give that many, or leave it out")
     try:
         space.normalise(found.pixels[:1])
     except RuntimeError:
@@ -401,8 +407,10 @@ def real_images(images: Tensor, labels: Tensor, pixel_max: int = 255, zca_eps: f
     """Real images as networks read them, and the space that is fitted on them: normalised by channel, or whitened."""
     whole = _integers(images, pixel_max)
     classes = _numbers(whole, labels)
-    if not (held := torch.bincount(classes)).all():
-        raise UserError(f"no image is of class {int(held.argmin())}: number the classes from 0 on without a gap")
+    held = classes.unique()  # ascending
+    if len(held) <= int(held[-1]):
+        missing = int((held != torch.arange(len(held))).int().argmax())
+        raise UserError(f"no image is of class {missing}: number the classes from 0 on without a gap")
     if len(held) < 2:
         raise UserError("all images are of one class, which nothing can be learned of: give two or more")
     if zca_eps is not None:
@@ -411,7 +419,7 @@ def real_images(images: Tensor, labels: Tensor, pixel_max: int = 255, zca_eps: f
         space: Space = pixels.fit_whitening(whole, pixel_max, zca_eps)
     else:
         space = pixels.fit_normalisation(whole, pixel_max)
-    shape = ImageShape(whole.shape[1], whole.shape[-1], int(classes.max()) + 1)
+    shape = ImageShape(whole.shape[1], whole.shape[-1], len(held))
     return RealImages(pixels.inputs(space, whole, pixel_max), classes, space, shape)
 
 
@@ -436,11 +444,25 @@ def _in_space(
     return RealImages(pixels.inputs(used, whole, pixel_max), classes, used, wanted)
 
 
-def _check_set(synthetic: object) -> None:
+def _check_set(synthetic: object, name: str = "what students learn from") -> None:
+    """Raises UserError unless it is a set with tensors as `Synthetic` has them: kernels go by their memory alone."""
     if not isinstance(synthetic, Synthetic):
-        raise UserError(
-            f"what students learn from is of the type {type(synthetic).__name__}: give what distill or load_synthetic gave"
-        )
+        raise UserError(f"{name} is of the type {type(synthetic).__name__}: give what distill or load_synthetic gave")
+    for part, dtypes in PARTS.items():
+        tensor = getattr(synthetic, part)
+        if not isinstance(tensor, Tensor) or tensor.dtype not in dtypes or not tensor.isfinite().all():
+            allowed = " or ".join(str(dtype) for dtype in dtypes)
+            raise UserError(
+                f"{name} has {part} that are no tensor of finite {allowed}: give what distill or load_synthetic gave"
+            )
+    shapes, labels = [tuple(getattr(synthetic, part).shape) for part in PARTS], synthetic.labels
+    soft, count = labels.is_floating_point(), shapes[0][:1]
+    if len(shapes[0]) != IMAGES or 0 in shapes[0] or shapes[1:] != [(*count, synthetic.classes) if soft else count, ()]:
+        told = ", ".join(f"{part} {shape}" for part, shape in zip(PARTS, shapes, strict=True))
+        raise UserError(f"{name} has the shapes {told}: give (S, C, H, W), (S,) classes or (S, K) probabilities, and ()")
+    if not soft and not 0 <= int(labels.min()) <= int(labels.max()) < synthetic.classes:
+        text = f"{name} has labels from {int(labels.min())} to {int(labels.max())}"
+        raise UserError(f"{text}, but its classes are 0 to {synthetic.classes - 1}: give those")
 
 
 def _pair(val: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -459,23 +481,29 @@ def _integers(images: Tensor, pixel_max: int) -> Tensor:
     """The images (N, C, H, W) on the CPU, once it is sure that they are integers: statistics are exact on these."""
     if not isinstance(pixel_max, int) or pixel_max < 1:
         raise UserError(f"pixel_max is {pixel_max!r}: give the largest value that a pixel may have, 255 for 8 bits")
-    if not isinstance(images, Tensor):
-        raise UserError(f"images are of the type {type(images).__name__}: give a tensor, as torch.as_tensor(images) makes one")
+    _check_plain(images, "images")
     if images.dim() != 4 or images.shape[2] != images.shape[3]:
         raise UserError(f"images have the shape {tuple(images.shape)}: give square ones, (N, C, H, W)")
     images = images.long() if images.dtype in (torch.uint16, torch.uint32, torch.uint64) else images  # torch has no min of them
     if images.is_floating_point() or images.is_complex():
         text = "images are real numbers: give integers from 0 to pixel_max"
         raise UserError(f"{text}; (255 * images).round().to(torch.uint8) makes them of [0, 1]")
-    if len(images) == 0 or int(images.min()) < 0 or int(images.max()) > pixel_max:
+    if images.numel() == 0 or int(images.min()) < 0 or int(images.max()) > pixel_max:
         raise UserError(f"images are none, or not within 0 and pixel_max, {pixel_max}: give another pixel_max")
     return images.cpu()
 
 
+def _check_plain(given: object, name: str) -> None:
+    """Raises UserError unless it is a tensor whose numbers lie in memory one after the other."""
+    if not isinstance(given, Tensor):
+        raise UserError(f"{name} are of the type {type(given).__name__}: give a tensor, as torch.as_tensor({name}) makes one")
+    if given.layout != torch.strided or given.is_quantized or given.is_meta:
+        raise UserError(f"{name} are a sparse, quantised or meta tensor: give plain numbers, as {name}.to_dense() has them")
+
+
 def _numbers(images: Tensor, labels: Tensor) -> Tensor:
     """The labels (N,) in int64 on the CPU, once it is sure that they are classes of these images."""
-    if not isinstance(labels, Tensor):
-        raise UserError(f"labels are of the type {type(labels).__name__}: give a tensor, as torch.as_tensor(labels) makes one")
+    _check_plain(labels, "labels")
     whole = not (labels.is_floating_point() or labels.is_complex())
     if labels.shape != images.shape[:1] or not whole or int(labels.long().min()) < 0:
         text = f"labels have the shape {tuple(labels.shape)} and the type {labels.dtype}"

@@ -279,6 +279,9 @@ IMAGES, LABELS = torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1,
         (IMAGES, LABELS.tolist(), {}, UserError, "labels are of the type list: give a tensor"),
         (IMAGES, LABELS, {"imported": "0" * 64}, UserError, "imported names experts that `import experts` brought"),
         (IMAGES, 2 * LABELS, {}, UserError, "no image is of class 1: number the classes from 0 on without a gap"),
+        (IMAGES, LABELS + 10**15, {}, UserError, "no image is of class 0"),
+        (IMAGES[:, :0], LABELS, {}, UserError, "images are none"),
+        (IMAGES.to_sparse(), LABELS, {}, UserError, "images are a sparse, quantised or meta tensor: give plain numbers"),
         (IMAGES, LABELS, {"network": "ConvNet"}, UserError, "network is 'ConvNet': give the specification of one"),
         (IMAGES, LABELS, {"zca_eps": -0.5}, UserError, r"zca_eps is -0\.5: give a number above 0"),
         (IMAGES, LABELS, {"pixel_max": 0}, UserError, "pixel_max is 0: give the largest value that a pixel may have"),
@@ -309,7 +312,7 @@ def test_mistakes_of_distill_and_evaluate(experts: ExpertBuffer, synthetic: Synt
         distill(experts, 1, initialisation="given")
     with pytest.raises(UserError, match="3 way points do not fit into 1 syn_steps: lower expert_epochs"):
         distill(experts, 1, syn_steps=1, expert_epochs=3, intermediate_loss="sum")
-    with pytest.raises(UserError, match="initial is a str: give what distill or load_synthetic gave"):
+    with pytest.raises(UserError, match="initial is of the type str: give what distill or load_synthetic gave"):
         distill(experts, initial="a set")  # type: ignore[arg-type]
     for ipc in (0, "all", True):
         with pytest.raises(UserError, match=f"ipc is {ipc!r}: give a number of images a class"):
@@ -326,8 +329,8 @@ def test_mistakes_of_distill_and_evaluate(experts: ExpertBuffer, synthetic: Synt
         (experts, {"ipc": 1, "initialisation": "run", "initial_run": "one"}, "give a set of your own as initial"),
         (
             experts,
-            {"initial": replace(synthetic, classes=9)},
-            "initial is of images 1x8x8 of 9 classes, not 1x8x8 of 10 classes",
+            {"initial": replace(synthetic, classes=11)},
+            "initial is of images 1x8x8 of 11 classes, not 1x8x8 of 10 classes",
         ),
     ]
     for source, settings, sentence in refused:
@@ -345,6 +348,34 @@ def test_mistakes_of_distill_and_evaluate(experts: ExpertBuffer, synthetic: Synt
         train_student(synthetic, score="best_test")
     with pytest.raises(UserError, match=r"images are 1x4x4 of 10 classes, not 1x8x8 of 10"):
         evaluate(synthetic, split("test")[0][:, :, ::2, ::2], split("test")[1], pixel_max=16)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "sentence"),
+    [
+        ("pixels", Tensor.double, "pixels that are no tensor of finite torch.float32"),
+        ("pixels", lambda pixels: pixels / 0, "pixels that are no tensor of finite torch.float32"),
+        ("pixels", lambda pixels: pixels[:0], "the shapes pixels (0, 1, 8, 8), labels (20,)"),
+        ("labels", Tensor.tolist, "labels that are no tensor of finite torch.int64 or torch.float32"),
+        ("labels", lambda labels: labels[:3], "the shapes pixels (20, 1, 8, 8), labels (3,)"),
+        ("labels", Tensor.float, "the shapes pixels (20, 1, 8, 8), labels (20,)"),
+        ("labels", lambda labels: labels + 1, "labels from 1 to 10, but its classes are 0 to 9"),
+        ("labels", lambda labels: labels - 1, "labels from -1 to 8, but its classes are 0 to 9"),
+        ("syn_lr", lambda syn_lr: syn_lr.repeat(2), "syn_lr (2,)"),
+    ],
+)
+def test_a_set_whose_parts_were_replaced_by_others_is_refused(
+    part: str, change: Any, sentence: str, experts: ExpertBuffer, synthetic: Synthetic, tmp_path: Path
+) -> None:
+    changed = replace(synthetic, **{part: change(getattr(synthetic, part))})
+    for use in (
+        lambda: distill(experts, initial=changed),
+        lambda: evaluate(changed, *split("test"), pixel_max=16),
+        lambda: train_student(changed),
+        lambda: changed.save(tmp_path / "set.safetensors"),
+    ):
+        with pytest.raises(UserError, match=re.escape(sentence)):
+            use()
 
 
 @pytest.mark.parametrize("function", [train_experts, distill, evaluate, train_student, load_synthetic, real_images, Runtime])
@@ -398,6 +429,11 @@ def test_what_does_not_fit_a_set_is_a_sentence(synthetic: Synthetic, tmp_path: P
     given = {"space": synthetic.space, "network": SPEC}
     with pytest.raises(UserError, match=r"classes is 3, but the labels of .* are of 10"):
         load_synthetic(path, **given, classes=3)
+    for classes in (0, "10"):
+        with pytest.raises(UserError, match=f"classes is {classes!r}, but the labels of .* are of 10"):
+            load_synthetic(path, **given, classes=classes)
+    with pytest.raises(UserError, match="space is 'x': give that of the data set"):
+        load_synthetic(path, space="x", network=SPEC)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="network is 'x': give the specification of one"):
         load_synthetic(path, space=synthetic.space, network="x")  # type: ignore[arg-type]
     other = Normalisation(torch.zeros(3), torch.ones(3))
@@ -406,3 +442,11 @@ def test_what_does_not_fit_a_set_is_a_sentence(synthetic: Synthetic, tmp_path: P
     wide.save(path)
     with pytest.raises(UserError, match="are 2x8x8, which this space does not read"):
         load_synthetic(path, space=other, network=SPEC)
+
+
+@pytest.mark.parametrize("card", ["null", '{"whitening": "none"}', '{"network": {"family": "x"}}', '{"network": []}'])
+def test_a_foreign_card_beside_a_set_is_refused_with_the_remedy(card: str, synthetic: Synthetic, tmp_path: Path) -> None:
+    synthetic.save(tmp_path / "own.safetensors")
+    (tmp_path / "set.json").write_text(card)
+    with pytest.raises(UserError, match=r"set\.json is damaged \(.*\): delete .*set\.json, and give space and network"):
+        load_synthetic(tmp_path / "own.safetensors")
