@@ -356,8 +356,8 @@ def train_student(
     spec, shape = _specified(network, synthetic.spec), synthetic.shape
     found = _trained(synthetic, spec, asked, seed, _runtime(machine), report, None, only=1)
     module = networks.build(spec, shape, torch.Generator())
-    # copied: a module that was trained by itself is hooked into the signals that end a stage, and views into one vector would each
-    # be pickled with all of it
+    # copied: a module that was trained by itself is hooked into the signals that end a stage, and each view into one vector
+    # would be pickled with all of it
     last = found.last
     module.load_state_dict(last.state_dict() if isinstance(last, nn.Module) else FlatNetwork(module).unflatten(last))
     return module.eval()

@@ -217,7 +217,9 @@ def test_a_trained_student_is_that_of_evaluate(network: Any, synthetic: Syntheti
     images, labels = split("test")
     student = train_student(synthetic, network=network, seed=3, machine=MACHINE, epochs=12)
     assert not student.training
-    assert all(parameter.untyped_storage().nbytes() == parameter.nbytes for parameter in student.parameters())  # pickled as it is
+    assert all(
+        parameter.untyped_storage().nbytes() == parameter.nbytes for parameter in student.parameters()
+    )  # pickled as it is
     torch.save(student, tmp_path / "student.pt")
     accuracies = evaluate(synthetic, images, labels, network=network, pixel_max=16, seed=3, machine=MACHINE, epochs=12)
     predicted = student(synthetic.space.normalise(images.float() / 16)).argmax(dim=1)

@@ -6,9 +6,12 @@ import json
 import shutil
 import sqlite3
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import closing
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
@@ -109,6 +112,36 @@ def test_a_stage_tracks_to_its_store_while_another_is_waited_for(
     assert "1 session still waits for http://localhost:9: MLflow at http://localhost:9 failed" in str(raised.value)
     assert "sqlite" not in str(raised.value)
     assert points(Path("mlflow.db")) == {"healthy": [1.0]}
+
+
+class Agreeing(BaseHTTPRequestHandler):
+    """Another web server, which answers whatever it is asked with an empty object."""
+
+    def do_GET(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.send_response(200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def do_POST(self) -> None:
+        self.do_GET()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def test_what_a_web_server_of_another_kind_is_told_still_waits(
+    go_to: Callable[[str | None], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with HTTPServer(("127.0.0.1", 0), Agreeing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        uri = f"http://127.0.0.1:{server.server_port}"
+        go_to(uri)
+        session("lost")
+        server.shutdown()
+    assert f"Warning: MLflow at {uri}: what answers there is no MLflow, so name another address" in capsys.readouterr().err
+    assert [opening.name for _, opening in journal.sessions()] == ["lost"]
 
 
 def test_each_store_gets_its_own_and_one_that_is_gone_keeps_none_from_the_next(

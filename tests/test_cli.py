@@ -186,6 +186,9 @@ def test_what_the_file_system_refuses_is_a_sentence(
     monkeypatch.setattr(prepare, "run", lambda params, name: refuse(errno.ENOSPC))
     error = fails("prepare --dataset digits", monkeypatch, capsys)
     assert "Error: data/x can't be used (No space left on device): free space or permit access there" in error
+    monkeypatch.setattr(prepare, "run", lambda params, name: refuse(errno.ENAMETOOLONG))
+    error = fails("prepare --dataset digits", monkeypatch, capsys)
+    assert "Error: data/x can't be used (File name too long): shorten its name" in error
     monkeypatch.setattr(prepare, "run", lambda params, name: refuse(errno.ENOTDIR))
     with pytest.raises(NotADirectoryError):
         cli.main()

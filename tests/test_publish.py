@@ -90,6 +90,14 @@ def test_what_no_commit_or_lock_has_is_a_sentence(trained: Path, tmp_path: Path)
     assert not (tmp_path / "shared").exists()
 
 
+@pytest.mark.parametrize("damage", ["[1]", '{"digits-smooth": 1}', '{"digits-smooth": ["digits"]}', "{"])
+def test_damaged_rows_of_earlier_calls_are_a_sentence(damage: str, tmp_path: Path) -> None:
+    path = tmp_path / publish.ROWS
+    path.write_text(damage, encoding="utf-8")
+    with pytest.raises(ArtifactError, match=r"published\.json .*: delete .*published\.json, whose rows are lost then"):
+        publish._rows(path)
+
+
 def test_a_file_system_with_too_little_room_is_told_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

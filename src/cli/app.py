@@ -18,7 +18,16 @@ except ModuleNotFoundError as error:
     sys.exit(f"Error: {lacking(error)}")
 
 # what a file system refuses to do, wherever; any other error of the operating system is a defect
-REFUSALS = (errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EPERM, errno.EROFS)
+REFUSALS = (
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EIO,
+    errno.ENAMETOOLONG,
+    errno.ENOSPC,
+    errno.EPERM,
+    errno.EROFS,
+)
 
 # what a signal leaves of commands that the same command goes on with; the others begin again
 KEPT = {
@@ -86,7 +95,8 @@ def main() -> None:
         if error.errno not in REFUSALS:
             raise
         place = error.filename or "A file"
-        _end(f"Error: {place} can't be used ({error.strerror}): free space or permit access there", UserError.exit_code)
+        remedy = "shorten its name" if error.errno == errno.ENAMETOOLONG else "free space or permit access there"
+        _end(f"Error: {place} can't be used ({error.strerror}): {remedy}", UserError.exit_code)
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise

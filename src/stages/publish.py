@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,6 +72,7 @@ def run(buffers: Sequence[Buffer], folder: Path) -> None:
     from dvc.repo import Repo
 
     _check_committed()
+    before = _rows(folder / ROWS)
     try:
         with Repo(config={"remote": {REMOTE: {"url": str(folder.absolute())}}}) as repo:
             found = [_found(repo, one) for one in buffers]
@@ -84,7 +85,7 @@ def run(buffers: Sequence[Buffer], folder: Path) -> None:
             commit = repo.scm.get_rev()
     except (DvcException, OSError) as error:
         raise ArtifactError(f"DVC can't put the buffers into {folder}: {error}; mend that, and run this again") from error
-    _write_card(folder, found, commit)
+    _write_card(folder, before, found, commit)
     progress.say(f"{counted(sent, 'new file')} in {folder}; {folder / 'README.md'} says how to take them")
 
 
@@ -124,12 +125,18 @@ def _check_room(folder: Path, needed: int) -> None:
         raise ArtifactError(f"{folder} may need {sizes}: free space, or name fewer buffers")
 
 
-def _write_card(folder: Path, found: Sequence[Published], commit: str) -> None:
+def _rows(path: Path) -> dict[str, list[str]]:
+    """Of earlier calls. Raises ArtifactError where the file is damaged."""
+    remedy = f"delete {path}, whose rows are lost then"
+    found = files.read_json(path, remedy) if path.exists() else {}
+    with files.understood(path, remedy):
+        return {name: [str(cell) for _, cell in zip(HEADS, cells, strict=True)] for name, cells in dict(found).items()}
+
+
+def _write_card(folder: Path, before: Mapping[str, list[str]], found: Sequence[Published], commit: str) -> None:
     """The buffers of now beside those of earlier calls, each with its commit."""
-    path = folder / ROWS
-    before = files.read_json(path, f"delete {path}, whose rows are lost then") if path.exists() else {}
     rows = {**before, **{one.buffer.name: [*one.cells, commit] for one in found}}
-    files.write_json(path, rows)
+    files.write_json(folder / ROWS, rows)
     table = markdown.table(HEADS, [tuple(cells) for cells in rows.values()], left=(0, 1, 5))
     pulls = "\n".join(f"dvc pull --remote {REMOTE} {one.stage}" for one in found)
     files.write_text(folder / "README.md", CARD.format(table=table, commit=commit, remote=REMOTE, pulls=pulls))
