@@ -448,6 +448,10 @@ def _check_set(synthetic: object, name: str = "what students learn from") -> Non
     """Raises UserError unless it is a set with tensors as `Synthetic` has them: kernels go by their memory alone."""
     if not isinstance(synthetic, Synthetic):
         raise UserError(f"{name} is of the type {type(synthetic).__name__}: give what distill or load_synthetic gave")
+    for part, kinds in (("spec", Network), ("space", Normalisation | Whitening)):
+        if not isinstance(getattr(synthetic, part), kinds):
+            text = f"{name} has a {part} of the type {type(getattr(synthetic, part)).__name__}"
+            raise UserError(f"{text}: give what distill or load_synthetic gave")
     for part, dtypes in PARTS.items():
         tensor = getattr(synthetic, part)
         if not isinstance(tensor, Tensor) or tensor.dtype not in dtypes or not tensor.isfinite().all():

@@ -364,6 +364,8 @@ def test_mistakes_of_distill_and_evaluate(experts: ExpertBuffer, synthetic: Synt
         ("labels", lambda labels: labels + 1, "labels from 1 to 10, but its classes are 0 to 9"),
         ("labels", lambda labels: labels - 1, "labels from -1 to 8, but its classes are 0 to 9"),
         ("syn_lr", lambda syn_lr: syn_lr.repeat(2), "syn_lr (2,)"),
+        ("spec", lambda spec: None, "a spec of the type NoneType"),
+        ("space", lambda space: "none", "a space of the type str"),
     ],
 )
 def test_a_set_whose_parts_were_replaced_by_others_is_refused(

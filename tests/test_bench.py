@@ -179,7 +179,7 @@ def test_bad_options(words: str, sentence: str, monkeypatch: pytest.MonkeyPatch,
 
 
 def test_a_worker_without_memory_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    setting = MatchingSetting(**{**TINY, "size": 2**24})  # beyond what an address can name
+    setting = MatchingSetting(**{**TINY, "size": 1_000_000, "ipc": 1000})  # beyond what an address can name
     worker.main(json.dumps({"task": "matching", "side": "plain", "setting": setting.model_dump()}))
     assert "memory ran out: make the setting smaller" in json.loads(capsys.readouterr().out)["error"]
 

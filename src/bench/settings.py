@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from src.settings.base import AugmentationKind, NonNegative, Positive, Settings
+from src.settings.base import AugmentationKind, Mebibytes, Positive, Settings
 
 Side = Literal["plain", "engine"]
 Task = Literal["matching", "error", "peak", "experts", "experts_together", "evaluate", "machine"]
@@ -48,7 +48,7 @@ class MatchingSetting(Setting):
     """N, inner steps of one iteration."""
     iterations: Positive = 1
     """Timed iterations, after one to warm up."""
-    memory_mib: NonNegative = 896
+    memory_mib: Mebibytes = 896
     """Memory that the engine may take for what its steps keep, MiB: `runtime.memory_mib`."""
 
     @property

@@ -27,6 +27,7 @@ MOST = 1_000_000  # of counts: more are a slip of the pen, whose lists fill the 
 Positive = Annotated[int, Field(ge=1, le=MOST)]
 NonNegative = Annotated[int, Field(ge=0, le=MOST)]
 Several = Annotated[int, Field(ge=2, le=MOST)]
+Mebibytes = Annotated[int, Field(ge=0)]
 PositiveReal = Annotated[float, Field(gt=0)]
 NonNegativeReal = Annotated[float, Field(ge=0)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]

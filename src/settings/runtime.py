@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from src.settings.base import NonNegativeReal, Positive, Settings, Told
+from src.settings.base import Mebibytes, NonNegativeReal, Positive, Settings, Told
 
 MOST_THREADS = 1024  # as of processes: torch takes any number, and ends without a sentence where the system gives no more
 
@@ -45,7 +45,7 @@ class Runtime(Settings):
     once on a CPU and half a minute on a GPU; torch.compile for other networks on a CPU, where the work is long enough to
     pay for it; a GPU's steps are recorded as CUDA graphs. on: the same, and torch.compile however short the work is. off:
     none of them."""
-    memory_mib: Annotated[int, Field(ge=0)] = 896
+    memory_mib: Mebibytes = 896
     """Memory for what an inner loop keeps of its steps, MiB: the student's parameters of each, which have to be kept, and where
     these leave some, what the second derivatives of the last steps can use again: a fifth of the time less where all steps
     fit, on CPUs alone. Changes no result."""
