@@ -140,7 +140,7 @@ def test_what_a_web_server_of_another_kind_is_told_still_waits(
         go_to(uri)
         session("lost")
         server.shutdown()
-    assert f"Warning: MLflow at {uri}: what answers there is no MLflow, so name another address" in capsys.readouterr().err
+    assert f"MLflow at {uri} failed (what answers there is no MLflow): start it, or name another" in capsys.readouterr().err
     assert [opening.name for _, opening in journal.sessions()] == ["lost"]
 
 

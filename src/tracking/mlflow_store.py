@@ -19,7 +19,7 @@ from src.store import files
 from src.tracking import mlartifacts, mlflow_row, store_trouble, stores
 from src.tracking.journal import Opening
 from src.tracking.mlflow_row import Row
-from src.tracking.store_trouble import FolderGoneError, StrangerError
+from src.tracking.store_trouble import FolderGoneError
 
 QUIET = {
     # without these an unreachable server holds every call for four minutes, one that hangs for twenty
@@ -80,7 +80,7 @@ def _made(parent: Opening) -> str:
 
 def _row(client: Any, opening: Opening, run: Any) -> Row:
     if not run.info.run_id:  # another web server may answer all that it is asked with success
-        raise StrangerError("what answers there is no MLflow")
+        raise ConnectionError("what answers there is no MLflow")
     folder = mlartifacts.folder(opening.store, run.info.artifact_uri)
     return Row(replace(opening, run_id=run.info.run_id), run.info.run_id, client, folder)
 

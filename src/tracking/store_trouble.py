@@ -28,10 +28,6 @@ class FolderGoneError(Exception):
         super().__init__(f"its folder {folder} is not there")
 
 
-class StrangerError(Exception):
-    """What answers at the store's address is something else."""
-
-
 class HeldError(Exception):
     """A session can't be delivered before another one."""
 
@@ -44,8 +40,6 @@ def sentence(error: Exception, store: str) -> str:
         return lacking(error)
     if isinstance(error, FolderGoneError):
         return f"MLflow at {store}: {error}, so make it, mount it, or name another store"
-    if isinstance(error, StrangerError):
-        return f"MLflow at {store}: {error}, so name another address"
     if isinstance(error, DeletedError):
         command = f"MLFLOW_TRACKING_URI={shlex.quote(store)} mlflow {error.kind}s restore {error.option}"
         return f"MLflow at {store}: the {error.kind} '{error.name}' is deleted, and `{command}` brings it back"
