@@ -215,35 +215,46 @@ REAL = Real(normal(K, 2, 8, 8, seed=20)[CLASSES] + 0.3 * normal(60, 2, 8, 8, see
 
 
 @pytest.mark.parametrize("inner", ["sgd", "adam"])
-@pytest.mark.parametrize("changes", [{}, {"students": 1, "max_skip": 5}, {"max_age": 8}, {"max_age": 1, "max_skip": 3}])
-def test_students_of_the_real_objective_learn_on(inner: str, changes: dict[str, int]) -> None:
-    """The whole of it restated: who is chosen, how long ago it began, and the gradient of the last steps alone."""
-    of = {"images": 30, "students": 2, "weight": 0.5, **changes}
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {}, {"students": 1, "max_skip": 5}, {"max_age": 8}, {"max_age": 1, "max_skip": 3},
+        {"max_skip": 5, "max_age": 8, "lr_drop_factor": 0.1},
+    ],
+)  # fmt: skip
+def test_students_of_the_real_objective_learn_on(inner: str, changes: dict[str, Any]) -> None:
+    """The whole of it restated: who is chosen, how long ago it began, and the gradient of the last steps alone.
+
+    Where these are at a smaller learning rate, the student goes on as if they had not been.
+    """
+    of: dict[str, Any] = {"images": 30, "students": 2, "weight": 0.5, **changes}
     momentum = 0.9 if inner == "sgd" else 0.0
     chosen = settings(
         objective="real", real=of, inner_optimiser=inner, inner_momentum=momentum, outer_optimiser="adam", lr_img=0.01,
         lr_init=0.02,
     )  # fmt: skip
     states, figures = iterated(chosen, 8, real=REAL)
+    drop = of.get("lr_drop_factor", 1.0)
     rule = InnerRule(momentum, 0.0, 1.0, inner)  # type: ignore[arg-type]
     pool: dict[int, tuple[Tensor, Moments]] = {}
     for number, (before, after) in enumerate(pairwise(states)):
         draws = seeded(number)
         who = int(torch.randint(of["students"], (), generator=draws))
         skip = int(torch.randint(of.get("max_skip", 0) + 1, (), generator=draws))
-        if who not in pool or pool[who][1].steps >= of.get("max_age", 300):
+        if who not in pool or not 0 < pool[who][1].steps < of.get("max_age", 300):
             theta = REAL.fresh(draws)
             pool[who] = theta, Moments(torch.zeros_like(theta), torch.zeros_like(theta))
         theta, moments = run(before, pool[who], drawn(skip, chosen, draws), rule)
         steps = drawn(4, chosen, draws)
         index = torch.randperm(60, generator=draws)[:30]
         goal: Sequence[Target] = [RealLoss(OF_SMOOTH, REAL.images[index], REAL.labels[index], 0.5)]
-        found = unrolled(SMOOTH, before.images, LABELS, before.syn_lr, theta, steps, goal, rule, moments)
+        found = unrolled(SMOOTH, before.images, LABELS, drop * before.syn_lr, theta, steps, goal, rule, moments)
         assert figures[number].terms == pytest.approx(found.terms.tolist(), rel=1e-9)
+        assert figures[number].grad_norm_syn_lr == pytest.approx(drop * found.syn_lr.abs().item(), rel=1e-9)
         torch.testing.assert_close(
             after.images_velocity, 0.9 * before.images_velocity + 0.1 * found.images, rtol=1e-9, atol=1e-12
         )
-        pool[who] = run(before, (theta, moments), steps, rule)
+        pool[who] = run(before, (theta, moments), steps, rule) if drop == 1 else (theta, moments)
         assert after.students is not None and after.students_steps is not None
         torch.testing.assert_close(after.students[who], pool[who][0], rtol=1e-9, atol=1e-12)
         assert after.students_steps[who] == pool[who][1].steps
@@ -271,11 +282,16 @@ def run(state: State, student: tuple[Tensor, Moments], steps: Sequence[InnerStep
     return place.data, Moments(first, second, moments.steps + len(steps))
 
 
-@pytest.mark.parametrize("chosen", [{"students": 4}, {"max_age": 7}, {"max_skip": 3}])
+@pytest.mark.parametrize("chosen", [{"students": 4}, {"max_age": 7}, {"max_skip": 3}, {"lr_drop_factor": 0.1, "max_skip": 3}])
 def test_students_that_go_on_are_of_the_real_objective_alone(chosen: dict[str, int]) -> None:
     assert settings(objective="real", real=chosen).real is not None
-    with pytest.raises(ValidationError, match=f"real.{next(iter(chosen))} is of objective 'real'"):
+    with pytest.raises(ValidationError, match=f"real.*{next(iter(chosen))} is of objective 'real'"):
         settings(objective="both", real=chosen)
+
+
+def test_a_student_at_a_dropped_learning_rate_has_to_learn_elsewhere() -> None:
+    with pytest.raises(ValidationError, match="real.lr_drop_factor 0.1 leaves a student where it stood.* set max_skip"):
+        settings(objective="real", real={"lr_drop_factor": 0.1})
 
 
 def test_both_objectives_are_weighed_in_one() -> None:

@@ -248,7 +248,8 @@ def _learn(
 ) -> tuple[State, MatchingGradient]:
     """The gradient of the loss on real images of one of the students, who then is as many steps further in the state.
 
-    Its first steps, so many as are skipped, are taken for given.
+    Its first steps, so many as are skipped, are taken for given. Where the learning rate is dropped for those that are
+    differentiated, it goes on from before them.
     """
     assert settings.real is not None
     like, labels, rule = state.images, labels if state.labels is None else state.labels, _rule(settings, 1.0)
@@ -259,15 +260,17 @@ def _learn(
     if not 0 < student.moments.steps < settings.real.max_age:
         theta = real.fresh(generator).to(like)
         student = Student(theta, rest(theta))
-    given = (derivatives, state.images, labels, state.syn_lr)
-    student = inner_loop.advanced(*given, student, _steps(len(labels), skipped, settings, generator, like), rule)
+    of, drop = (derivatives, state.images, labels), settings.real.lr_drop_factor
+    student = inner_loop.advanced(*of, state.syn_lr, student, _steps(len(labels), skipped, settings, generator, like), rule)
     steps = _steps(len(labels), settings.syn_steps, settings, generator, like)
     batch = _real_batch(real, settings, generator)
     course = Course(student.theta, student.theta.new_empty(0), 0, derivatives, batch, settings)
     goals, exact = targets.made(settings.targets, course), settings.gradient == "exact"
-    found = inner_loop.matching_gradient(*given, student.theta, steps, goals, rule, student.moments, exact)
+    rate = drop * state.syn_lr
+    found = inner_loop.matching_gradient(*of, rate, student.theta, steps, goals, rule, student.moments, exact)
     assert found.ended is not None
-    return _kept(state, students, chosen, found.ended), found
+    student = found.ended if drop == 1 else student
+    return _kept(state, students, chosen, student), replace(found, syn_lr=drop * found.syn_lr)
 
 
 def _rule(settings: Distillation, coefficient: float, parts: tuple[int, ...] = ()) -> InnerRule:

@@ -54,6 +54,9 @@ class RealObjective(Settings):
     """A student that has taken so many steps is replaced by a fresh one. No more than syn_steps: all are fresh (RaT-BPTT)."""
     max_skip: NonNegative = 0
     """Before the syn_steps that are differentiated a student takes 0 to so many more, uniformly drawn (RaT-BPTT's window)."""
+    lr_drop_factor: Annotated[float, Field(gt=0, le=1)] = _off(1.0)
+    """Below 1 the syn_steps that are differentiated are a branch at so many times syn_lr, as a protocol's students end, and the
+    student goes on from where it stood before them. Of objective real alone."""
 
 
 class Distillation(Settings):
@@ -333,9 +336,14 @@ def _of_real(own: Distillation) -> Iterator[Rule]:
         f"objective 'real' matches no expert, which {used} is about: leave it out, or use objective both",
     )
     if own.real is not None:
-        going_on, usual = ("students", "max_age", "max_skip"), RealObjective()
+        going_on, usual = ("students", "max_age", "max_skip", "lr_drop_factor"), RealObjective()
         chosen = ", ".join(name for name in going_on if getattr(own.real, name) != getattr(usual, name))
         yield (
             own.objective == "both" and bool(chosen),
             f"real.{chosen} is of objective 'real': with 'both' the student goes on from an expert, so leave it out",
+        )
+        yield (
+            own.real.lr_drop_factor < 1 and not own.real.max_skip,
+            f"real.lr_drop_factor {own.real.lr_drop_factor:g} leaves a student where it stood, and with real.max_skip 0 it takes "
+            "no other steps: set max_skip to twice syn_steps, or lr_drop_factor to 1",
         )
