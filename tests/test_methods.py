@@ -290,7 +290,7 @@ def test_students_that_go_on_are_of_the_real_objective_alone(chosen: dict[str, i
 
 
 def test_a_student_at_a_dropped_learning_rate_has_to_learn_elsewhere() -> None:
-    with pytest.raises(ValidationError, match="real.lr_drop_factor 0.1 leaves a student where it stood.* set max_skip"):
+    with pytest.raises(ValidationError, match=r"real.lr_drop_factor 0.1 leaves a student where it stood.* set max_skip"):
         settings(objective="real", real={"lr_drop_factor": 0.1})
 
 

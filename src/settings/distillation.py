@@ -344,6 +344,6 @@ def _of_real(own: Distillation) -> Iterator[Rule]:
         )
         yield (
             own.real.lr_drop_factor < 1 and not own.real.max_skip,
-            f"real.lr_drop_factor {own.real.lr_drop_factor:g} leaves a student where it stood, and with real.max_skip 0 it takes "
-            "no other steps: set max_skip to twice syn_steps, or lr_drop_factor to 1",
+            f"real.lr_drop_factor {own.real.lr_drop_factor:g} leaves a student where it stood, and with real.max_skip 0 it "
+            "takes no other steps: set max_skip to twice syn_steps, or lr_drop_factor to 1",
         )
