@@ -281,6 +281,12 @@ BEGUN = {  # preset -> the runs that it begins with, one with another, its syn_l
         10,
         7,
     ),
+    "fashion-mnist-ipc10-matching-then-real-cpu": (
+        ["fashion-mnist-ipc10-ast-w32", "fashion-mnist-ipc10-matching-then-real-w32"],
+        None,
+        10,
+        11,
+    ),
 }
 
 
